@@ -1,0 +1,344 @@
+"""The public names: certify a dataset, open a run, ask a classifier for votes."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diffcert_ray.config import Config, ConfigError, load_config
+from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.image_votes import ImageVotes, Plan
+from diffcert_ray.preflight import check_plan
+from diffcert_ray.results import certificate_row, stored_units
+from diffcert_ray.run import Driver, Outcome, Progress
+from diffcert_ray.run_document import RunDocument
+from diffcert_ray.schemas import CertificateRow
+from diffcert_ray.stages import Stages
+from diffcert_ray.store import RunStore
+from diffcert_ray.work import Item, Part, Unit
+
+RUNS_FOLDER = "runs"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run.
+
+    Args:
+        address: its folder or object prefix.
+        store: reads it.
+        document: its run.toml.
+        outcome: how this process's work on it ended, or None if it was only opened.
+    """
+
+    address: str
+    store: RunStore
+    document: RunDocument
+    outcome: Outcome | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the run was started with."""
+        return self.document.config
+
+    def units(self) -> pd.DataFrame:
+        """The stored units, each once: counts of votes, the truth that everything else is made of."""
+        return self.store.units().to_pandas()
+
+    def certificates(self) -> pd.DataFrame:
+        """The stored certificates: one row for each image, sigma and bound."""
+        return self.store.certificates().to_pandas()
+
+
+def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = None) -> Run:
+    """Open a run that exists, to read it.
+
+    Args:
+        address: a local folder or an fsspec address such as ``s3://bucket/prefix``.
+        storage_options: what fsspec's filesystem takes; never stored.
+
+    Returns:
+        The run.
+
+    Raises:
+        StoreError: there is no run, or it cannot be read.
+        ConfigError: its run.toml is of another version.
+    """
+    store = RunStore.open(str(address), storage_options)
+    return Run(str(address), store, RunDocument.from_bytes(store.run_document()))
+
+
+def certify(
+    config: "str | Path | Mapping[str, Any] | Config",
+    run: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    images: tuple[int, int] | None = None,
+    local: bool = False,
+    address: str | None = None,
+    denoiser: Denoiser | None = None,
+    dataset: Dataset | None = None,
+    on_damaged: str = "refuse",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_start: Callable[["Run"], None] = lambda run: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Certify a dataset: start a run, or continue the one that is in the folder.
+
+    With probability at least 1 - alpha for each image and sigma, the smoothed classifier returns the
+    stored class everywhere in the open l2 ball of the stored radius (pixel units, images in [0, 1]).
+
+    Args:
+        config: a TOML file, the name of a preset, a mapping, or a Config.
+        run: folder or fsspec address of the run; by default ``runs/NAME``.
+        overrides: "table.key=value" settings.
+        images: positions start:stop in the subset, to split a run over drivers.
+        local: evaluate in this process, without Ray.
+        address: of a Ray cluster to join ("auto", "host:port"); by default a local Ray is started.
+        denoiser: an object in place of ``model`` (oracle worlds, own networks).
+        dataset: an object in place of ``dataset``.
+        on_damaged: "refuse" a damaged part of the store, or "recompute" its units.
+        on_progress: called about once a second.
+        on_start: called once the run is open and before anything is evaluated.
+        should_stop: asked about once a second; True stores what there is and ends the run.
+
+    Returns:
+        The run; ``outcome.complete`` says whether every image has its certificate.
+
+    Raises:
+        ConfigError, CheckpointError, ValueError: something is wrong that could be checked before any
+            work; the message names the value, the limit and the remedy.
+        StoreError: the store cannot be written or trusted.
+        PoolError: no worker can be had.
+    """
+    from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
+
+    settings = load_config(config, overrides)
+    data = dataset if dataset is not None else load_dataset(settings.dataset)
+    weights = weights_of(settings, denoiser)
+    options = settings.execution.storage_options or None
+    place = str(run) if run is not None else os.path.join(RUNS_FOLDER, settings.name)
+    store, document, settings = _open_or_create(
+        place, settings, weights, data, options, on_damaged=on_damaged
+    )
+    device = resolve_device(settings.execution.device)
+    spec = WorkerSpec(settings, weights, device, denoiser, dataset)
+    plan = plan_of(settings, data, images)
+    check_plan(settings, plan, data, denoiser)
+    stages = Stages(
+        plan,
+        stored_units(store.done_units(), plan),
+        hand_back_levels=settings.sift.levels if settings.execution.stages == "split" else None,
+    )
+    stored = _stored_certificates(store, plan)
+    opened = Run(place, store, document)
+    on_start(opened)
+    if stages.nothing_to_do(stored):
+        return Run(place, store, document, Outcome(complete=True))
+    labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
+
+    def row_of(image: ImageVotes) -> CertificateRow | None:
+        if (image.sigma, image.image_id) in stored:
+            return None
+        verdict = image.verdict()
+        assert verdict is not None  # the stages hand over finished images only
+        name = settings.method.name
+        label = labels[image.image_id]
+        return certificate_row(image, verdict, label, method=name, votes_id=document.votes_id)
+
+    pool = _pool(spec, settings, local=local, address=address)
+    try:
+        with store.writer(flush_s=settings.execution.flush_s) as writer:
+            driver = Driver(
+                stages,
+                pool,
+                writer,
+                cache(data.image_sha),
+                row_of,
+                item_s=settings.execution.item_s,
+                on_progress=on_progress,
+                should_stop=should_stop,
+            )
+            outcome = driver.run()
+    finally:
+        pool.close()
+    return Run(place, store, document, outcome)
+
+
+def _pool(spec: Any, settings: Config, *, local: bool, address: str | None) -> Any:
+    if local:
+        from diffcert_ray.pool import LocalPool
+
+        return LocalPool(spec)
+    from diffcert_ray.ray_pool import RayPool
+
+    execution = settings.execution
+    return RayPool(
+        spec,
+        actors=execution.actors,
+        address=address,
+        gpus_per_actor=execution.gpus_per_actor,
+        start_timeout_s=execution.start_timeout_s,
+        stall_timeout_s=execution.stall_timeout_s,
+    )
+
+
+def plan_of(
+    settings: Config, dataset: Dataset, images: tuple[int, int] | None = None
+) -> Plan:
+    """What a configuration asks of a dataset's images.
+
+    Args:
+        settings: the configuration.
+        dataset: the chosen images.
+        images: positions start:stop in them, or None for all.
+
+    Raises:
+        ConfigError: the range is empty or goes beyond the subset.
+    """
+    ids = dataset.ids
+    if images is not None:
+        start, stop = images
+        if not 0 <= start < stop <= len(ids):
+            raise ConfigError(
+                f"--images {start}:{stop} is not a range of the {len(ids)} chosen images: use "
+                f"0 <= start < stop <= {len(ids)}"
+            )
+        ids = ids[start:stop]
+    votes = settings.votes
+    return Plan(
+        image_ids=ids,
+        sigmas=votes.sigmas,
+        n0=votes.n0,
+        n=votes.n,
+        unit=votes.unit,
+        alpha=votes.alpha,
+        bound=votes.bound,
+        radii=votes.radii,
+        estimate=votes.estimate,
+        futility=votes.futility,
+    )
+
+
+def _open_or_create(
+    place: str,
+    settings: Config,
+    weights: Mapping[str, str],
+    data: Dataset,
+    options: Mapping[str, Any] | None,
+    *,
+    on_damaged: Any,
+) -> tuple[RunStore, RunDocument, Config]:
+    """The run's store and document, and the settings with the run's [numerics]."""
+    about = {
+        "name": data.name,
+        "split": data.split,
+        "fingerprint": data.fingerprint,
+        "num_classes": data.num_classes,
+        "image_shape": list(data.image_shape),
+        "images": len(data),
+    }
+    if not RunStore.exists(place, options):
+        document = RunDocument.of(settings, weights, about)
+        store = RunStore.create(place, document.to_bytes(), options, on_damaged=on_damaged)
+        return store, document, settings
+    store = RunStore.open(place, options, on_damaged=on_damaged)
+    document = RunDocument.from_bytes(store.run_document())
+    settings = document.adopt_numerics(settings)
+    document.check_continues(RunDocument.of(settings, weights, about))
+    return store, document, settings
+
+
+def _stored_certificates(store: RunStore, plan: Plan) -> set[tuple[float, int]]:
+    """(sigma, image_id) of the plan's certificates that are stored already."""
+    table = store.certificates().select(["sigma", "image_id", "alpha", "bound", "n0"]).to_pandas()
+    same = (table["alpha"] == plan.alpha) & (table["bound"] == plan.bound)
+    rows = table[same & (table["n0"] == plan.n0)]
+    return set(zip(rows["sigma"].tolist(), rows["image_id"].tolist(), strict=True))
+
+
+class Classifier:
+    """A noised diffusion classifier at one sigma, in this process.
+
+    Args:
+        denoiser: a Denoiser, or what ``load_denoiser`` takes.
+        sigma: smoothing noise, pixel units.
+        method: "apndc", "epndc", "apndc-posterior" or "dc".
+        settings: further configuration tables, as in a TOML file, e.g.
+            ``{"sift": {"rule": "full"}, "noise_levels": {"grid": "linear"}}``.
+        device: where the denoiser lives.
+
+    Raises:
+        ConfigError: the settings do not fit each other or the network.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser | str,
+        *,
+        sigma: float,
+        method: str = "apndc",
+        settings: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        from diffcert_ray.base_classifier import base_classifier
+        from diffcert_ray.denoisers.checkpoint import load_denoiser
+
+        tables = dict(settings or {})
+        tables["method"] = {"name": method}
+        tables["votes"] = dict(tables.get("votes", {})) | {"sigmas": [sigma]}
+        self._config = load_config(tables)
+        network = load_denoiser(denoiser, device=device) if isinstance(denoiser, str) else denoiser
+        self.sigma = sigma
+        self.nfe = 0
+        self._base = base_classifier(self._config, network, sigma, device=device)
+
+    def votes(
+        self, image: np.ndarray, image_id: int, stream: str, start: int, stop: int
+    ) -> np.ndarray:
+        """Votes start:stop of one image: the class of each of its noisy copies.
+
+        Args:
+            image: float32 [C, H, W] in [0, 1].
+            image_id: what the noise is addressed by, >= 0.
+            stream: "select" or "estimate".
+            start: first vote index.
+            stop: one past the last.
+
+        Returns:
+            int64 [stop - start], class of each vote, -2 where unresolved. The same arguments always
+            give the same votes. ``self.nfe`` grows by the evaluations spent.
+        """
+        from diffcert_ray.evaluate import evaluate_votes
+
+        image = np.asarray(image, np.float32)
+        if image.shape != tuple(self._base.denoiser.image_shape):
+            raise ConfigError(
+                f"image has shape {image.shape}, the network takes {self._base.denoiser.image_shape}"
+            )
+        unit = Unit(self.sigma, image_id, stream, start, stop)
+        item = Item(0, self.sigma, (Part(unit, start, stop),))
+        winners, nfe = evaluate_votes(self._base, item, lambda _: image)
+        self.nfe += nfe
+        return winners
+
+    def logits(self, u: Any, draws: int = 1, seed: int = 0) -> Any:
+        """Scores f_y of clean inputs: minus the weighted denoising errors, larger is better.
+
+        Args:
+            u: tensor [B, C, H, W] in model space [-1, 1] (2x - 1 for pixels x).
+            draws: noise draws for each level.
+            seed: of the noise, which all inputs and classes share.
+
+        Returns:
+            Tensor [B, K], differentiable with respect to u.
+        """
+        from diffcert_ray.evaluate import shared_noise_logits
+
+        return shared_noise_logits(self._base, u, draws, seed)

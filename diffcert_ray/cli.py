@@ -1,0 +1,347 @@
+"""The command line: results on stdout, log and progress on stderr.
+
+Exit codes: 0 done, 1 failed, 2 bad use, 3 incomplete (run the same command again).
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from diffcert_ray.config import ConfigError, load_config, presets
+from diffcert_ray.create_only import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from diffcert_ray.api import Run
+
+app = typer.Typer(
+    help="Certify how robust a diffusion classifier is: radii with a guarantee, for whole datasets.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+train_app = typer.Typer(help="Train a small denoiser.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+DONE, FAILED, BAD_USE, INCOMPLETE = 0, 1, 2, 3
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help=f"TOML file or preset: {', '.join(presets())}")
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder or s3:// prefix")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a setting; may be repeated"),
+]
+ImagesOption = Annotated[
+    str | None,
+    typer.Option("--images", metavar="A:B", help="Positions A..B-1 of the chosen images only"),
+]
+
+
+def main() -> None:
+    """Run the command line; known failures become one line with the remedy."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    try:
+        app(arguments, standalone_mode=True)
+    except (ConfigError, ValueError) as error:
+        sys.exit(_explain(error, BAD_USE, debug))
+    except (StoreError, RuntimeError, OSError) as error:
+        sys.exit(_explain(error, FAILED, debug))
+
+
+def _explain(error: Exception, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    err.print(f"[bold red]error:[/] {_escaped(str(error) or type(error).__name__)}", soft_wrap=True)
+    return code
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@app.command()
+def certify(
+    config: ConfigArgument,
+    run: Annotated[
+        str | None,
+        typer.Option(help="Run folder or s3:// prefix [default: runs/NAME]", show_default=False),
+    ] = None,
+    overrides: SetOption = None,
+    images: ImagesOption = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="One worker in this process, without Ray")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help='Ray cluster to join: "auto" or HOST:PORT')
+    ] = None,
+    recompute_damaged: Annotated[
+        bool, typer.Option(help="Evaluate the units of damaged files again instead of stopping")
+    ] = False,
+) -> None:
+    """Certify a dataset, or continue a run that was stopped.
+
+    [dim]diffcert certify digits-quick[/]
+    [dim]diffcert certify my.toml --run s3://bucket/run1 --set votes.n=10000 --address auto[/]
+
+    Ctrl-C stores what has come back and stops; the same command continues.
+    """
+    from diffcert_ray.api import certify as certify_run
+
+    with _progress() as progress, _stop_on_signals() as stopped:
+        found = certify_run(
+            config,
+            run,
+            overrides=overrides or (),
+            images=_range(images),
+            local=local,
+            address=address,
+            on_damaged="recompute" if recompute_damaged else "refuse",
+            on_progress=progress,
+            on_start=_say_where,
+            should_stop=lambda: bool(stopped),
+        )
+    outcome = found.outcome
+    assert outcome is not None
+    if outcome.nfe:
+        err.print(
+            f"{outcome.votes:,} votes, {outcome.nfe:,} NFE, {outcome.items} items in "
+            f"{outcome.seconds:.1f} s; numerics {', '.join(sorted(outcome.numerics))}"
+        )
+    if outcome.complete and images is None:
+        _report(found)
+        return
+    if outcome.complete:
+        out.print(f"images {images} are done; run: {found.address}")
+        return
+    if outcome.given_up:
+        shown = ", ".join(f"image {i} at sigma {s:g}" for s, i in outcome.given_up[:5])
+        err.print(
+            f"[bold]incomplete:[/] {len(outcome.given_up)} images were given up after repeated "
+            f"failures ({shown}); see the log above, then run the same command again"
+        )
+    else:
+        err.print("[bold]stopped:[/] what has come back is stored; the same command continues")
+    raise typer.Exit(INCOMPLETE)
+
+
+def _say_where(run: "Run") -> None:
+    err.print(f"run {run.address}  votes_id {run.document.votes_id}", soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    from diffcert_ray.terminal import LineProgress, LiveProgress
+
+    with LiveProgress(err) if err.is_terminal else LineProgress(err) as progress:
+        yield progress
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[list[int]]:
+    """A list that fills at the first SIGINT or SIGTERM; the second one ends the process at once."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        err.print("stopping: storing what has come back (again: stop at once)")
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    start, colon, stop = text.partition(":")
+    if not colon or not start.isdigit() or not stop.isdigit():
+        raise ConfigError(f"--images {text!r} must be A:B with whole numbers, as in 0:10000")
+    return int(start), int(stop)
+
+
+@app.command()
+def plan(config: ConfigArgument, overrides: SetOption = None, images: ImagesOption = None) -> None:
+    """Say what a run will take, measured on a few votes; stores nothing.
+
+    [dim]diffcert plan digits --set votes.n=10000[/]
+    """
+    from diffcert_ray.api import plan_of
+    from diffcert_ray.datasets import load_dataset
+    from diffcert_ray.planning import estimate
+    from diffcert_ray.preflight import check_plan
+    from diffcert_ray.terminal import duration
+    from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
+
+    settings = load_config(config, overrides or ())
+    data = load_dataset(settings.dataset)
+    asked = plan_of(settings, data, _range(images))
+    check_plan(settings, asked, data)
+    device = resolve_device(settings.execution.device)
+    worker = WorkerSpec(settings, weights_of(settings), device).load("plan")
+    found = estimate(settings, asked, data, worker.denoiser, worker.unconditional, device=device)
+    table = Table(title=f"{settings.name}: {found.images} images, {settings.votes.bound}")
+    for name in ("sigma", "votes", "NFE/vote", "at most", "NFE/s", "worker time", "largest radius"):
+        table.add_column(name, justify="right")
+    for s in found.sigmas:
+        table.add_row(
+            f"{s.sigma:g}",
+            f"{s.votes:,}",
+            f"{s.nfe_per_vote:.1f}",
+            str(s.nfe_per_vote_limit),
+            f"{s.nfe_per_s:,.0f}",
+            duration(s.worker_hours * 3600),
+            f"{s.largest_radius:.3f}",
+        )
+    out.print(table)
+    out.print(
+        f"{found.units:,} units, about {found.stored_bytes / 2**20:.1f} MiB stored; "
+        f"{duration(found.worker_hours * 3600)} on one worker like this one ({device}; measured on "
+        f"{found.trial_votes} votes), divided by the number of workers"
+    )
+    for s in found.sigmas:
+        if s.unreachable:
+            shown = ", ".join(f"{r:g}" for r in s.unreachable)
+            out.print(
+                f"warning: at sigma {s.sigma:g} no image can reach radius {shown}: n = {asked.n} at "
+                f"alpha {asked.alpha:g} certifies at most {s.largest_radius:.3f}"
+            )
+
+
+@app.command()
+def status(run: RunArgument) -> None:
+    """Say how far a run is, also one that another machine is doing.
+
+    [dim]diffcert status runs/digits[/]
+    """
+    from diffcert_ray.api import open_run
+    from diffcert_ray.datasets import load_dataset
+
+    found = open_run(run)
+    votes, certificates = found.config.votes, found.certificates()
+    units = found.store.units(["start", "stop", "numerics"]).to_pandas()
+    images = len(load_dataset(found.config.dataset)) * len(votes.sigmas)
+    cast = int((units["stop"] - units["start"]).sum())
+    asked = images * (votes.n0 + votes.n)
+    done = len(certificates[["sigma", "image_id"]].drop_duplicates())
+    out.print(f"run        {found.address}", soft_wrap=True)
+    out.print(f"votes_id   {found.document.votes_id}")
+    out.print(f"images     {done:,} of {images:,} certified (images x sigmas)")
+    most = " at most" if votes.bound == "sequential" else ""
+    out.print(f"votes      {cast:,} of {asked:,}{most}")
+    out.print(f"numerics   {', '.join(sorted(units['numerics'].unique())) or '-'}")
+    out.print(f"state      {'complete' if done >= images else 'incomplete: run certify again'}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or prefixes")],
+) -> None:
+    """Print a run's certified accuracies and write table and curve into its folder.
+
+    [dim]diffcert report runs/digits-demo[/]
+    """
+    from diffcert_ray.api import open_run
+
+    for run in runs:
+        _report(open_run(run))
+
+
+def _report(run: "Run") -> None:
+    from diffcert_ray.report import GUARANTEE, accuracy_table, report_files, summary
+
+    certificates = run.certificates()
+    if certificates.empty:
+        raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
+    radii = run.config.votes.radii
+    votes = run.config.votes
+    title = f"{run.config.name}: {run.config.method.name}, {votes.bound}, alpha {votes.alpha:g}"
+    _print_accuracy(accuracy_table(certificates, radii), title)
+    for row in summary(certificates).itertuples(index=False):
+        out.print(
+            f"sigma {row.sigma:g}: ACR {row.acr}, {100 * row.abstained:.1f} % abstain, "
+            f"{100 * row.wrong:.1f} % wrong; {row.nfe_per_vote:.1f} NFE per vote, "
+            f"{row.nfe_per_image:,.0f} per image, {row.seconds_per_image:.2f} worker seconds per image"
+        )
+    out.print(f"\n{GUARANTEE}", soft_wrap=False)
+    for name, data in report_files(certificates, radii, title).items():
+        # A view of the stored truth, made anew each time: the one thing that may be replaced.
+        run.store.location.delete(f"report/{name}")
+        run.store.location.create(f"report/{name}", data)
+    out.print(f"\nresults: {run.address} (certificates/, units/, report/curve.png)", soft_wrap=True)
+
+
+def _print_accuracy(table: "pd.DataFrame", title: str) -> None:
+    shown = Table(title=f"Certified accuracy, {title}")
+    shown.add_column("sigma", justify="right")
+    shown.add_column("images", justify="right")
+    for radius in sorted(table["radius"].unique()):
+        shown.add_column(f"r = {radius:g}", justify="right")
+    for sigma, rows in table.groupby("sigma"):
+        cells = [
+            f"{100 * r.certified_accuracy:.1f} % "
+            f"[dim]({100 * r.interval_low:.0f}-{100 * r.interval_high:.0f})[/]"
+            for r in rows.sort_values("radius").itertuples(index=False)
+        ]
+        shown.add_row(f"{sigma:g}", str(int(rows["n_images"].iloc[0])), *cells)
+    out.print(shown)
+    out.print("[dim]in brackets: 95 % interval for the population of images[/]")
+
+
+@train_app.command("digits")
+def train_digits(
+    output: Annotated[Path, typer.Option(help="The .safetensors file to write")] = Path(
+        "digits.safetensors"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam")] = 4000,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and everything drawn")] = 0,
+) -> None:
+    """Train the demo model on the 1437 training digits (a few minutes on 2 cores).
+
+    [dim]diffcert train digits --output my-digits.safetensors[/]
+    """
+    from rich.progress import Progress, TextColumn
+
+    from diffcert_ray.training import train_digits as train
+
+    with Progress(*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err) as bar:
+        task = bar.add_task("training", total=steps, loss="-")
+
+        def on_progress(step: int, loss: float) -> None:
+            if step % 20 == 0 or step == steps:
+                bar.update(task, completed=step, loss=f"{loss:.4f}")
+
+        written = train(output, steps=steps, batch=batch, seed=seed, on_progress=on_progress)
+    out.print(f"{written}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

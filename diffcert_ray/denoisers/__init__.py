@@ -1,0 +1,1 @@
+"""Denoisers D(u; s, y): their protocol, networks and checkpoints."""

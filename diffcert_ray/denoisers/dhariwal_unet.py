@@ -1,0 +1,91 @@
+"""ADM: the network of Dhariwal and Nichol as EDM trains it for ImageNet-64.
+
+Shape letters: B samples, C H W image, K classes.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcert_ray.denoisers.configuration import EdmConfiguration
+from diffcert_ray.denoisers.ladder import Ladder, build_decoder, build_encoder, decode, encode
+from diffcert_ray.denoisers.layers import (
+    BlockStyle,
+    Conv2d,
+    PositionalEmbedding,
+    UNetBlock,
+    group_norm,
+    zeroed,
+)
+
+_EPS = 1e-5
+_CHANNELS_PER_HEAD = 64
+
+
+class DhariwalUNet(nn.Module):
+    """The raw network F(x; c_noise, class) of ADM.
+
+    Source: Dhariwal and Nichol 2021 (arXiv:2105.05233), section 3; Karras et al. 2022
+    (arXiv:2206.00364), appendix F and table 7.
+    """
+
+    def __init__(self, configuration: EdmConfiguration) -> None:
+        super().__init__()
+        c = configuration
+        emb_channels = c.model_channels * 4
+        self.map_noise = PositionalEmbedding(c.model_channels, endpoint=False)
+        self.map_augment = (
+            nn.Linear(c.augment_dim, c.model_channels, bias=False) if c.augment_dim else None
+        )
+        self.map_layer0 = nn.Linear(c.model_channels, emb_channels)
+        self.map_layer1 = nn.Linear(emb_channels, emb_channels)
+        self.map_label = nn.Linear(c.label_dim, emb_channels, bias=False) if c.label_dim else None
+        self._build_ladder(c, emb_channels)
+
+    def _build_ladder(self, c: EdmConfiguration, emb_channels: int) -> None:
+        style = BlockStyle(
+            emb_channels, _EPS, 1.0, adaptive_scale=True, resample_proj=False, dropout=c.dropout
+        )
+
+        def block(
+            n_in: int, n_out: int, *, attention: bool = False, up: bool = False, down: bool = False
+        ) -> UNetBlock:
+            heads = n_out // _CHANNELS_PER_HEAD if attention else 0
+            return UNetBlock(n_in, n_out, style, up=up, down=down, heads=heads)
+
+        widths = tuple(c.model_channels * mult for mult in c.channel_mult)
+        ladder = Ladder(c.img_resolution, widths, c.num_blocks, c.attn_resolutions)
+        self.enc, skip_channels = build_encoder(
+            ladder, block, img_channels=c.img_channels, first_channels=widths[0]
+        )
+        self.dec = build_decoder(
+            ladder, block, skip_channels=skip_channels, attention_everywhere=True
+        )
+        self.out_norm = group_norm(widths[0], _EPS)
+        self.out_conv = zeroed(Conv2d(widths[0], c.img_channels, 3))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, classes: Tensor, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """Evaluate the network.
+
+        Args:
+            x: scaled noisy images [B, C, H, W], of the network's dtype.
+            c_noise: noise labels [B], float32.
+            classes: one row per sample, one-hot or all zero for no class, [B, K].
+            augment_labels: how a training image was augmented [B, augment_dim]; None for not.
+
+        Returns:
+            The raw output [B, C, H, W].
+        """
+        emb = self.map_noise(c_noise).to(x.dtype)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels.to(x.dtype))
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if self.map_label is not None:
+            emb = emb + self.map_label(classes.to(x.dtype))
+        emb = F.silu(emb)
+        x, skips = encode(self.enc, x, emb)
+        x = decode(self.dec, x, skips, emb)
+        return self.out_conv(F.silu(self.out_norm(x)))

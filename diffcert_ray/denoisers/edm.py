@@ -1,0 +1,107 @@
+"""The EDM denoiser: a raw network within its preconditioning.
+
+Shape letters: B samples, C H W image, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcert_ray.denoisers.configuration import EdmConfiguration
+from diffcert_ray.denoisers.denoiser import NO_CLASS
+from diffcert_ray.denoisers.dhariwal_unet import DhariwalUNet
+from diffcert_ray.denoisers.preconditioning import PRECONDITIONING
+from diffcert_ray.denoisers.song_unet import SongUNet
+
+NetworkDtype = Literal["float32", "bfloat16", "float16"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+
+
+class EdmDenoiser(nn.Module):
+    """D(u; s, y) = c_skip u + c_out F(c_in u, c_noise, y); satisfies `Denoiser`.
+
+    Input, output and the sum are float32; only F runs in the network's dtype.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), section 5, equation 7 and table 1.
+    """
+
+    class_rows: Tensor
+
+    def __init__(self, configuration: EdmConfiguration, *, dtype: NetworkDtype = "float32") -> None:
+        """Build the denoiser with fresh weights.
+
+        Args:
+            configuration: the network and its preconditioning.
+            dtype: what the network computes in.
+
+        Raises:
+            ValueError: unknown dtype.
+        """
+        super().__init__()
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(_DTYPES)}")
+        self.configuration = configuration
+        self.image_shape = configuration.image_shape
+        self.num_classes = configuration.label_dim
+        self.has_unconditional = configuration.unconditional
+        self.s_range = configuration.noise_range
+        self.dtype = _DTYPES[dtype]
+        self.model = _NETWORKS[configuration.model_type](configuration)
+        for name, part in self.model.named_children():
+            if name != "map_noise":  # frequencies of hundreds of turns need float32
+                part.to(self.dtype)
+        width = max(1, self.num_classes)  # of width 0, torch would report a bad class otherwise
+        rows = torch.zeros(self.num_classes + 1, width)  # row y + 1: no class first, all zero
+        rows[1:].fill_diagonal_(1)
+        self.register_buffer("class_rows", rows, persistent=False)
+
+    def forward(
+        self, u: Tensor, s: Tensor, y: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """Estimate the clean image.
+
+        Args:
+            u: noisy images in model space, float32 [B, C, H, W].
+            s: standard deviation of the noise in each, model space, > 0, float32 [B].
+            y: class of each, int64 [B] in 0..K-1, or -1 for no class; None: no class for all.
+            augment_labels: how each image was augmented in training [B, augment_dim].
+
+        Returns:
+            The estimates of the clean images, model space, float32 [B, C, H, W].
+
+        Raises:
+            ValueError: a shape does not fit, or y is None for a network that needs classes.
+            IndexError: a class is out of range (on a CPU; a GPU stops with a device assertion).
+        """
+        self._check(u, s, y)
+        if y is None:
+            y = torch.full_like(s, NO_CLASS, dtype=torch.int64)
+        classes = F.embedding(y + 1, self.class_rows)
+        c_skip, c_out, c_in, c_noise = PRECONDITIONING[self.configuration.preconditioning](
+            s.float(), self.configuration.sigma_data
+        )
+        u = u.float()
+        x = (c_in[:, None, None, None] * u).to(self.dtype)
+        raw = self.model(x, c_noise, classes, augment_labels).float()
+        return torch.addcmul(c_skip[:, None, None, None] * u, c_out[:, None, None, None], raw)
+
+    def _check(self, u: Tensor, s: Tensor, y: Tensor | None) -> None:
+        if u.ndim != 4 or tuple(u.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"u has shape {tuple(u.shape)}: this network takes [B, *{self.image_shape}]"
+            )
+        if s.shape != u.shape[:1] or (y is not None and y.shape != u.shape[:1]):
+            raise ValueError(
+                f"s has shape {tuple(s.shape)} and y {None if y is None else tuple(y.shape)}: "
+                f"each must be [{u.shape[0]}], one entry per image"
+            )
+        if y is None and not self.has_unconditional:
+            raise ValueError(
+                "y is None but this network has no unconditional mode: give a class to every "
+                "image, or take a second, unconditional checkpoint for the unconditional step"
+            )

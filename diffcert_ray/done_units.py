@@ -1,0 +1,170 @@
+"""The units that a run has already stored, with their counts, in flat arrays for a resume."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from diffcert_ray.deliveries import Lists, dense
+from diffcert_ray.schemas import ALL_CLASSES
+
+Integers = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class UnitCounts:
+    """The units of one sigma and stream, sorted by (image_id, start, stop, target).
+
+    Unit i holds votes start[i]..stop[i]-1 of image image_id[i]; its counts are counts[o:p] for
+    classes[o:p], o = offsets[i], p = offsets[i + 1].
+    """
+
+    image_id: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int32]
+    stop: npt.NDArray[np.int32]
+    target: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    classes: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.int32]
+    images: npt.NDArray[np.int64]  # distinct image ids, sorted
+    first: npt.NDArray[np.int64]  # [images + 1] first unit of each image
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def rows(self, image_id: int) -> range:
+        """The units of one image, in vote order; empty if it has none."""
+        i = int(np.searchsorted(self.images, image_id))
+        if i == len(self.images) or self.images[i] != image_id:
+            return range(0)
+        return range(int(self.first[i]), int(self.first[i + 1]))
+
+    def votes(self, row: int) -> tuple[Integers, Integers]:
+        """The classes and counts of one unit."""
+        part = slice(self.offsets[row], self.offsets[row + 1])
+        return self.classes[part], self.counts[part]
+
+    def find(
+        self, image_id: Integers, start: Integers, stop: Integers, target: Integers
+    ) -> npt.NDArray[np.int64]:
+        """The unit with exactly this image, range and target, for each query; -1: none.
+
+        Args:
+            image_id: query images.
+            start: query first votes, broadcast with the others.
+            stop: query ends.
+            target: query targets, -1: all classes.
+
+        Returns:
+            Unit numbers in the broadcast shape.
+        """
+        images = np.searchsorted(self.images, image_id)
+        known = self.images[np.minimum(images, len(self.images) - 1)] == image_id
+        low = self.first[np.where(known, images, 0)]
+        high = np.where(known, self.first[np.where(known, images, 0) + 1], low)
+        query = np.broadcast_arrays(low, high, start, stop, target)
+        low, high = query[0].copy(), query[1]
+        end = high.copy()
+        # Binary search inside each image's units: a few steps, whatever the run's size.
+        while (open_ := low < end).any():
+            middle = (low + end) // 2
+            at = np.where(open_, middle, 0)
+            before = self._before(at, *query[2:])
+            low = np.where(open_ & before, middle + 1, low)
+            end = np.where(open_ & ~before, middle, end)
+        at = np.minimum(low, len(self) - 1)
+        found = (low < high) & (self.start[at] == query[2]) & (self.stop[at] == query[3])
+        return np.where(found & (self.target[at] == query[4]), low, -1)
+
+    def _before(
+        self, at: Integers, start: Integers, stop: Integers, target: Integers
+    ) -> npt.NDArray[np.bool_]:
+        """Whether unit `at` sorts before (start, stop, target)."""
+        by_target = self.target[at] < target
+        by_stop = np.where(self.stop[at] == stop, by_target, self.stop[at] < stop)
+        before: npt.NDArray[np.bool_] = np.where(
+            self.start[at] == start, by_stop, self.start[at] < start
+        )
+        return before
+
+
+@dataclass(frozen=True)
+class DoneUnits:
+    """Stored units by (sigma, stream)."""
+
+    groups: dict[tuple[float, str], UnitCounts]
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups.values())
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "DoneUnits":
+        """Build from deduplicated units.
+
+        Args:
+            table: units sorted by UNIT_KEY, each key once, as the store returns them.
+
+        Returns:
+            The same units in flat arrays (about 50 bytes each).
+        """
+        if table.num_rows == 0:
+            return cls({})
+        sigma, stream = table["sigma"].to_numpy(), dense(table["stream"])
+        change = (sigma[1:] != sigma[:-1]) | (stream[1:] != stream[:-1])
+        bounds = [0, *(np.flatnonzero(change) + 1).tolist(), table.num_rows]
+        groups = {}
+        for low, high in pairwise(bounds):
+            key = float(sigma[low]), str(table["stream"][low].as_py())
+            groups[key] = unit_counts(table.slice(low, high - low))
+        return cls(groups)
+
+    def has(
+        self,
+        sigma: float,
+        image_id: Any,
+        stream: str,
+        start: Any,
+        stop: Any,
+        target: Any = ALL_CLASSES,
+    ) -> npt.NDArray[np.bool_]:
+        """Whether units are stored.
+
+        Args:
+            sigma: noise std, as configured.
+            image_id: one image or an array; broadcast with the next three, so that
+                `has(s, ids[:, None], "estimate", starts, stops)` is a bitmap [images, units].
+            stream: select or estimate.
+            start: first vote.
+            stop: vote after the last.
+            target: the class of a target-only unit, -1: all classes.
+
+        Returns:
+            Booleans in the broadcast shape (a 0-d one for scalars).
+        """
+        group = self.groups.get((float(sigma), stream))
+        query = [np.asarray(value) for value in (image_id, start, stop, target)]
+        if group is None:
+            return np.zeros(np.broadcast_shapes(*(value.shape for value in query)), bool)
+        found: npt.NDArray[np.bool_] = np.asarray(group.find(*query) >= 0)
+        return found
+
+
+def unit_counts(table: pa.Table) -> UnitCounts:
+    """Flat arrays of the units of one sigma and stream."""
+    classes, counts = Lists.of(table["classes"]), Lists.of(table["counts"])
+    image_id = table["image_id"].to_numpy()
+    first = np.flatnonzero(np.append(True, image_id[1:] != image_id[:-1]))
+    return UnitCounts(
+        image_id=image_id,
+        start=table["start"].to_numpy(),
+        stop=table["stop"].to_numpy(),
+        target=table["target"].to_numpy(),
+        offsets=classes.offsets,
+        classes=classes.values,
+        counts=counts.values,
+        images=image_id[first],
+        first=np.append(first, len(image_id)),
+    )

@@ -1,0 +1,110 @@
+"""The record of a compaction: which files hold its rows, and which parts they replace."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from diffcert_ray.create_only import Location, StoreError
+from diffcert_ray.parts import StoredFile
+
+FOLDER = "compact"
+MANIFEST_NAME = re.compile(rf"^{FOLDER}/(\d{{6,}})\.json$")
+MANIFEST_VERSION = 1
+FOLDERS = ("units", "certificates")
+
+
+def by_folder() -> dict[str, tuple[Any, ...]]:
+    """Nothing yet, for each folder of rows."""
+    return {folder: () for folder in FOLDERS}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One generation. Generation 0 is a run that was never compacted."""
+
+    generation: int = 0
+    files: Mapping[str, tuple[StoredFile, ...]] = field(default_factory=by_folder)
+    """Compacted files in the order in which they count; also those of earlier generations."""
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=by_folder)
+    """All parts that the files replace, also those of earlier generations."""
+    given_up: Mapping[str, tuple[str, ...]] = field(default_factory=by_folder)
+    """Those of the sources that were damaged and left out."""
+    differing: int = 0
+
+    def to_json(self) -> bytes:
+        """The manifest as stored."""
+        document: dict[str, Any] = {
+            "version": MANIFEST_VERSION,
+            "generation": self.generation,
+            "differing": self.differing,
+        }
+        for folder in FOLDERS:
+            document[folder] = {
+                "files": [asdict(file) for file in self.files[folder]],
+                "sources": list(self.sources[folder]),
+                "given_up": list(self.given_up[folder]),
+            }
+        return json.dumps(document, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Manifest":
+        """The manifest from its stored bytes; ValueError, KeyError or TypeError if it is none."""
+        document = json.loads(data)
+        if document["version"] > MANIFEST_VERSION:
+            raise StoreError(
+                f"compaction manifest of version {document['version']}, this program knows "
+                f"{MANIFEST_VERSION}: upgrade diffcert_ray to continue this run"
+            )
+        return cls(
+            generation=int(document["generation"]),
+            files={
+                folder: tuple(StoredFile(**file) for file in document[folder]["files"])
+                for folder in FOLDERS
+            },
+            sources={folder: tuple(document[folder]["sources"]) for folder in FOLDERS},
+            given_up={folder: tuple(document[folder]["given_up"]) for folder in FOLDERS},
+            differing=int(document["differing"]),
+        )
+
+
+@dataclass(frozen=True)
+class Manifests:
+    """The manifests of a run, numbered from 1 without branches."""
+
+    location: Location
+
+    def name(self, generation: int) -> str:
+        """The file name of a generation's manifest."""
+        return f"{FOLDER}/{generation:06d}.json"
+
+    def generations(self) -> list[int]:
+        """The numbers of the published generations, ascending."""
+        matches = map(MANIFEST_NAME.match, self.location.list(FOLDER))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def newest(self, skip_damaged: bool = False) -> Manifest:
+        """The manifest that readers use.
+
+        Args:
+            skip_damaged: take the one before a damaged manifest instead of refusing.
+
+        Returns:
+            The newest manifest; generation 0 if there is none.
+
+        Raises:
+            StoreError: it is damaged and skip_damaged is False.
+        """
+        for generation in reversed(self.generations()):
+            name = self.name(generation)
+            try:
+                return Manifest.from_json(self.location.read(name))
+            except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+                if not skip_damaged:
+                    raise StoreError(
+                        f"compaction manifest {self.location.address}/{name} is damaged "
+                        f"({error}): restore it from a copy, or run again with "
+                        'on_damaged="recompute"'
+                    ) from error
+        return Manifest()

@@ -1,0 +1,80 @@
+"""What can be checked before the first evaluation: each failure names the value, the limit, the remedy."""
+
+from diffcert_ray.certificates import largest_radius, required_n
+from diffcert_ray.config import Config, ConfigError
+from diffcert_ray.datasets import Dataset
+from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.image_votes import Plan
+from diffcert_ray.noise import MAX_IMAGE_ID
+
+
+def check_plan(
+    config: Config, plan: Plan, dataset: Dataset, denoiser: Denoiser | None = None
+) -> None:
+    """Refuse a plan that cannot give what is asked of it.
+
+    Args:
+        config: the configuration.
+        plan: what is asked of every image.
+        dataset: the chosen images.
+        denoiser: the network object, or None where it comes from a checkpoint.
+
+    Raises:
+        ConfigError: radii out of reach of n and alpha; labels, image ids, shapes or classes that do not
+            fit.
+    """
+    check_radii(plan)
+    labels = dataset.labels
+    if len(labels) and not (labels.min() >= 0 and labels.max() < dataset.num_classes):
+        raise ConfigError(
+            f"labels of {dataset.name} go from {labels.min()} to {labels.max()}, but it has "
+            f"{dataset.num_classes} classes: labels must be 0 to {dataset.num_classes - 1}"
+        )
+    if len(plan.image_ids) and not (
+        plan.image_ids.min() >= 0 and plan.image_ids.max() <= MAX_IMAGE_ID
+    ):
+        raise ConfigError(
+            f"image ids go from {plan.image_ids.min()} to {plan.image_ids.max()}: noise addresses hold "
+            f"0 to {MAX_IMAGE_ID}; number the images from 0"
+        )
+    shape, classes, name = _network_facts(config, denoiser)
+    if classes != dataset.num_classes:
+        raise ConfigError(
+            f"dataset {dataset.name} has {dataset.num_classes} classes, the network of {name} has "
+            f"{classes}: use a class-conditional network trained on this dataset's classes"
+        )
+    if tuple(shape) != tuple(dataset.image_shape):
+        raise ConfigError(
+            f"images of {dataset.name} are {tuple(dataset.image_shape)} (channels, height, width), the "
+            f"network of {name} takes {tuple(shape)}: choose the network or dataset that fits"
+        )
+
+
+def check_radii(plan: Plan) -> None:
+    """Refuse radii that even unanimous votes could not certify at any of the sigmas.
+
+    Raises:
+        ConfigError: with the n that would do.
+    """
+    sigma = max(plan.sigmas)
+    ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
+    out_of_reach = [r for r in plan.radii if r > 0 and r >= ceiling]
+    if out_of_reach:
+        worst = max(out_of_reach)
+        needed = required_n(worst, sigma, plan.alpha, plan.bound)
+        raise ConfigError(
+            f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius {ceiling:.3f} at sigma "
+            f"{sigma} (every vote agreeing), below the asked radius {worst}: set votes.n to {needed} or "
+            "more, use a larger sigma, or drop the radius from votes.radii"
+        )
+
+
+def _network_facts(
+    config: Config, denoiser: Denoiser | None
+) -> tuple[tuple[int, ...], int, str]:
+    if denoiser is not None:
+        return denoiser.image_shape, denoiser.num_classes, type(denoiser).__name__
+    from diffcert_ray.denoisers.checkpoint_file import read_configuration
+
+    found = read_configuration(config.model.checkpoint)
+    return found.image_shape, found.label_dim, repr(config.model.checkpoint)

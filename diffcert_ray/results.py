@@ -1,0 +1,118 @@
+"""From stored counts to certificates: every radius that is reported is recomputed here."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import pandas as pd
+
+from diffcert_ray.certificates import ABSTAIN
+from diffcert_ray.done_units import DoneUnits
+from diffcert_ray.image_votes import ImageVotes, Plan, UnitCounts, Verdict
+from diffcert_ray.schemas import CertificateRow
+from diffcert_ray.work import STREAM_NAMES, Unit
+
+
+def stored_units(
+    done: DoneUnits, plan: Plan
+) -> Callable[[float, int], list[UnitCounts]]:
+    """Look up the stored units of an image, as ``ImageVotes`` takes them.
+
+    Args:
+        done: what the store holds.
+        plan: units off its grid (of an earlier, smaller n) are left out.
+
+    Returns:
+        (sigma, image_id) -> its units: selection first, then estimation, in vote order. Their NFE and
+        seconds are 0: a resume needs counts only, and they are read with few columns.
+    """
+    wanted = {stream: set(plan.ranges(stream)) for stream in STREAM_NAMES}
+
+    def units(sigma: float, image_id: int) -> list[UnitCounts]:
+        found = []
+        for stream in STREAM_NAMES:
+            group = done.groups.get((sigma, stream))
+            if group is None:
+                continue
+            for row in group.rows(image_id):
+                start, stop = int(group.start[row]), int(group.stop[row])
+                if (start, stop) not in wanted[stream]:
+                    continue
+                classes, counts = group.votes(row)
+                unit = Unit(sigma, image_id, stream, start, stop)
+                tally = {int(c): int(n) for c, n in zip(classes, counts, strict=True)}
+                found.append(UnitCounts(unit, int(group.target[row]), tally, 0, 0.0))
+        return found
+
+    return units
+
+
+def certificate_row(
+    image: ImageVotes, verdict: Verdict, label: int, *, method: str, votes_id: str
+) -> CertificateRow:
+    """One row of the certificates table.
+
+    Args:
+        image: whose votes they are.
+        verdict: its certificate.
+        label: the true class.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+    """
+    return CertificateRow(
+        sigma=image.sigma,
+        image_id=image.image_id,
+        label=label,
+        predicted=verdict.predicted,
+        correct=verdict.predicted == label,
+        abstained=verdict.predicted == ABSTAIN,
+        radius=verdict.radius,
+        p_low=verdict.p_low,
+        n_a=verdict.n_a,
+        n=verdict.n,
+        n0=image.plan.n0,
+        alpha=image.plan.alpha,
+        bound=image.plan.bound,
+        nfe=verdict.nfe,
+        seconds=verdict.seconds,
+        method=method,
+        votes_id=votes_id,
+    )
+
+
+def recompute(
+    plan: Plan, units: pd.DataFrame, label: Callable[[int], int], *, method: str, votes_id: str
+) -> Iterator[CertificateRow]:
+    """Every certificate that a store's units support, computed anew.
+
+    Args:
+        plan: what was asked.
+        units: the store's units (all columns), each once.
+        label: image_id -> true class.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+
+    Yields:
+        A row for each image and sigma that has all votes its bound needs.
+
+    Raises:
+        VotesError: counts of a kind that the bound must not certify.
+    """
+    for (sigma, image_id), rows in units.groupby(["sigma", "image_id"], sort=True, observed=True):
+        image = ImageVotes(plan, float(sigma), int(image_id))
+        for units_of in _in_vote_order(rows, plan):
+            image.add(units_of)
+        verdict = image.verdict()
+        if verdict is not None:
+            found = label(int(image_id))
+            yield certificate_row(image, verdict, found, method=method, votes_id=votes_id)
+
+
+def _in_vote_order(rows: pd.DataFrame, plan: Plan) -> Iterable[UnitCounts]:
+    """An image's units, selection first; units off the plan's grid (an earlier n) are left out."""
+    wanted = {stream: set(plan.ranges(stream)) for stream in STREAM_NAMES}
+    for stream in STREAM_NAMES:
+        part = rows[rows["stream"] == stream].sort_values(["start", "stop"])
+        for row in part.itertuples(index=False):
+            if (row.start, row.stop) in wanted[stream]:
+                unit = Unit(row.sigma, row.image_id, stream, row.start, row.stop)
+                tally = dict(zip(row.classes.tolist(), row.counts.tolist(), strict=True))
+                yield UnitCounts(unit, row.target, tally, row.nfe, row.seconds)

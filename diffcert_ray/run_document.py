@@ -1,0 +1,154 @@
+"""run.toml: the configuration that a run folder belongs to, its two hashes, and what may change."""
+
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import tomli_w
+
+from diffcert_ray.config import (
+    Config,
+    ConfigError,
+    NumericsConfig,
+    canonical_hash,
+    load_config,
+    plan_identity,
+    votes_identity,
+)
+
+VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class RunDocument:
+    """What a run folder says about itself.
+
+    Args:
+        config: the configuration of the run's first start, without storage options.
+        votes_identity: everything that a vote depends on, by key.
+        votes_id: its hash.
+        plan_id: hash of what was asked for at the first start.
+        dataset: name, split, fingerprint, number of classes and image shape.
+        versions: of this package and of what it computes with.
+    """
+
+    config: Config
+    votes_identity: Mapping[str, Any]
+    votes_id: str
+    plan_id: str
+    dataset: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    @staticmethod
+    def of(
+        config: Config, weights: Mapping[str, str], dataset: Mapping[str, Any]
+    ) -> "RunDocument":
+        """The document of a run about to start.
+
+        Args:
+            config: with final [numerics].
+            weights: sha256 of each checkpoint by role.
+            dataset: what to say about the dataset.
+        """
+        identity = votes_identity(config, weights)
+        votes_id = canonical_hash(_without_none(identity))
+        plan_id = canonical_hash(plan_identity(config, votes_id))
+        versions = {name: _version(name) for name in VERSIONED}
+        versions["python"] = platform.python_version()
+        return RunDocument(config, identity, votes_id, plan_id, dataset, versions)
+
+    def to_bytes(self) -> bytes:
+        """TOML, without execution settings that may hold credentials."""
+        tables = self.config.model_dump(mode="json")
+        tables["execution"].pop("storage_options")
+        document = {
+            "votes_id": self.votes_id,
+            "plan_id": self.plan_id,
+            "config": tables,
+            "votes_identity": dict(self.votes_identity),
+            "dataset": dict(self.dataset),
+            "versions": dict(self.versions),
+        }
+        return tomli_w.dumps(_without_none(document)).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "RunDocument":
+        """Read a run.toml.
+
+        Raises:
+            ConfigError: it is not one.
+        """
+        try:
+            found = tomllib.loads(data.decode())
+            return RunDocument(
+                load_config(found["config"]),
+                found["votes_identity"],
+                found["votes_id"],
+                found["plan_id"],
+                found["dataset"],
+                found["versions"],
+            )
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"run.toml is not a run document of this version: {error}; the folder was written by "
+                "another version or changed by hand"
+            ) from None
+
+    def adopt_numerics(self, config: Config) -> Config:
+        """The configuration with this run's [numerics], which every driver of the run must use."""
+        numerics = NumericsConfig.model_validate(self.config.numerics.model_dump())
+        return config.model_copy(update={"numerics": numerics})
+
+    def check_continues(self, other: "RunDocument") -> None:
+        """Refuse a start that would mix other votes, or another fixed n, into this run.
+
+        Args:
+            other: the document of the start, with this run's [numerics].
+
+        Raises:
+            ConfigError: naming every differing key, both values and the remedy.
+        """
+        mine, theirs = _without_none(dict(self.votes_identity)), _without_none(
+            dict(other.votes_identity)
+        )
+        differing = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+        if differing:
+            shown = "; ".join(f"{k}: run {mine.get(k)!r}, now {theirs.get(k)!r}" for k in differing)
+            raise ConfigError(
+                f"this run folder holds votes of another configuration ({shown}); give another run "
+                "folder (--run), or the configuration that the run was started with"
+            )
+        fixed = ["n0", "alpha", "bound"]
+        if self.config.votes.bound != "sequential":
+            fixed.append("n")  # counts extended after a look hold for no fixed-n bound
+        for key in fixed:
+            before, now = getattr(self.config.votes, key), getattr(other.config.votes, key)
+            if before != now:
+                raise ConfigError(
+                    f"votes.{key} is {now!r}, but this run was started with {before!r}, and it is fixed "
+                    "before an image's first estimation vote; give another run folder (--run)"
+                )
+        if self.dataset.get("fingerprint") != other.dataset.get("fingerprint"):
+            raise ConfigError(
+                f"the dataset's fingerprint is {other.dataset.get('fingerprint')}, the run was started "
+                f"with {self.dataset.get('fingerprint')}: the data has changed; give another run folder"
+            )
+
+
+def _without_none(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has no null: an absent key is a default."""
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in tables.items()
+        if value is not None
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # Ray may be missing where only one process is used
+        return "absent"

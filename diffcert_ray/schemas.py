@@ -1,0 +1,159 @@
+"""The columns of stored units and certificates, as Arrow schemas and as row types."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+VERSION_KEY = b"diffcert.schema"
+PUBLISHED_KEY = b"diffcert.published_us"  # unix time; orders parts of different writers
+
+STREAMS = ("select", "estimate")
+ALL_CLASSES = -1
+OTHER = -2  # in `classes`: not the target, or unresolved
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """The counts of one complete unit of votes.
+
+    `classes` are distinct and their `counts` add up to stop - start; class -2 holds the votes for
+    "not the target, or unresolved". `target` is -1 where every class could be voted for.
+    """
+
+    sigma: float
+    image_id: int
+    image_sha: str
+    stream: str
+    start: int
+    stop: int
+    target: int
+    classes: tuple[int, ...]
+    counts: tuple[int, ...]
+    nfe: int
+    seconds: float
+    device: str
+    numerics: str
+    worker: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class CertificateRow:
+    """One image's certificate at one sigma by one bound."""
+
+    sigma: float
+    image_id: int
+    label: int
+    predicted: int
+    correct: bool
+    abstained: bool
+    radius: float
+    p_low: float
+    n_a: int
+    n: int
+    n0: int
+    alpha: float
+    bound: str
+    nfe: int
+    seconds: float
+    method: str
+    votes_id: str
+
+
+def column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    """A column that is never null, with its unit of measure or meaning in the metadata."""
+    return pa.field(name, kind, nullable=False, metadata={"unit": meaning})
+
+
+UNIT_SCHEMA = pa.schema(
+    [
+        column("sigma", pa.float64(), "noise std of pixels in [0, 1]"),
+        column("image_id", pa.int64(), "row of the dataset"),
+        column("image_sha", pa.string(), "prefix of the pixels' sha256"),
+        column("stream", pa.string(), "select or estimate"),
+        column("start", pa.int32(), "first vote"),
+        column("stop", pa.int32(), "vote after the last"),
+        column("target", pa.int32(), "class, -1: all classes"),
+        column("classes", pa.list_(pa.int32()), "class, -2: not the target, or unresolved"),
+        column("counts", pa.list_(pa.int32()), "votes"),
+        column("nfe", pa.int64(), "evaluations of the denoiser network"),
+        column("seconds", pa.float64(), "s"),
+        column("device", pa.string(), "device model"),
+        column("numerics", pa.string(), "numerics kind (hash of the probe batch's results)"),
+        column("worker", pa.string(), "worker"),
+        column("attempt", pa.int32(), "0: first"),
+    ],
+    metadata={VERSION_KEY: f"units/{SCHEMA_VERSION}"},
+)
+
+CERTIFICATE_SCHEMA = pa.schema(
+    [
+        column("sigma", pa.float64(), "noise std of pixels in [0, 1]"),
+        column("image_id", pa.int64(), "row of the dataset"),
+        column("label", pa.int32(), "class"),
+        column("predicted", pa.int32(), "class, -1: abstained"),
+        column("correct", pa.bool_(), "predicted the label"),
+        column("abstained", pa.bool_(), "no certificate"),
+        column("radius", pa.float64(), "L2, pixels in [0, 1]"),
+        column("p_low", pa.float64(), "probability"),
+        column("n_a", pa.int64(), "votes for the predicted class"),
+        column("n", pa.int64(), "votes that estimated"),
+        column("n0", pa.int64(), "votes that selected"),
+        column("alpha", pa.float64(), "probability of a wrong certificate"),
+        column("bound", pa.string(), "name of the bound"),
+        column("nfe", pa.int64(), "evaluations of the denoiser network"),
+        column("seconds", pa.float64(), "s"),
+        column("method", pa.string(), "name of the base classifier"),
+        column("votes_id", pa.string(), "hash of what a vote depends on"),
+    ],
+    metadata={VERSION_KEY: f"certificates/{SCHEMA_VERSION}"},
+)
+
+UNIT_KEY = ("sigma", "stream", "image_id", "start", "stop", "target")
+CERTIFICATE_KEY = ("sigma", "image_id", "bound", "alpha", "n", "n0", "method", "votes_id")
+# What is needed to decide which rows count, and to resume.
+UNIT_COUNT_COLUMNS = (*UNIT_KEY, "image_sha", "classes", "counts", "numerics")
+
+
+def check_unit(row: UnitRow) -> None:
+    """Refuse a unit that is not complete.
+
+    Args:
+        row: the unit about to be stored.
+
+    Raises:
+        ValueError: its stream is unknown, its range empty, or its counts do not add up to it.
+    """
+    if row.stream not in STREAMS:
+        raise ValueError(f"unit stream {row.stream!r}: use one of {', '.join(STREAMS)}")
+    if not 0 <= row.start < row.stop:
+        raise ValueError(f"unit votes {row.start}:{row.stop}: use 0 <= start < stop")
+    distinct = len(set(row.classes)) == len(row.classes) == len(row.counts)
+    if not distinct or sum(row.counts) != row.stop - row.start or min(row.counts) < 0:
+        raise ValueError(
+            f"unit of image {row.image_id} votes {row.start}:{row.stop} has classes {row.classes} "
+            f"and counts {row.counts}: give each class once, and {row.stop - row.start} votes in "
+            "all, so that stored means complete"
+        )
+
+
+def unit_table(rows: Sequence[UnitRow]) -> pa.Table:
+    """Units as a table, each with its classes in increasing order."""
+    columns: dict[str, list[Any]] = {name: [] for name in UNIT_SCHEMA.names}
+    for row in rows:
+        pairs = sorted(zip(row.classes, row.counts, strict=True))
+        values = vars(row) | {
+            "classes": [klass for klass, _ in pairs],
+            "counts": [count for _, count in pairs],
+        }
+        for name, cells in columns.items():
+            cells.append(values[name])
+    return pa.table(columns, schema=UNIT_SCHEMA)
+
+
+def certificate_table(rows: Sequence[CertificateRow]) -> pa.Table:
+    """Certificates as a table."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=CERTIFICATE_SCHEMA)

@@ -1,0 +1,232 @@
+"""Which noise levels a vote visits, which classes it drops, and when it knows its class.
+
+One vote is a race between classes. Its terms are paired: every class sees the same noise at the same
+level. A rule visits the levels in *entries* grouped into *rounds*; after each round the pure function
+``Sift.step`` looks at the vote's own losses (nobody else's: pruning shared between the votes of an image
+would change the smoothed function) and says who is still in and which round comes next.
+
+Rules (Chen et al. 2024, section 3.4 and appendix; "ours" where marked):
+
+- ``full``: every class at every level; the smallest weighted sum wins.
+- ``paired-z`` (ours): after each round a class is dropped when its mean paired difference to the leader
+  exceeds z standard errors; the last one standing wins, after all levels the smallest sum does.
+- ``threshold`` (the paper's sift-and-refine): one level a round; a class is dropped when its summed loss
+  exceeds the smallest by the threshold; when at most ``keep`` classes are left, or the sifting levels are
+  used up, the best ``keep`` go on to all levels with fresh noise, and the sifting losses are discarded.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FULL_ROUND_LEVELS = 8  # `full` needs no decisions: rounds only bound the memory of the row queue
+
+
+@dataclass(frozen=True)
+class Sift:
+    """A sifting rule laid out over a grid of noise levels.
+
+    Args:
+        rule: "full", "paired-z" or "threshold".
+        order: int64 [E], index of the noise level of each entry. For ``threshold`` the first entries
+            are the sifting levels.
+        coefficient: float64 [E], what a loss is multiplied by in sums: the level's weight (for sifting
+            entries of ``threshold``: its density, without the spacing).
+        rounds: (start, stop) entries of each round.
+        refine_round: first round whose losses count in the final sum (0 unless ``threshold``).
+        z: standard errors of ``paired-z``.
+        first_ratio: after one level, when there is no standard error yet, ``paired-z`` drops a class
+            whose loss exceeds this many times the leader's.
+        threshold: of the rule ``threshold``, in loss times density.
+        keep: classes that ``threshold`` hands to the refining levels.
+    """
+
+    rule: str
+    order: np.ndarray
+    coefficient: np.ndarray
+    rounds: tuple[tuple[int, int], ...]
+    refine_round: int = 0
+    z: float = 2.0
+    first_ratio: float = 2.0
+    threshold: float = 0.02
+    keep: int = 10
+
+    def step(
+        self, round_index: int, losses: np.ndarray, alive: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Decide, for N votes that have just finished the same round, what each does next.
+
+        A vote's outcome does not depend on the other rows.
+
+        Args:
+            round_index: the round just finished.
+            losses: float64 [entries seen, N, K]; columns may be any subset of the classes that contains
+                all that are alive (in ascending order of class). Values of dropped classes are ignored.
+            alive: bool [N, K], classes still in.
+
+        Returns:
+            (alive, next_round, winner): bool [N, K]; int64 [N]; int64 [N] holding the column of the
+            class that won, -1 while open, -2 if unresolved (no class has a finite loss left).
+        """
+        start, stop = self.rounds[round_index]
+        votes = alive.shape[0]
+        # A non-finite loss never wins.
+        alive = alive & np.isfinite(losses[start:stop]).all(axis=0)
+        next_round = np.full(votes, round_index + 1, np.int64)
+        if self.rule == "paired-z":
+            alive = self._drop_by_paired_z(losses[:stop], alive)
+        elif self.rule == "threshold" and round_index < self.refine_round:
+            alive, next_round = self._drop_by_threshold(round_index, losses[:stop], alive)
+        winner = np.full(votes, -1, np.int64)
+        if round_index + 1 == len(self.rounds):
+            winner = self._smallest_sum(losses[:stop], alive)
+        elif self.rule == "paired-z":
+            single = alive.sum(axis=1) == 1
+            winner[single] = alive[single].argmax(axis=1)
+        winner[~alive.any(axis=1)] = -2
+        return alive, next_round, winner
+
+    def _terms(self, losses: np.ndarray, alive: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            terms = losses * self.coefficient[: losses.shape[0], None, None]
+        return np.where(alive, terms, np.inf)
+
+    def _drop_by_paired_z(self, losses: np.ndarray, alive: np.ndarray) -> np.ndarray:
+        seen = losses.shape[0]
+        terms = self._terms(losses, alive)
+        leader = np.add.reduce(terms, axis=0).argmin(axis=1)
+        leading = np.take_along_axis(terms, leader[None, :, None], axis=2)
+        if seen == 1:
+            drop = terms[0] > self.first_ratio * leading[0]
+        else:
+            with np.errstate(invalid="ignore"):
+                difference = terms - leading
+                mean = np.add.reduce(difference, axis=0) / seen
+                square = np.add.reduce((difference - mean) ** 2, axis=0)
+            error = np.sqrt(square / (seen * (seen - 1)))
+            with np.errstate(invalid="ignore"):
+                drop = mean > self.z * error
+        drop[np.arange(len(drop)), leader] = False
+        return alive & ~drop
+
+    def _drop_by_threshold(
+        self, round_index: int, losses: np.ndarray, alive: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        terms = self._terms(losses, alive)
+        total = np.add.reduce(terms, axis=0)
+        best = total.min(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            alive = alive & ~(total - best > self.threshold)
+        done = (alive.sum(axis=1) <= self.keep) | (round_index + 1 == self.refine_round)
+        rank = np.where(alive, total, np.inf).argsort(axis=1, kind="stable").argsort(axis=1)
+        alive = np.where(done[:, None], alive & (rank < self.keep), alive)
+        return alive, np.where(done, self.refine_round, round_index + 1)
+
+    def _smallest_sum(self, losses: np.ndarray, alive: np.ndarray) -> np.ndarray:
+        """Column of the smallest weighted sum, added in the order of the levels, not of the visits."""
+        first = self.rounds[self.refine_round][0]
+        total = np.zeros(alive.shape)
+        for entry in first + np.argsort(self.order[first:], kind="stable"):
+            total += losses[entry] * self.coefficient[entry]
+        return np.where(alive, total, np.inf).argmin(axis=1)
+
+
+def visiting_order(levels: int, first: float = 1 / 3) -> np.ndarray:
+    """Order in which few visits cover the whole range of levels.
+
+    The first level lies a fraction ``first`` up the grid; the others follow a van der Corput sequence
+    (bit reversal), shifted so that it starts there.
+
+    Args:
+        levels: T >= 1.
+        first: position of the first level, 0 <= first < 1.
+
+    Returns:
+        int64 [T], a permutation of 0..T-1.
+    """
+    count = 1 << max(levels - 1, 1).bit_length()
+    bits = count.bit_length() - 1
+    index = np.arange(count)
+    reversed_bits = np.zeros(count, np.int64)
+    for bit in range(bits):
+        reversed_bits |= ((index >> bit) & 1) << (bits - 1 - bit)
+    wanted = np.floor((reversed_bits / count + first) % 1.0 * levels).astype(np.int64)
+    _, position = np.unique(wanted, return_index=True)
+    seen = wanted[np.sort(position)]
+    missing = np.setdiff1d(np.arange(levels), seen)
+    return np.concatenate([seen, missing])
+
+
+def growing_rounds(entries: int, first: int = 1) -> tuple[tuple[int, int], ...]:
+    """Rounds that end after first, 3, 7, 15, ... entries: each as long as all before it and a bit more.
+
+    Args:
+        entries: E >= 1.
+        first: length of the first round, >= 1.
+
+    Returns:
+        (start, stop) pairs that cover 0..E.
+    """
+    ends = [min(first, entries)]
+    while ends[-1] < entries:
+        ends.append(min(2 * ends[-1] + 1, entries))
+    return tuple(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def even_rounds(start: int, stop: int, length: int) -> tuple[tuple[int, int], ...]:
+    """Rounds of a fixed length from start to stop; the last may be shorter."""
+    return tuple((a, min(a + length, stop)) for a in range(start, stop, length))
+
+
+def full_sift(weights: np.ndarray) -> Sift:
+    """The rule that evaluates every class at every level.
+
+    Args:
+        weights: float64 [T], the levels' weights.
+    """
+    levels = len(weights)
+    return Sift("full", np.arange(levels), weights, even_rounds(0, levels, FULL_ROUND_LEVELS))
+
+
+def paired_z_sift(
+    weights: np.ndarray, *, z: float, first_ratio: float = 2.0, first: float = 1 / 3
+) -> Sift:
+    """The rule of paired differences over one grid (ours).
+
+    Args:
+        weights: float64 [T], the levels' weights.
+        z: standard errors by which a class must trail to be dropped, > 0.
+        first_ratio: see ``Sift``.
+        first: where on the grid the first level lies, see ``visiting_order``.
+    """
+    order = visiting_order(len(weights), first)
+    rounds = growing_rounds(len(weights))
+    return Sift("paired-z", order, weights[order], rounds, z=z, first_ratio=first_ratio)
+
+
+def threshold_sift(
+    weights: np.ndarray, densities: np.ndarray, *, threshold: float, keep: int, levels: int
+) -> Sift:
+    """The paper's sift-and-refine over a grid for refining and a grid for sifting.
+
+    Args:
+        weights: float64 [T], weights of the refining levels, noise levels 0..T-1.
+        densities: float64 [S], weight density at the sifting levels, noise levels T..T+S-1.
+        threshold: largest lag that stays in, in loss (mean over pixels) times density.
+        keep: classes that are refined.
+        levels: sifting levels at most, <= S.
+    """
+    refine, sifting = len(weights), len(densities)
+    visits = refine + visiting_order(sifting)[: min(levels, sifting)]
+    rounds = even_rounds(0, len(visits), 1) + even_rounds(
+        len(visits), len(visits) + refine, FULL_ROUND_LEVELS
+    )
+    return Sift(
+        "threshold",
+        np.concatenate([visits, np.arange(refine)]),
+        np.concatenate([densities[visits - refine], weights]),
+        rounds,
+        refine_round=len(visits),
+        threshold=threshold,
+        keep=keep,
+    )

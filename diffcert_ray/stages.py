@@ -1,0 +1,285 @@
+"""What comes next: selection before estimation, sift before refine, and when an image has enough votes.
+
+A pure state machine: it hands out items and takes in results, in any order, and knows nothing of
+workers, files or time. What it has in memory is the images under way, not the dataset.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffcert_ray.image_votes import ImageVotes, Plan, UnitCounts
+from diffcert_ray.work import Item, OpenVotes, Part, Result, Unit, join_open_votes, split_open_votes
+
+Stored = Callable[[float, int], Iterable[UnitCounts]]
+
+
+@dataclass
+class _Cost:
+    """Mean evaluations per vote, from what has been seen (a guess counts as one vote)."""
+
+    nfe: float
+    votes: float = 1.0
+
+    def add(self, nfe: int, votes: int) -> None:
+        self.nfe += nfe
+        self.votes += votes
+
+    @property
+    def mean(self) -> float:
+        return max(self.nfe / self.votes, 1.0)
+
+
+@dataclass
+class SettledUnit:
+    """A unit whose votes are all in, as it is to be stored."""
+
+    units: UnitCounts
+    workers: set[str] = field(default_factory=set)
+    devices: set[str] = field(default_factory=set)
+    numerics: set[str] = field(default_factory=set)
+
+
+class Stages:
+    """Hands out items until every image of a plan has its votes.
+
+    Args:
+        plan: what is asked.
+        stored: (sigma, image_id) -> complete units that exist already.
+        nfe_guess: evaluations per vote before any have been seen.
+        hand_back_levels: noise levels after which an open vote leaves its sift item
+            (stages = "split"), or None (stages = "fused").
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        stored: Stored,
+        *,
+        nfe_guess: float = 50.0,
+        hand_back_levels: int | None = None,
+    ) -> None:
+        self.plan = plan
+        self.images_done = 0
+        self.votes_done = 0
+        self.votes_stored = 0
+        self.finished_images: list[ImageVotes] = []
+        self._stored = stored
+        self._hand_back = hand_back_levels
+        self._todo = ((s, int(i)) for s in plan.sigmas for i in plan.image_ids)
+        self._todo_left = len(plan.sigmas) * len(plan.image_ids)
+        self._active: dict[tuple[float, int], ImageVotes] = {}
+        self._issued: dict[tuple[float, int], int] = {}
+        self._ready: dict[float, deque[Part]] = {s: deque() for s in plan.sigmas}
+        self._ready_votes: Counter[float] = Counter()
+        self._open: dict[float, list[OpenVotes]] = {s: [] for s in plan.sigmas}
+        self._open_votes: Counter[float] = Counter()
+        self._settling: dict[Unit, SettledUnit] = {}
+        self._fresh_cost = _Cost(nfe_guess)
+        self._open_cost = _Cost(nfe_guess)
+        self._in_flight: dict[int, Item] = {}
+        self._next_item = 0
+        self._ahead_votes = plan.unit
+
+    @property
+    def images_total(self) -> int:
+        """Images times sigmas."""
+        return len(self.plan.sigmas) * len(self.plan.image_ids)
+
+    @property
+    def nfe_per_vote(self) -> float:
+        """Mean evaluations per vote so far, or the guess."""
+        return self._fresh_cost.mean
+
+    @property
+    def finished(self) -> bool:
+        """Whether every image has its certificate and nothing is under way."""
+        return not (self._todo_left or self._active or self._in_flight)
+
+    def nothing_to_do(self, certified: set[tuple[float, int]]) -> bool:
+        """Whether every image of the plan is among those certified already."""
+        return all((s, int(i)) in certified for s in self.plan.sigmas for i in self.plan.image_ids)
+
+    def take(self, nfe: float, workers: int = 1) -> Item | None:
+        """The next item, of about ``nfe`` evaluations, or None if all there is to do is under way.
+
+        Args:
+            nfe: size of the item in evaluations of the denoiser.
+            workers: how many share the rest of the work: towards the end items get smaller.
+        """
+        fresh = max(1, int(nfe / self._fresh_cost.mean))
+        held = max(1, int(nfe / self._open_cost.mean))
+        self._ahead_votes = max(fresh, self.plan.unit)
+        for sigma, count in self._open_votes.items():
+            if count >= held:
+                return self._refine_item(sigma, held)
+        self._activate(2 * fresh * workers)
+        sigma = next((s for s in self.plan.sigmas if self._ready[s]), None)
+        if sigma is not None:
+            share = -(-self._ready_votes[sigma] // (2 * workers))
+            item = self._sift_item(sigma, max(min(fresh, share), min(fresh, self.plan.unit)))
+            if item is not None:
+                return item
+        for sigma, count in self._open_votes.items():
+            if count:
+                share = -(-count // workers)
+                return self._refine_item(sigma, min(held, share))
+        return None
+
+    def deliver(self, result: Result) -> list[SettledUnit]:
+        """Take in the result of an item; a second delivery changes nothing.
+
+        Returns:
+            The units that it completed.
+        """
+        item = self._in_flight.pop(result.item_id, None)
+        if item is None:
+            return []
+        settled_votes = sum(t.votes for t in result.tallies)
+        cost = self._open_cost if item.open_votes is not None else self._fresh_cost
+        cost.add(result.nfe, item.votes)
+        self.votes_done += settled_votes
+        if result.open_votes is not None:
+            self._open[item.sigma].append(result.open_votes)
+            self._open_votes[item.sigma] += len(result.open_votes)
+        complete = []
+        for tally in result.tallies:
+            seconds = result.seconds * tally.nfe / max(result.nfe, 1)
+            entry = self._settling.get(tally.unit)
+            if entry is None:  # its image was given up
+                continue
+            total = Counter(entry.units.counts)
+            total.update(tally.counts)
+            entry.units = UnitCounts(
+                tally.unit,
+                tally.target,
+                dict(total),
+                entry.units.nfe + tally.nfe,
+                entry.units.seconds + seconds,
+            )
+            entry.workers.add(result.worker)
+            entry.devices.add(result.device)
+            entry.numerics.add(result.numerics)
+            if sum(total.values()) == tally.unit.votes:
+                complete.append(self._settling.pop(tally.unit))
+        for entry in complete:
+            self._add(entry.units)
+        return complete
+
+    def abandon(self, item: Item) -> list[tuple[float, int]]:
+        """Give up an item for good (quarantine): its images get no certificate in this run.
+
+        Returns:
+            (sigma, image_id) of the images given up.
+        """
+        self._in_flight.pop(item.item_id, None)
+        units = [p.unit for p in item.parts]
+        units += list(item.open_votes.units) if item.open_votes is not None else []
+        lost = sorted({(u.sigma, u.image_id) for u in units})
+        for key in lost:
+            self._active.pop(key, None)
+            self._issued.pop(key, None)
+        return lost
+
+    # ---- images ------------------------------------------------------------------------------------
+
+    def _activate(self, votes: int) -> None:
+        """Bring in images until enough fresh votes are ready."""
+        while sum(self._ready_votes.values()) < votes and self._todo_left:
+            key = next(self._todo)
+            self._todo_left -= 1
+            image = ImageVotes(self.plan, *key)
+            for units in self._stored(*key):
+                image.add(units)
+                self.votes_done += units.unit.votes
+                self.votes_stored += units.unit.votes
+            self._active[key] = image
+            self._issued[key] = 0
+            self._issue_select(image)
+            self._settle_or_issue(image)
+
+    def _add(self, units: UnitCounts) -> None:
+        image = self._active.get((units.unit.sigma, units.unit.image_id))
+        if image is not None:
+            image.add(units)
+            self._settle_or_issue(image)
+
+    def _settle_or_issue(self, image: ImageVotes) -> None:
+        key = (image.sigma, image.image_id)
+        if image.finished:
+            del self._active[key], self._issued[key]
+            self.images_done += 1
+            self.finished_images.append(image)
+        elif image.chosen is not None:
+            self._issue_estimate(image)
+
+    def _issue_select(self, image: ImageVotes) -> None:
+        for start, stop in image.missing("select"):
+            self._issue(image, "select", start, stop, front=False)
+
+    def _issue_estimate(self, image: ImageVotes) -> None:
+        """Issue estimation units: all of a fixed n, or one item's worth beyond the last look."""
+        key = (image.sigma, image.image_id)
+        horizon = self.plan.n
+        if self.plan.bound == "sequential":
+            horizon = min(horizon, image.prefix + self._ahead_votes)
+        if self._issued[key] >= horizon:
+            return
+        ranges = [r for r in image.missing("estimate", horizon) if r[0] >= self._issued[key]]
+        # To the front, in order: images under way finish before new ones begin.
+        for start, stop in reversed(ranges):
+            self._issue(image, "estimate", start, stop, front=True)
+        self._issued[key] = ranges[-1][1] if ranges else horizon
+
+    def _issue(self, image: ImageVotes, stream: str, start: int, stop: int, *, front: bool) -> None:
+        unit = Unit(image.sigma, image.image_id, stream, start, stop)
+        part = Part(unit, start, stop, image.target(stream))
+        ready = self._ready[image.sigma]
+        (ready.appendleft if front else ready.append)(part)
+        self._ready_votes[image.sigma] += stop - start
+        self._settling[unit] = SettledUnit(UnitCounts(unit, part.target, {}, 0, 0.0))
+
+    # ---- items -------------------------------------------------------------------------------------
+
+    def _sift_item(self, sigma: float, votes: int) -> Item | None:
+        ready, parts = self._ready[sigma], []
+        while ready and votes > 0:
+            part = ready.popleft()
+            unit = part.unit
+            if (unit.sigma, unit.image_id) not in self._active:  # stopped or given up meanwhile
+                self._ready_votes[sigma] -= part.stop - part.start
+                continue
+            middle = min(part.start + votes, part.stop)
+            if middle < part.stop:
+                ready.appendleft(Part(unit, middle, part.stop, part.target))
+            parts.append(Part(unit, part.start, middle, part.target))
+            self._ready_votes[sigma] -= middle - part.start
+            votes -= middle - part.start
+        if not parts:
+            return None
+        return self._send(Item(self._next_item, sigma, tuple(parts), None, self._hand_back))
+
+    def _refine_item(self, sigma: float, votes: int) -> Item:
+        held = join_open_votes(self._open[sigma])
+        taken, rest = split_open_votes(held, votes)
+        self._open[sigma] = [rest] if len(rest) else []
+        self._open_votes[sigma] = len(rest)
+        return self._send(Item(self._next_item, sigma, (), taken, None))
+
+    def _send(self, item: Item) -> Item:
+        self._next_item += 1
+        self._in_flight[item.item_id] = item
+        return item
+
+
+def planned_votes(plan: Plan) -> int:
+    """Votes that a plan asks for at most: images x sigmas x (n0 + n)."""
+    return len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n)
+
+
+def all_units(plan: Plan) -> int:
+    """Units that a plan asks for at most."""
+    streams = len(plan.ranges("select")) + len(plan.ranges("estimate"))
+    return int(np.int64(len(plan.image_ids)) * len(plan.sigmas) * streams)

@@ -1,0 +1,262 @@
+"""A run's folder: its document, its units and its certificates, local or on an object store."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from diffcert_ray.done_units import DoneUnits, UnitCounts
+from diffcert_ray.location import Location, StoreError, open_location
+from diffcert_ray.manifest import Manifests
+from diffcert_ray.parts import (
+    Damage,
+)
+from diffcert_ray.schemas import (
+    CERTIFICATE_SCHEMA,
+    UNIT_COUNT_COLUMNS,
+    UNIT_SCHEMA,
+    CertificateRow,
+    UnitRow,
+)
+from diffcert_ray.stored_rows import SCHEMAS, StoredRows, loose_parts, read_once
+from diffcert_ray.writer import Writer
+
+__all__ = [
+    "CertificateRow",
+    "DoneUnits",
+    "RunStore",
+    "StoreError",
+    "UnitCounts",
+    "UnitRow",
+    "Writer",
+    "open_location",
+]
+
+logger = logging.getLogger(__name__)
+
+RUN_DOCUMENT = "run.toml"
+LISTINGS = 5  # readings from a fresh listing while compactions remove what was listed
+SECRET_OPTIONS = ("key", "secret", "token", "password", "passwd", "credential")
+OnDamaged = Literal["refuse", "recompute"]
+
+
+@dataclass
+class RunStore:
+    """One run's folder. Made by `RunStore.create` or `RunStore.open`.
+
+    Args:
+        location: the folder.
+        on_damaged: "refuse" a damaged or missing part, or "recompute": leave it out, so that its
+            units count as missing.
+    """
+
+    location: Location
+    on_damaged: OnDamaged = "refuse"
+    differing: int = field(default=0, init=False)
+    """Units of the last reading for which other kinds returned other counts."""
+    damaged: tuple[Damage, ...] = field(default=(), init=False)
+    """Files that the last reading left out."""
+
+    @classmethod
+    def create(
+        cls,
+        address: str,
+        run_document: bytes,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        on_damaged: OnDamaged = "refuse",
+    ) -> "RunStore":
+        """Start a run: prove that the folder is writable, then write run.toml, once.
+
+        Args:
+            address: local path or fsspec address.
+            run_document: the bytes of run.toml, without secrets.
+            storage_options: for the filesystem; kept in memory only.
+            on_damaged: "refuse" or "recompute".
+
+        Returns:
+            The store; also where a driver started at the same moment wrote the same document.
+
+        Raises:
+            StoreError: the folder is unwritable, or holds a run with another document.
+            ValueError: the document contains a credential from the storage options.
+        """
+        refuse_secrets(run_document, storage_options or {})
+        location = open_location(address, storage_options)
+        location.check_writable()
+        try:
+            location.create(RUN_DOCUMENT, run_document)
+        except FileExistsError as error:
+            if location.read(RUN_DOCUMENT) != run_document:
+                raise StoreError(
+                    f"{location.address} already holds another run: open it to continue, or give "
+                    "another run folder"
+                ) from error
+        return cls(location, on_damaged)
+
+    @classmethod
+    def open(
+        cls,
+        address: str,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        on_damaged: OnDamaged = "refuse",
+    ) -> "RunStore":
+        """Open a run that exists.
+
+        Args:
+            address: local path or fsspec address.
+            storage_options: for the filesystem; kept in memory only.
+            on_damaged: "refuse" or "recompute".
+
+        Returns:
+            The store.
+
+        Raises:
+            StoreError: there is no run, or the store cannot be read.
+        """
+        store = cls(open_location(address, storage_options), on_damaged)
+        store.run_document()
+        return store
+
+    @staticmethod
+    def exists(address: str, storage_options: Mapping[str, Any] | None = None) -> bool:
+        """Whether the folder holds a run."""
+        return open_location(address, storage_options).exists(RUN_DOCUMENT)
+
+    @property
+    def address(self) -> str:
+        """Where the run is."""
+        return self.location.address
+
+    def run_document(self) -> bytes:
+        """The bytes of run.toml; StoreError if there is no run."""
+        try:
+            return self.location.read(RUN_DOCUMENT)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"no run at {self.address}: {RUN_DOCUMENT} is missing; check the address, or start "
+                "a run there"
+            ) from error
+
+    def writer(
+        self,
+        flush_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        give_up_s: float = 300.0,
+    ) -> Writer:
+        """A writer with a random name, for one driver.
+
+        Args:
+            flush_s: how long finished rows may wait in memory, seconds.
+            clock: monotonic seconds.
+            give_up_s: how long the store may stay unwritable, seconds.
+
+        Returns:
+            The writer; close it at the end.
+        """
+        return Writer(self.location, flush_s=flush_s, give_up_s=give_up_s, clock=clock)
+
+    def units(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The stored units, each once, sorted by key.
+
+        Args:
+            columns: of UNIT_SCHEMA; all by default.
+
+        Returns:
+            A table whose string columns are dictionaries.
+
+        Raises:
+            StoreError: a part is damaged (unless on_damaged is "recompute"), two deliveries of one
+                numerics kind differ, or an image_id has two pixel hashes.
+        """
+        wanted = list(columns or UNIT_SCHEMA.names)
+        needed = [n for n in UNIT_SCHEMA.names if n in {*wanted, *UNIT_COUNT_COLUMNS}]
+        return self._resolved("units", needed).select(wanted)
+
+    def done_units(self) -> DoneUnits:
+        """The stored units with their counts, for planning and for resuming."""
+        return DoneUnits.from_table(self.units(UNIT_COUNT_COLUMNS))
+
+    def certificates(self) -> pa.Table:
+        """The stored certificates, the last of each key, sorted by key."""
+        return self._resolved("certificates", CERTIFICATE_SCHEMA.names)
+
+    def unit_files(self) -> list[str]:
+        """Full addresses of the files that hold the units, for pandas, pyarrow or DuckDB."""
+        listed = self.location.list("units")
+        manifest = Manifests(self.location).newest(self.on_damaged == "recompute")
+        names = [file.name for file in manifest.files["units"]]
+        names += loose_parts(listed, manifest, "units")
+        return [f"{self.address}/{name}" for name in names]
+
+    def loose_part_count(self) -> int:
+        """Parts that no compaction has taken over; from 2,000 on, compact."""
+        listed = {folder: self.location.list(folder) for folder in SCHEMAS}
+        manifest = Manifests(self.location).newest(self.on_damaged == "recompute")
+        return sum(len(loose_parts(names, manifest, f)) for f, names in listed.items())
+
+    def read_rows(self, folder: str, columns: Sequence[str]) -> StoredRows:
+        """Read everything stored in a folder, repeats included.
+
+        Args:
+            folder: units or certificates.
+            columns: what to read.
+
+        Returns:
+            The rows with the file of each.
+
+        Raises:
+            StoreError: a part is damaged and on_damaged is "refuse".
+        """
+        for last in [False] * (LISTINGS - 1) + [True]:
+            rows, vanished = read_once(
+                self.location, folder, columns, self.on_damaged == "recompute"
+            )
+            if last or not vanished:
+                break
+        damaged = (*rows.damaged, *(Damage(name, "missing") for name in vanished))
+        self.damaged = damaged
+        if damaged and self.on_damaged == "refuse":
+            shown = ", ".join(str(damage) for damage in damaged[:3])
+            raise StoreError(
+                f"{len(damaged)} damaged files in {self.address}: {shown}. Restore them from a "
+                'copy, or run again with on_damaged="recompute": their units are computed again'
+            )
+        for damage in damaged:
+            logger.warning("left out the damaged file %s/%s", self.address, damage)
+        return replace(rows, damaged=damaged)
+
+    def _resolved(self, folder: str, columns: Sequence[str]) -> pa.Table:
+        rows = self.read_rows(folder, columns)
+        resolution = rows.resolve()
+        self.differing = rows.manifest.differing + resolution.differing
+        if is_sorted_range(resolution.rows, rows.table.num_rows):
+            return rows.table
+        return rows.table.take(pa.array(resolution.rows))
+
+
+def is_sorted_range(rows: np.ndarray, count: int) -> bool:
+    """Whether rows are all of 0..count-1 in order, so that nothing need be copied."""
+    return len(rows) == count and bool(np.array_equal(rows, np.arange(count)))
+
+
+def refuse_secrets(document: bytes, storage_options: Mapping[str, Any]) -> None:
+    """Refuse a run document that contains a credential of the storage options."""
+    for name, value in storage_options.items():
+        if isinstance(value, Mapping):
+            refuse_secrets(document, value)
+        elif (
+            isinstance(value, str)
+            and len(value) >= 4
+            and any(word in name.lower() for word in SECRET_OPTIONS)
+            and value.encode() in document
+        ):
+            raise ValueError(
+                f"run.toml contains the value of the storage option {name!r}: leave storage "
+                "options out of it; credentials are never written into a run"
+            )
