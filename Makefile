@@ -34,5 +34,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing what the tests need ..."
-	$(PIP) --editable '.[dev,cluster]'
+	$(PIP) --editable '.[dev]'
 	@touch $@

@@ -5,15 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from diffcert_ray.config import Config, ConfigError, load_config
 from diffcert_ray.datasets import Dataset, load_dataset
-from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.image_votes import ImageVotes, Plan
+from diffcert_ray.loss_stages import ImageLosses, LossStages
+from diffcert_ray.loss_store import read_losses
+from diffcert_ray.plain import PlainPlan, plain_plan
+from diffcert_ray.plain_results import image_certificate, plain_row
 from diffcert_ray.preflight import check_plan
 from diffcert_ray.results import certificate_row, stored_units
 from diffcert_ray.run import Driver, Outcome, Progress
@@ -22,6 +25,9 @@ from diffcert_ray.schemas import CertificateRow
 from diffcert_ray.stages import Stages
 from diffcert_ray.store import RunStore
 from diffcert_ray.work import Item, Part, Unit
+
+if TYPE_CHECKING:
+    from diffcert_ray.denoisers.denoiser import Denoiser
 
 RUNS_FOLDER = "runs"
 
@@ -48,12 +54,18 @@ class Run:
         return self.document.config
 
     def units(self) -> pd.DataFrame:
-        """The stored units, each once: counts of votes, the truth that everything else is made of."""
+        """The stored units, each once: counts of votes, which all else is made of."""
         return self.store.units().to_pandas()
 
     def certificates(self) -> pd.DataFrame:
-        """The stored certificates: one row for each image, sigma and bound."""
-        return self.store.certificates().to_pandas()
+        """The stored certificates: one row for each image, sigma and bound.
+
+        Where a ``sequential`` run was continued with a larger n, the row that used most votes
+        counts.
+        """
+        table = self.store.certificates().to_pandas()
+        key = ["sigma", "image_id", "bound", "alpha", "n0"]
+        return table.sort_values([*key, "n"]).drop_duplicates(key, keep="last", ignore_index=True)
 
 
 def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = None) -> Run:
@@ -82,7 +94,7 @@ def certify(
     images: tuple[int, int] | None = None,
     local: bool = False,
     address: str | None = None,
-    denoiser: Denoiser | None = None,
+    denoiser: "Denoiser | None" = None,
     dataset: Dataset | None = None,
     on_damaged: str = "refuse",
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -91,8 +103,9 @@ def certify(
 ) -> Run:
     """Certify a dataset: start a run, or continue the one that is in the folder.
 
-    With probability at least 1 - alpha for each image and sigma, the smoothed classifier returns the
-    stored class everywhere in the open l2 ball of the stored radius (pixel units, images in [0, 1]).
+    With probability at least 1 - alpha for each image and sigma, the smoothed classifier returns
+    the stored class everywhere in the open l2 ball of the stored radius (pixel units, images in [0,
+    1]).
 
     Args:
         config: a TOML file, the name of a preset, a mapping, or a Config.
@@ -112,8 +125,8 @@ def certify(
         The run; ``outcome.complete`` says whether every image has its certificate.
 
     Raises:
-        ConfigError, CheckpointError, ValueError: something is wrong that could be checked before any
-            work; the message names the value, the limit and the remedy.
+        ConfigError, CheckpointError, ValueError: something is wrong that could be checked before
+            any work; the message names the value, the limit and the remedy.
         StoreError: the store cannot be written or trusted.
         PoolError: no worker can be had.
     """
@@ -124,34 +137,37 @@ def certify(
     weights = weights_of(settings, denoiser)
     options = settings.execution.storage_options or None
     place = str(run) if run is not None else os.path.join(RUNS_FOLDER, settings.name)
+    device = resolve_device(settings.execution.device)
+    plan = plan_of(settings, data, images)
+    check_plan(settings, plan, data, denoiser)
     store, document, settings = _open_or_create(
         place, settings, weights, data, options, on_damaged=on_damaged
     )
-    device = resolve_device(settings.execution.device)
     spec = WorkerSpec(settings, weights, device, denoiser, dataset)
-    plan = plan_of(settings, data, images)
-    check_plan(settings, plan, data, denoiser)
-    stages = Stages(
-        plan,
-        stored_units(store.done_units(), plan),
-        hand_back_levels=settings.sift.levels if settings.execution.stages == "split" else None,
-    )
+    on_start(Run(place, store, document))
     stored = _stored_certificates(store, plan)
-    opened = Run(place, store, document)
-    on_start(opened)
-    if stages.nothing_to_do(stored):
+    _check_same_images(store, data)
+    stages = _stages(settings, plan, store)
+    if plan.bound != "sequential" and stages.nothing_to_do({key[:2] for key in stored}):
         return Run(place, store, document, Outcome(complete=True))
     labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
 
-    def row_of(image: ImageVotes) -> CertificateRow | None:
-        if (image.sigma, image.image_id) in stored:
-            return None
-        verdict = image.verdict()
-        assert verdict is not None  # the stages hand over finished images only
-        name = settings.method.name
+    def row_of(image: ImageVotes | ImageLosses) -> CertificateRow | None:
         label = labels[image.image_id]
-        return certificate_row(image, verdict, label, method=name, votes_id=document.votes_id)
+        if isinstance(image, ImageLosses):
+            found = image_certificate(image, data.image(image.image_id))
+            row = plain_row(image, found, label, votes_id=document.votes_id)
+        else:
+            verdict = image.verdict()
+            assert verdict is not None  # the stages hand over finished images only
+            name = settings.method.name
+            row = certificate_row(image, verdict, label, method=name, votes_id=document.votes_id)
+        return None if (row.sigma, row.image_id, row.n) in stored else row
 
+    if stages.all_stored():  # only certificates may be missing: no worker is needed
+        with store.writer() as writer:
+            writer.add_certificates(r for i in stages.finished_images if (r := row_of(i)))
+        return Run(place, store, document, Outcome(complete=True))
     pool = _pool(spec, settings, local=local, address=address)
     try:
         with store.writer(flush_s=settings.execution.flush_s) as writer:
@@ -169,6 +185,16 @@ def certify(
     finally:
         pool.close()
     return Run(place, store, document, outcome)
+
+
+def _stages(settings: Config, plan: Plan | PlainPlan, store: RunStore) -> Stages | LossStages:
+    if isinstance(plan, PlainPlan):
+        return LossStages(plan, read_losses(store, len(plan.s), plan.classes).of)
+    return Stages(
+        plan,
+        stored_units(store.done_units(), plan),
+        hand_back_levels=settings.sift.levels if settings.execution.stages == "split" else None,
+    )
 
 
 def _pool(spec: Any, settings: Config, *, local: bool, address: str | None) -> Any:
@@ -191,7 +217,7 @@ def _pool(spec: Any, settings: Config, *, local: bool, address: str | None) -> A
 
 def plan_of(
     settings: Config, dataset: Dataset, images: tuple[int, int] | None = None
-) -> Plan:
+) -> Plan | PlainPlan:
     """What a configuration asks of a dataset's images.
 
     Args:
@@ -211,6 +237,8 @@ def plan_of(
                 f"0 <= start < stop <= {len(ids)}"
             )
         ids = ids[start:stop]
+    if settings.without_votes:
+        return plain_plan(settings, ids, dataset.num_classes, int(np.prod(dataset.image_shape)))
     votes = settings.votes
     return Plan(
         image_ids=ids,
@@ -255,12 +283,28 @@ def _open_or_create(
     return store, document, settings
 
 
-def _stored_certificates(store: RunStore, plan: Plan) -> set[tuple[float, int]]:
-    """(sigma, image_id) of the plan's certificates that are stored already."""
-    table = store.certificates().select(["sigma", "image_id", "alpha", "bound", "n0"]).to_pandas()
+def _stored_certificates(store: RunStore, plan: Plan | PlainPlan) -> set[tuple[float, int, int]]:
+    """(sigma, image_id, votes used) of the plan's certificates that are stored already."""
+    columns = ["sigma", "image_id", "alpha", "bound", "n0", "n"]
+    table = store.certificates().select(columns).to_pandas()
     same = (table["alpha"] == plan.alpha) & (table["bound"] == plan.bound)
     rows = table[same & (table["n0"] == plan.n0)]
-    return set(zip(rows["sigma"].tolist(), rows["image_id"].tolist(), strict=True))
+    return set(
+        zip(rows["sigma"].tolist(), rows["image_id"].tolist(), rows["n"].tolist(), strict=True)
+    )
+
+
+def _check_same_images(store: RunStore, data: Dataset) -> None:
+    """Refuse to continue with other pixels under a stored image_id."""
+    stored = store.units(["image_id", "image_sha"]).to_pandas().drop_duplicates("image_id")
+    known = set(data.ids.tolist())
+    for image_id, sha in zip(stored["image_id"].tolist(), stored["image_sha"], strict=True):
+        if image_id in known and (found := data.image_sha(image_id)) != sha:
+            raise ConfigError(
+                f"image {image_id} has pixels {found}, but the run's votes were cast on "
+                f"{sha}: the data "
+                "has changed; give another run folder (--run), or restore the data"
+            )
 
 
 class Classifier:
@@ -280,7 +324,7 @@ class Classifier:
 
     def __init__(
         self,
-        denoiser: Denoiser | str,
+        denoiser: "Denoiser | str",
         *,
         sigma: float,
         method: str = "apndc",
@@ -320,7 +364,8 @@ class Classifier:
         image = np.asarray(image, np.float32)
         if image.shape != tuple(self._base.denoiser.image_shape):
             raise ConfigError(
-                f"image has shape {image.shape}, the network takes {self._base.denoiser.image_shape}"
+                f"image has shape {image.shape}, the network takes "
+                f"{self._base.denoiser.image_shape}"
             )
         unit = Unit(self.sigma, image_id, stream, start, stop)
         item = Item(0, self.sigma, (Part(unit, start, stop),))

@@ -1,4 +1,4 @@
-"""The base classifier at one sigma: networks, method, noise levels and sifting rule put together."""
+"""The base classifier at one sigma: networks, method, noise levels and sifting rule together."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from diffcert_ray.classifier import MethodPlan, method_plan
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.noise_levels import NoiseLevels, noise_levels, to_model_space
-from diffcert_ray.sift import Sift, full_sift, paired_z_sift, threshold_sift
+from diffcert_ray.sift import Sift, exact_sift, full_sift, paired_z_sift, threshold_sift
 
 SIFTING_POINTS = 126  # the paper's grid for sifting, whatever the grid for refining
 
@@ -66,7 +66,8 @@ def base_classifier(
     plan = method_plan(config.method.name, levels, to_model_space(sigma))
     if plan.needs_denoised and unconditional is None and not denoiser.has_unconditional:
         raise ConfigError(
-            f'method "{config.method.name}" needs one unconditional denoising step, but the network '
+            f'method "{config.method.name}" needs one unconditional denoising step, but the '
+            "network "
             f"of model.checkpoint = {config.model.checkpoint!r} was trained without label dropout; "
             'set model.unconditional to an unconditional checkpoint, or method.name = "epndc"'
         )
@@ -96,6 +97,8 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
         levels = _grid(config, sigma)
         if rule.rule == "full":
             return levels, full_sift(levels.weights)
+        if rule.rule == "exact":
+            return levels, exact_sift(levels.weights)
         if rule.rule == "paired-z":
             sift = paired_z_sift(
                 levels.weights, z=rule.z, first_ratio=rule.first_ratio, first=rule.first_level
@@ -105,7 +108,11 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
     except ValueError as error:
         raise ConfigError(f"noise_levels at sigma {sigma}: {error}") from None
     sift = threshold_sift(
-        levels.weights, densities, threshold=rule.threshold, keep=rule.keep, levels=rule.levels
+        levels.weights,
+        densities,
+        threshold=rule.threshold,
+        keep=rule.keep,
+        levels=rule.threshold_levels,
     )
     joined = NoiseLevels(
         s=np.concatenate([levels.s, sifting]), weights=np.concatenate([levels.weights, densities])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffcert_ray.api import Run
 
 app = typer.Typer(
-    help="Certify how robust a diffusion classifier is: radii with a guarantee, for whole datasets.",
+    help="Certify how robust a diffusion classifier is: guaranteed radii, for whole datasets.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -230,7 +230,8 @@ def plan(config: ConfigArgument, overrides: SetOption = None, images: ImagesOpti
         if s.unreachable:
             shown = ", ".join(f"{r:g}" for r in s.unreachable)
             out.print(
-                f"warning: at sigma {s.sigma:g} no image can reach radius {shown}: n = {asked.n} at "
+                f"warning: at sigma {s.sigma:g} no image can reach radius {shown}: n = "
+                f"{asked.n} at "
                 f"alpha {asked.alpha:g} certifies at most {s.largest_radius:.3f}"
             )
 
@@ -288,7 +289,8 @@ def _report(run: "Run") -> None:
         out.print(
             f"sigma {row.sigma:g}: ACR {row.acr}, {100 * row.abstained:.1f} % abstain, "
             f"{100 * row.wrong:.1f} % wrong; {row.nfe_per_vote:.1f} NFE per vote, "
-            f"{row.nfe_per_image:,.0f} per image, {row.seconds_per_image:.2f} worker seconds per image"
+            f"{row.nfe_per_image:,.0f} per image, {row.seconds_per_image:.2f} worker seconds "
+            "per image"
         )
     out.print(f"\n{GUARANTEE}", soft_wrap=False)
     for name, data in report_files(certificates, radii, title).items():
@@ -332,7 +334,9 @@ def train_digits(
 
     from diffcert_ray.training import train_digits as train
 
-    with Progress(*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err) as bar:
+    with Progress(
+        *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err
+    ) as bar:
         task = bar.add_task("training", total=steps, loss="-")
 
         def on_progress(step: int, loss: float) -> None:

@@ -79,8 +79,10 @@ def compact(store: RunStore, delete_sources: bool = False) -> CompactionReport:
 def publish_next(store: RunStore) -> CompactionReport | None:
     """Write one generation; None if another compaction published the same number first."""
     manifests = Manifests(store.location)
-    base = manifests.newest(store.on_damaged == "recompute")
+    # The number is fixed before anything is read: if another compaction publishes after this line,
+    # it takes this number, and what was read here is thrown away.
     number = max([0, *manifests.generations()]) + 1
+    base = manifests.newest(store.on_damaged == "recompute")
     folder_name = f"{FOLDER}/{number:06d}-{secrets.token_hex(4)}"
     manifest = replace(base, generation=number)
     written: list[StoredFile] = []
@@ -88,9 +90,6 @@ def publish_next(store: RunStore) -> CompactionReport | None:
     differing = base.differing
     for folder in FOLDERS:
         rows = store.read_rows(folder, DECIDING_COLUMNS[folder])
-        if rows.manifest.generation != base.generation:
-            discard(store, written)
-            return None
         resolution = rows.resolve()
         rows = replace(rows, table=rows.table.schema.empty_table())  # frees its memory
         files = write_rows(store, rows, resolution.rows, f"{folder_name}/{folder}")

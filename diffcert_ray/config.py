@@ -13,13 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 METHOD_VERSION = 1  # raised by a change that changes votes; see the README's "Changes"
 
+PLAIN_BOUNDS = ("lipschitz", "local")
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the message names the key, the value, the limit and the remedy."""
+    """The configuration is wrong; the message names key, value, limit and remedy."""
 
 
 class _Table(BaseModel):
@@ -44,8 +46,8 @@ class DatasetConfig(_Table):
 class ModelConfig(_Table):
     """The denoiser's weights: a shipped model's name or a file.
 
-    ``unconditional`` is a second checkpoint for the unconditional step of apndc, needed when the first
-    one was trained without label dropout. ``sha256`` pins the file.
+    ``unconditional`` is a second checkpoint for the unconditional step of apndc, needed when the
+    first one was trained without label dropout. ``sha256`` pins the file.
     """
 
     checkpoint: str = "digits"
@@ -68,7 +70,7 @@ class NoiseLevelsConfig(_Table):
     """
 
     grid: Literal["linear", "quantile"] = "quantile"
-    weights: Literal["edm", "elbo", "uniform", "reference"] = "edm"
+    weights: Literal["edm", "elbo", "uniform", "linear-s", "reference"] = "edm"
     levels: Annotated[int, Field(ge=1, le=4096)] = 126
     min: Positive | None = None
     max: Positive = 3.0
@@ -77,16 +79,18 @@ class NoiseLevelsConfig(_Table):
 class SiftConfig(_Table):
     """How a vote spends its evaluations; see ``diffcert_ray.sift``.
 
-    ``levels`` is where a vote that is still open leaves the sift stage (for ``threshold``: the most
-    levels that it sifts over). It does not change the vote unless the rule is ``threshold``.
+    ``levels`` is where a vote that is still open leaves the sift stage; it does not change the
+    vote.
+    ``threshold_levels`` is how many levels the rule ``threshold`` sifts over at most.
     """
 
-    rule: Literal["full", "paired-z", "threshold"] = "paired-z"
+    rule: Literal["full", "exact", "paired-z", "threshold"] = "paired-z"
     z: Positive = 2.0
     first_ratio: Annotated[float, Field(gt=1)] = 2.0
     first_level: Annotated[float, Field(ge=0, lt=1)] = 1 / 3
     threshold: Positive = 0.02
     keep: Count = 10
+    threshold_levels: Count = 50
     levels: Count = 15
 
 
@@ -94,14 +98,19 @@ class VotesConfig(_Table):
     """How many votes, at which sigmas (pixel units), and what is certified from them.
 
     ``estimate = "target"`` lets an estimation vote stop once it is certain whether it is the chosen
-    class; ``complete`` asks every vote for its class (needed by ``two-class``).
+    class; ``complete`` asks every vote for its class (needed by ``two-class``). The bounds
+    ``lipschitz`` and ``local`` certify the plain classifier without votes, see ``PlainConfig``;
+    only
+    ``alpha``, ``radii`` and ``seed`` matter to them here.
     """
 
     sigmas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25,)
     n0: Count = 100
     n: Count = 1000
     alpha: Fraction = 0.001
-    bound: Literal["clopper-pearson", "two-class", "sequential"] = "clopper-pearson"
+    bound: Literal["clopper-pearson", "two-class", "sequential", "lipschitz", "local"] = (
+        "clopper-pearson"
+    )
     radii: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     estimate: Literal["complete", "target"] = "complete"
     unit: Count = 100
@@ -109,8 +118,19 @@ class VotesConfig(_Table):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
+class PlainConfig(_Table):
+    """How many noise draws bound the losses of the plain classifier (lipschitz, local).
+
+    ``draws`` is fixed before the first draw; ``unit`` draws at a time are summed, stored and
+    resumed.
+    """
+
+    draws: Count = 2048
+    unit: Annotated[int, Field(ge=1, le=4096)] = 32
+
+
 class NumericsConfig(_Table):
-    """What the last bits of a vote depend on; written once into the run and adopted by every resume."""
+    """What a vote's last bits depend on; written once into a run, adopted by every resume."""
 
     batch: Annotated[int, Field(ge=1, le=65536)] = 128
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -141,8 +161,14 @@ class Config(_Table):
     noise_levels: NoiseLevelsConfig = NoiseLevelsConfig()
     sift: SiftConfig = SiftConfig()
     votes: VotesConfig = VotesConfig()
+    plain: PlainConfig = PlainConfig()
     numerics: NumericsConfig = NumericsConfig()
     execution: ExecutionConfig = ExecutionConfig()
+
+    @property
+    def without_votes(self) -> bool:
+        """Whether the plain classifier is certified, from its losses and without votes."""
+        return self.votes.bound in PLAIN_BOUNDS
 
 
 def presets() -> list[str]:
@@ -158,8 +184,8 @@ def load_config(
 
     Args:
         source: a TOML file, the name of a shipped preset, a mapping, or a Config.
-        overrides: "table.key=value" settings that replace the source's; values are TOML, a bare word
-            is a string.
+        overrides: "table.key=value" settings that replace the source's; values are TOML, a bare
+            word is a string.
 
     Returns:
         The validated configuration.
@@ -245,10 +271,14 @@ def _check(config: Config) -> None:
     chosen = [k for k in ("first", "every", "ids", "sample") if getattr(config.dataset, k)]
     if len(chosen) > 1:
         raise ConfigError(f"dataset.{' and dataset.'.join(chosen)} exclude each other: keep one")
+    if config.without_votes:
+        _check_plain(config)
+        return
     for sigma in votes.sigmas:
         if 2 * sigma >= levels.max:
             raise ConfigError(
-                f"votes.sigmas has {sigma}: its level in model space is 2 * {sigma} = {2 * sigma}, at or "
+                f"votes.sigmas has {sigma}: its level in model space is 2 * {sigma} = "
+                f"{2 * sigma}, at or "
                 f"above noise_levels.max = {levels.max}; raise noise_levels.max or lower sigma"
             )
     if len(set(votes.sigmas)) < len(votes.sigmas):
@@ -261,6 +291,20 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"votes.n = {votes.n} is not a multiple of votes.unit = {votes.unit}: looks of the "
             "sequential bound are at the ends of units; change one of them"
+        )
+
+
+def _check_plain(config: Config) -> None:
+    if config.method.name != "dc":
+        raise ConfigError(
+            f'votes.bound = "{config.votes.bound}" certifies the plain classifier, but '
+            "method.name = "
+            f'"{config.method.name}": set method.name = "dc", or a bound from votes'
+        )
+    if config.noise_levels.weights == "reference":
+        raise ConfigError(
+            f'votes.bound = "{config.votes.bound}" with noise_levels.weights = "reference": use '
+            '"linear-s" with min = 1.0, where losses change slowly, or another density'
         )
 
 
@@ -278,14 +322,18 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
         weights: sha256 of each checkpoint by role ("denoiser", "unconditional").
 
     Returns:
-        A flat mapping from key to value; ``canonical_hash`` of it is the votes_id. Keys that are added
-        in later versions are to be left out while at their default, so that old runs keep their id.
+        A flat mapping from key to value (a key that is not set is left out); ``canonical_hash`` of
+        it is the votes_id. Keys that are added in later versions are to be left out while at their
+        default, so that old runs keep their id.
     """
+    if config.without_votes:
+        return _losses_identity(config, weights)
     sift = config.sift.model_dump()
     used = {
         "full": ("rule",),
+        "exact": ("rule",),
         "paired-z": ("rule", "z", "first_ratio", "first_level"),
-        "threshold": ("rule", "threshold", "keep", "levels"),
+        "threshold": ("rule", "threshold", "keep", "threshold_levels"),
     }[config.sift.rule]
     identity: dict[str, Any] = {
         "method_version": METHOD_VERSION,
@@ -299,12 +347,34 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
     identity |= {f"sift.{k}": sift[k] for k in used}
     identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
     identity |= {f"weights.{role}": sha for role, sha in weights.items()}
-    return identity
+    return {key: value for key, value in identity.items() if value is not None}
+
+
+def _losses_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that a loss of the plain classifier depends on besides its address and image."""
+    identity: dict[str, Any] = {
+        "method_version": METHOD_VERSION,
+        "method": config.method.name,
+        "pixels": "u = 2x - 1, projected on the box, output clipped to it",
+        "votes.seed": config.votes.seed,
+        "plain.unit": config.plain.unit,
+    }
+    identity |= {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
+    identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
+    identity |= {f"weights.{role}": sha for role, sha in weights.items()}
+    return {key: value for key, value in identity.items() if value is not None}
 
 
 def plan_identity(config: Config, votes_id: str) -> dict[str, Any]:
     """What a run is asked for: the votes, the subset and what is certified."""
     votes = config.votes
+    if config.without_votes:
+        return {
+            "votes_id": votes_id,
+            "dataset": config.dataset.model_dump(mode="json"),
+            "draws": config.plain.draws,
+            "alpha": votes.alpha,
+        }
     return {
         "votes_id": votes_id,
         "dataset": config.dataset.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""Which worker gets which item, and what a loss costs: the pool's decisions, without Ray or a clock.
+"""Which worker gets which item, and what a loss costs: decisions without Ray or a clock.
 
 Every ``now`` is seconds on the caller's clock; workers and nodes are known by name.
 """
@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from diffcert_ray.work import Item
 
 RECENT_CALLS = 200
-FAILURES_IN_A_ROW = 3  # of one worker: others may do better, and a broken one drains the queue fast
+# So many different items fail in a row on one worker: it is replaced, since a broken worker answers
+# fast and would draw item after item. So many are given up before any has succeeded: all would be.
+WORKER_FAILURES = 3
+GIVEN_UP_AT_FIRST = 3
 
 
 def spoils_worker(error: BaseException) -> bool:
@@ -30,7 +33,7 @@ class Deadline:
 
     Args:
         floor_s: at least this long, seconds.
-        first_s: the limit until ``first_calls`` have returned: nothing is known yet, and first calls
+        first_s: the limit until ``first_calls`` have returned: nothing is known yet, and the first
             are slow (warm-up, compilation).
         factor: times the 95th percentile.
         first_calls: how many calls are enough to go by, >= 1.
@@ -55,7 +58,7 @@ class _Line:
 
     items: deque[int] = field(default_factory=deque)
     since: float = 0.0
-    failures_in_a_row: int = 0
+    failed_since_success: set[int] = field(default_factory=set)
 
 
 class Dispatch:
@@ -80,6 +83,8 @@ class Dispatch:
         self._takers: list[dict[str, None]] = [{} for _ in range(in_flight)]
         self._failures: Counter[int] = Counter()
         self._given_up: list[tuple[Item, str]] = []
+        self._given_up_count = 0
+        self._succeeded = False
         self._recent: deque[float] = deque(maxlen=RECENT_CALLS)
 
     # ---- workers ---------------------------------------------------------------------------------
@@ -120,10 +125,9 @@ class Dispatch:
         self._fed.discard(worker)
         for takers in self._takers:
             takers.pop(worker, None)
-        lost = [i for i in line.items if i in self._items]
-        if blame and lost:
-            self._count_failure(lost[0], error)
-        back = [i for i in lost if i in self._items]
+        if blame and line.items and line.items[0] in self._items:
+            self._count_failure(line.items[0], error)
+        back = [i for i in line.items if i in self._items]  # the others were delivered by somebody
         self._put_back(back)
         return [self._items[i] for i in back]
 
@@ -145,7 +149,7 @@ class Dispatch:
         return len(self._items)
 
     def room(self) -> int:
-        """How many more items keep every worker busy; a first worker's worth while there is none."""
+        """How many more items keep every worker busy; enough for one while there is none."""
         return max(0, self._in_flight * max(1, self.live) - len(self._items))
 
     def submit(self, item: Item) -> None:
@@ -175,8 +179,9 @@ class Dispatch:
             Whether the result is to be delivered: an item counts once, whoever evaluated it.
         """
         line = self._lines.get(worker)
+        self._succeeded = True
         if line is not None:
-            line.failures_in_a_row = 0
+            line.failed_since_success.clear()
             self._leave_line(worker, item_id, now, measured=True)
         return self._items.pop(item_id, None) is not None
 
@@ -187,21 +192,26 @@ class Dispatch:
             Whether the worker is to be replaced.
         """
         line = self._lines.get(worker)
-        failures_in_a_row = 0
+        suspicious = False
         if line is not None:
-            line.failures_in_a_row += 1
-            failures_in_a_row = line.failures_in_a_row
+            line.failed_since_success.add(item_id)
+            suspicious = len(line.failed_since_success) >= WORKER_FAILURES
             self._leave_line(worker, item_id, now, measured=False)
         if item_id in self._items:
             self._count_failure(item_id, f"{type(error).__name__}: {error}")
             if item_id in self._items:
                 self._put_back([item_id])
-        return spoils_worker(error) or failures_in_a_row >= FAILURES_IN_A_ROW
+        return spoils_worker(error) or suspicious
 
     def take_given_up(self) -> list[tuple[Item, str]]:
         """Items given up since the last call, with the last error of each."""
         given_up, self._given_up = self._given_up, []
         return given_up
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether several items were given up and none ever succeeded: so would the rest be."""
+        return not self._succeeded and self._given_up_count >= GIVEN_UP_AT_FIRST
 
     # ---- lines -----------------------------------------------------------------------------------
 
@@ -230,48 +240,4 @@ class Dispatch:
         self._failures[item_id] += 1
         if self._failures[item_id] >= self._tries:
             self._given_up.append((self._items.pop(item_id), error))
-
-
-class Starts:
-    """What failed starts of workers mean: try again, leave out a node, or stop.
-
-    Args:
-        budget: failures in a row, with no worker started in between, after which it is hopeless.
-        per_node: failures in a row on one node after which it is left out while others work.
-    """
-
-    def __init__(self, *, budget: int = 5, per_node: int = 3) -> None:
-        self.left_out: dict[str, str] = {}
-        self._budget = budget
-        self._per_node = per_node
-        self._in_a_row = 0
-        self._on_node: Counter[str] = Counter()
-
-    def succeeded(self, node: str) -> None:
-        """A worker started."""
-        self._in_a_row = 0
-        self._on_node[node] = 0
-
-    def failed(self, node: str, error: BaseException, *, others: int) -> str | None:
-        """A worker did not start.
-
-        Args:
-            node: where; "" if it was nowhere yet.
-            error: why. A ValueError or a missing file is a fault of the configuration or of what lies
-                on the node: trying again there cannot help.
-            others: workers that take items or are loading, on nodes that are not left out.
-
-        Returns:
-            Why the pool must give up, or None. A node that is left out from now on is in
-            ``left_out`` with the reason.
-        """
-        self._in_a_row += 1
-        self._on_node[node] += 1
-        text = str(error) or type(error).__name__
-        hopeless = isinstance(error, (ValueError, FileNotFoundError))
-        if not others and (hopeless or self._in_a_row >= self._budget):
-            tried = "" if hopeless else f"{self._in_a_row} workers in a row did not start: "
-            return tried + text
-        if node and others and (hopeless or self._on_node[node] >= self._per_node):
-            self.left_out[node] = text
-        return None
+            self._given_up_count += 1

@@ -8,7 +8,8 @@ address, batches have one shape (the last is padded), and sums are taken in a fi
 """
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch import Tensor
 from diffcert_ray.base_classifier import BaseClassifier
 from diffcert_ray.classifier import class_logits, row_losses, to_model_image
 from diffcert_ray.noise import NoiseSource
-from diffcert_ray.sift import Sift
 from diffcert_ray.work import (
     ALL_CLASSES,
     NOT_TARGET,
@@ -31,7 +31,10 @@ from diffcert_ray.work import (
 )
 
 LANE_BYTES = 512 * 2**20  # what the losses of the votes under way may take
-CHUNK_BATCHES = 8  # batches between two decisions: more spread numpy's overhead, fewer keep votes fresh
+CHUNK_BATCHES = (
+    8  # batches between two decisions: more spread numpy's overhead, fewer keep votes fresh
+)
+DECIDE_BYTES = 32 * 2**20  # losses that one call of the sifting rule is given
 DENOISE = -1  # entry of the row that makes a vote's denoised input
 
 
@@ -91,7 +94,9 @@ def evaluate_item(
         ValueError: the item is about another sigma than the base classifier.
     """
     if item.sigma != base.sigma:
-        raise ValueError(f"item {item.item_id} is at sigma {item.sigma}, the worker at {base.sigma}")
+        raise ValueError(
+            f"item {item.item_id} is at sigma {item.sigma}, the worker at {base.sigma}"
+        )
     started = clock()
     run = _ItemRun(base, item, image)
     run.finish()
@@ -147,6 +152,31 @@ def shared_noise_logits(base: BaseClassifier, u: Tensor, draws: int, seed: int) 
     return class_logits(base.denoiser, u, base.plan, eps, unconditional=base.unconditional)
 
 
+class _RowQueue:
+    """Rows that wait for a batch, first in, first out: int64 [3, n] of lane, entry and class."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[np.ndarray] = deque()
+        self.rows = 0
+
+    def put(self, lane: np.ndarray, entry: np.ndarray, column: np.ndarray) -> None:
+        """Add rows at the end."""
+        self._blocks.append(np.stack([lane, entry, column]))
+        self.rows += len(lane)
+
+    def take(self, count: int) -> np.ndarray:
+        """The first ``count`` rows, or all if there are fewer."""
+        taken, missing = [], min(count, self.rows)
+        self.rows -= missing
+        while missing:
+            block = self._blocks.popleft()
+            if block.shape[1] > missing:
+                self._blocks.appendleft(block[:, missing:])
+            taken.append(block[:, :missing])
+            missing -= taken[-1].shape[1]
+        return np.concatenate(taken, axis=1)
+
+
 class _ItemRun:
     """The state of one item under evaluation."""
 
@@ -172,7 +202,10 @@ class _ItemRun:
         shape = (lanes, self.noise.elements)
         self.noisy = torch.zeros(shape, device=base.device)
         self.denoised = torch.zeros(shape, device=base.device)
-        self.queue = np.empty((3, 0), np.int64)
+        self.queue = _RowQueue()
+        self.expected_rows = (
+            0  # in the queue, a denoising row counting as the round that follows it
+        )
         self.admitted = 0
         self.winner = np.full(count, -1, np.int64)
         self.nfe = np.zeros(len(self.votes.units), np.int64)
@@ -190,17 +223,20 @@ class _ItemRun:
         with torch.inference_mode():
             while True:
                 self._admit()
-                if self.queue.shape[1] == 0:
+                if self.queue.rows == 0:
                     return
                 self._evaluate_chunk()
 
     # ---- votes enter ---------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        chunk = CHUNK_BATCHES * self.base.batch
-        rows_each = 1 if self.base.plan.needs_denoised else self.classes
-        while self.queue.shape[1] < chunk and len(self.free) and self.admitted < len(self.winner):
-            wanted = -(-(chunk - self.queue.shape[1]) // rows_each)
+        """Let in as many votes as keep the queue filled: each one under way holds memory."""
+        batch = self.base.batch
+        while len(self.free) and self.admitted < len(self.winner):
+            wanted = -(-(CHUNK_BATCHES * batch - self.expected_rows) // self.classes)
+            wanted = max(wanted, batch - self.queue.rows)
+            if wanted <= 0:
+                return
             count = min(wanted, len(self.free), len(self.winner) - self.admitted)
             lanes, self.free = self.free[:count], self.free[count:]
             votes = np.arange(self.admitted, self.admitted + count)
@@ -211,6 +247,8 @@ class _ItemRun:
         self.of_vote[lanes] = votes
         self.alive[lanes] = True
         self.next_round[lanes] = 0
+        if self.base.sift.leader_round is not None:
+            self.losses[lanes, -1] = np.nan  # the sifting rule tells by it who went to the end
         self._restore(lanes, votes)
         units = self.votes.unit_index[votes]
         ids = self.image_id[units]
@@ -224,11 +262,14 @@ class _ItemRun:
         index = torch.from_numpy(lanes).to(self.base.device)
         noisy = clean + self.base.plan.s_tau * delta
         self.noisy[index] = noisy
-        self.denoised[index] = noisy  # the input of the denoising step, until its output replaces it
+        self.denoised[index] = (
+            noisy  # the input of the denoising step, until its output replaces it
+        )
         if not self.base.plan.needs_denoised:
             self._queue_rounds(lanes)
         elif self.base.unconditional is self.base.denoiser:
-            self._queue_rows(lanes, np.full(count := len(lanes), DENOISE), np.full(count, -1))
+            self.queue.put(lanes, np.full_like(lanes, DENOISE), np.full_like(lanes, -1))
+            self.expected_rows += len(lanes) * self.classes
             self.remaining[lanes] = 1
         else:
             self._denoise_apart(lanes)
@@ -267,48 +308,86 @@ class _ItemRun:
 
     # ---- rows are queued and evaluated -----------------------------------------------------------
 
-    def _queue_rows(self, lanes: np.ndarray, entries: np.ndarray, classes: np.ndarray) -> None:
-        self.queue = np.concatenate([self.queue, np.stack([lanes, entries, classes])], axis=1)
-
     def _queue_rounds(self, lanes: np.ndarray) -> None:
         """Queue the next round of each lane: rows in the order lane, entry, class."""
         for round_index in np.unique(self.next_round[lanes]):
             group = lanes[self.next_round[lanes] == round_index]
             start, stop = self.base.sift.rounds[round_index]
-            alive = self.alive[group]
-            mask = np.broadcast_to(alive[:, None, :], (len(group), stop - start, self.classes))
+            asked = self._asked(int(round_index), group)
+            mask = np.broadcast_to(asked[:, None, :], (len(group), stop - start, self.classes))
             row, entry, column = np.nonzero(mask)
-            self.remaining[group] = alive.sum(axis=1) * (stop - start)
-            self._queue_rows(group[row], start + entry, column)
+            self.remaining[group] = asked.sum(axis=1) * (stop - start)
+            self.queue.put(group[row], start + entry, column)
+            self.expected_rows += len(row)
+
+    def _asked(self, round_index: int, group: np.ndarray) -> np.ndarray:
+        """Classes that the next round of each lane of a group evaluates: bool [lanes, K]."""
+        sift = self.base.sift
+        if sift.leader_round is None:
+            return self.alive[group]
+        asked = np.zeros((len(group), self.classes), bool)
+        for a, b, losses, alive, columns in self._survivors(
+            group, sift.entries_before(round_index)
+        ):
+            np.put_along_axis(asked[a:b], columns, sift.asked(round_index, losses, alive), axis=1)
+        return asked
 
     def _evaluate_chunk(self) -> None:
         batch = self.base.batch
-        batches = min(max(self.queue.shape[1] // batch, 1), CHUNK_BATCHES)
-        rows, self.queue = np.split(self.queue, [batches * batch], axis=1)
-        lane, entry, column = rows
+        batches = min(max(self.queue.rows // batch, 1), CHUNK_BATCHES)
+        lane, entry, column = self.queue.take(batches * batch)
         noise, noise_row = self._internal_noise(lane, entry)
-        losses = [
-            self._evaluate_batch(rows[:, a : a + batch], noise, noise_row[a : a + batch])
-            for a in range(0, rows.shape[1], batch)
-        ]
-        self._count(lane)
-        self.padded += batches * batch - rows.shape[1]
+        # The same shape for every batch: rows are repeated to fill the last one.
+        rows = np.resize(
+            np.stack([lane, self.level_of[entry], column, noise_row]).T, (batches * batch, 4)
+        ).T
         scored = entry != DENOISE
-        values = torch.cat(losses).cpu().numpy()
+        to = self.base.device
+        batched = torch.from_numpy(np.ascontiguousarray(rows)).to(to).split(batch, dim=1)
+        losses = []
+        for index, batch_rows in enumerate(batched):
+            out, target = self._denoise_batch(batch_rows, noise)
+            losses.append(row_losses(out, target))
+            # Outputs of denoising rows become their votes' inputs; nobody has used these yet.
+            (denoising,) = np.nonzero(~scored[index * batch : (index + 1) * batch])
+            if len(denoising):
+                picked = torch.from_numpy(denoising).to(to)
+                self.denoised[batch_rows[0, picked]] = out[picked]
+        self.padded += batches * batch - len(lane)
+        values = torch.cat(losses)[: len(lane)].cpu().numpy()
         self.losses[lane[scored], entry[scored], column[scored]] = values[scored]
-        np.subtract.at(self.remaining, lane, 1)
-        done = np.unique(lane)
-        done = done[self.remaining[done] == 0]
-        waiting = np.zeros(len(self.remaining), bool)
-        waiting[lane[~scored]] = True  # its input is denoised, no round has run yet
-        self._queue_rounds(done[waiting[done]])
-        self._decide(done[~waiting[done]])
+        self._settle(lane, lane[~scored])
+
+    def _denoise_batch(self, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Output and target [batch, elements] of one batch of rows (lane, level, class, noise)."""
+        base = self.base
+        lane, level, column, noise_row = rows
+        eps = noise[noise_row]
+        source = self.denoised if base.plan.base == "denoised" else self.noisy
+        aim = self.denoised if base.plan.target == "denoised" else self.noisy
+        z = source[lane] + self.input_scale[level, None] * eps
+        target = aim[lane]
+        if base.plan.moves_target:
+            target = target + self.target_scale[level, None] * eps
+        image = z.reshape(base.batch, *base.denoiser.image_shape)
+        return base.denoiser(image, self.s[level], column).reshape(base.batch, -1), target
+
+    def _settle(self, lane: np.ndarray, denoised: np.ndarray) -> None:
+        """Count the rows of a chunk and move on the lanes that wait for no further row."""
+        self._count(lane)
+        self.expected_rows -= len(lane) + len(denoised) * (self.classes - 1)
+        rows_of_lane = np.bincount(lane, minlength=len(self.remaining))
+        self.remaining -= rows_of_lane
+        done = (rows_of_lane > 0) & (self.remaining == 0)
+        done[denoised] = False  # their rounds begin only now
+        self._queue_rounds(np.sort(denoised))
+        self._decide(np.flatnonzero(done))
 
     def _internal_noise(self, lane: np.ndarray, entry: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Noise of each (vote, level) in the rows, once for all classes; a zero row for denoising."""
         level = self.level_of[entry]
         address = lane * (len(self.base.plan.s) + 1) + level
-        unique, first, inverse = np.unique(address, return_index=True, return_inverse=True)
+        _, first, inverse = np.unique(address, return_index=True, return_inverse=True)
         wanted = entry[first] != DENOISE
         position = np.where(wanted, np.cumsum(wanted) - 1, wanted.sum())
         kept = first[wanted]
@@ -325,32 +404,9 @@ class _ItemRun:
         zero = torch.zeros((1, noise.shape[1]), device=noise.device)
         return torch.cat([noise, zero]), position[inverse.reshape(-1)]
 
-    def _evaluate_batch(self, rows: np.ndarray, noise: Tensor, noise_row: np.ndarray) -> Tensor:
-        """Losses float64 [rows] of one batch; outputs of denoising rows become votes' inputs."""
-        base, count = self.base, rows.shape[1]
-        lane, entry, column = (np.resize(r, base.batch) for r in rows)
-        to = base.device
-        level = torch.from_numpy(self.level_of[entry]).to(to)
-        lanes = torch.from_numpy(lane).to(to)
-        eps = noise[torch.from_numpy(np.resize(noise_row, base.batch)).to(to)]
-        source = self.denoised if base.plan.base == "denoised" else self.noisy
-        aim = self.denoised if base.plan.target == "denoised" else self.noisy
-        z = source[lanes] + self.input_scale[level, None] * eps
-        target = aim[lanes] + self.target_scale[level, None] * eps
-        out = base.denoiser(
-            z.reshape(base.batch, *base.denoiser.image_shape),
-            self.s[level],
-            torch.from_numpy(column).to(to),
-        ).reshape(base.batch, -1)
-        losses = row_losses(out, target)
-        denoising = np.flatnonzero(entry[:count] == DENOISE)
-        if len(denoising):
-            picked = torch.from_numpy(denoising).to(to)
-            self.denoised[lanes[picked]] = out[picked]
-        return losses[:count]
-
     def _count(self, lane: np.ndarray) -> None:
-        np.add.at(self.nfe, self.votes.unit_index[self.of_vote[lane]], 1)
+        units = self.votes.unit_index[self.of_vote[lane]]
+        self.nfe += np.bincount(units, minlength=len(self.nfe))
 
     # ---- votes leave -------------------------------------------------------------------------------
 
@@ -362,8 +418,9 @@ class _ItemRun:
         limit = self.item.hand_back_levels
         stays = lanes[~ended]
         if limit is not None and len(stays):
-            starts = np.array([r[0] for r in self.base.sift.rounds])
-            full = starts[self.next_round[stays]] >= limit
+            rounds = self.next_round[stays]
+            before = np.array([self.base.sift.entries_before(int(r)) for r in rounds])
+            full = before >= limit
             for lane in stays[full]:
                 self._hand_back(int(lane))
             self.free = np.concatenate([self.free, stays[full]])
@@ -371,31 +428,49 @@ class _ItemRun:
         self.free = np.concatenate([self.free, lanes[ended]])
         self._queue_rounds(stays)
 
-    def _decide_round(self, round_index: int, group: np.ndarray) -> None:
-        seen = self.base.sift.rounds[round_index][1]
+    def _survivors(
+        self, group: np.ndarray, seen: int
+    ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Losses of the first entries for lanes a:b of a group, with survivors' columns only.
+
+        Yields:
+            (a, b, losses [seen, b - a, w], alive [b - a, w], columns [b - a, w]). Columns are in
+            ascending order of class; rows with fewer survivors are filled up with dropped classes.
+        """
         alive = self.alive[group]
         width = int(alive.sum(axis=1).max())
-        # Survivors' columns only, in ascending order of class; rows with fewer are filled up.
-        columns = np.sort(np.argsort(~alive, axis=1, kind="stable")[:, :width], axis=1)
-        index = np.arange(len(group))[:, None]
-        losses = self.losses[group[None, :, None], np.arange(seen)[:, None, None], columns[None]]
-        still, following, winner = self.base.sift.step(round_index, losses, alive[index, columns])
-        kept = np.zeros_like(alive)
-        kept[index, columns] = still
-        votes = self.of_vote[group]
-        target = self.votes.target[votes]
-        won = np.where(winner >= 0, columns[np.arange(len(group)), np.maximum(winner, 0)], winner)
-        # A vote about one class ends when that class is out; when it is the winner, `won` says so.
-        about = target != ALL_CLASSES
-        out = about & ~kept[np.arange(len(group)), np.maximum(target, 0)]
-        won[out | (about & (won >= 0) & (won != target))] = NOT_TARGET
-        self.alive[group] = kept
-        self.next_round[group] = following
-        self.winner[votes] = won
+        step = max(1, DECIDE_BYTES // (8 * max(seen, 1) * width))
+        for a in range(0, len(group), step):
+            b = min(a + step, len(group))
+            still = alive[a:b]
+            columns = np.sort(np.argsort(~still, axis=1, kind="stable")[:, :width], axis=1)
+            entries = np.arange(seen)[:, None, None]
+            losses = self.losses[group[None, a:b, None], entries, columns[None]]
+            yield a, b, losses, np.take_along_axis(still, columns, axis=1), columns
+
+    def _decide_round(self, round_index: int, group: np.ndarray) -> None:
+        sift = self.base.sift
+        for a, b, losses, alive, columns in self._survivors(
+            group, sift.entries_before(round_index + 1)
+        ):
+            still, following, winner = sift.step(round_index, losses, alive)
+            lanes, row = group[a:b], np.arange(b - a)
+            kept = np.zeros((b - a, self.classes), bool)
+            np.put_along_axis(kept, columns, still, axis=1)
+            votes = self.of_vote[lanes]
+            target = self.votes.target[votes]
+            won = np.where(winner >= 0, columns[row, np.maximum(winner, 0)], winner)
+            # A vote about one class ends when that class is out; when it wins, `won` says so.
+            about = target != ALL_CLASSES
+            out = about & ~kept[row, np.maximum(target, 0)]
+            won[out | (about & (won >= 0) & (won != target))] = NOT_TARGET
+            self.alive[lanes] = kept
+            self.next_round[lanes] = following
+            self.winner[votes] = won
 
     def _hand_back(self, lane: int) -> None:
         round_index = int(self.next_round[lane])
-        seen = self.base.sift.rounds[round_index][0]
+        seen = self.base.sift.entries_before(round_index)
         survivors = np.flatnonzero(self.alive[lane]).astype(np.int32)
         losses = self.losses[lane, :seen][:, survivors]
         self.back.append((int(self.of_vote[lane]), round_index, survivors, losses.ravel()))
@@ -403,18 +478,17 @@ class _ItemRun:
     # ---- what the item returns -----------------------------------------------------------------------
 
     def tallies(self) -> tuple[Tally, ...]:
-        """Counts of the settled votes, one tally for each unit and target."""
-        unit_target: dict[int, int] = {}
+        """Counts of the settled votes, one tally for each unit."""
+        target = np.full(len(self.votes.units), ALL_CLASSES, np.int64)
+        target[self.votes.unit_index] = self.votes.target
         counts: list[dict[int, int]] = [{} for _ in self.votes.units]
-        for unit, target in zip(self.votes.unit_index, self.votes.target, strict=True):
-            unit_target[int(unit)] = int(target)
         settled = self.winner != -1
-        pairs = np.stack([self.votes.unit_index[settled], self.winner[settled]])
-        values, times = np.unique(pairs, axis=1, return_counts=True)
-        for unit, winner, count in zip(*values, times, strict=True):
-            counts[int(unit)][int(winner)] = int(count)
+        pairs = np.stack([self.votes.unit_index[settled], self.winner[settled]], axis=1)
+        values, times = np.unique(pairs, axis=0, return_counts=True)
+        for (unit, winner), count in zip(values.tolist(), times.tolist(), strict=True):
+            counts[unit][winner] = count
         return tuple(
-            Tally(unit, unit_target[i], counts[i], int(self.nfe[i]))
+            Tally(unit, int(target[i]), counts[i], int(self.nfe[i]))
             for i, unit in enumerate(self.votes.units)
         )
 
@@ -431,7 +505,7 @@ class _ItemRun:
             vote=self.votes.vote[votes],
             target=self.votes.target[votes],
             round=(rounds := np.array([row[1] for row in self.back], np.int64)),
-            entries=np.array([self.base.sift.rounds[r][0] for r in rounds], np.int64),
+            entries=np.array([self.base.sift.entries_before(int(r)) for r in rounds], np.int64),
             survivor_counts=np.array([len(row[2]) for row in self.back], np.int64),
             survivors=np.concatenate([row[2] for row in self.back]),
             losses=np.concatenate([row[3] for row in self.back]),

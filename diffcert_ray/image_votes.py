@@ -1,8 +1,8 @@
-"""The votes of one image at one sigma: the class they choose, the looks, the certificate they end in.
+"""The votes of one image at one sigma: the class they choose, the looks, the certificate.
 
 Decisions follow the order of the votes, never the order of arrival: a look is taken only at the end
-of a gap-free prefix of units, because votes for the leading class tend to finish sooner. The same code
-decides during a run and when a stored run is certified or verified again.
+of a gap-free prefix of units, because votes for the leading class tend to finish sooner. The same
+code decides during a run and when a stored run is certified or verified again.
 """
 
 from collections import Counter
@@ -56,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class UnitCounts:
-    """One complete unit: counts per class (NOT_TARGET: not the target, or unresolved) and its cost."""
+    """One complete unit: counts per class (or NOT_TARGET), and its cost."""
 
     unit: Unit
     target: int
@@ -121,8 +121,8 @@ class ImageVotes:
         """Take in one complete unit.
 
         Raises:
-            VotesError: the unit is about another class than the chosen one, or its votes are not the
-                kind that the bound needs.
+            VotesError: the unit is about another class than the chosen one, or its votes are not
+                the kind that the bound needs.
         """
         self.nfe += units.nfe
         self.seconds += units.seconds
@@ -160,8 +160,10 @@ class ImageVotes:
         for units in self._select.values():
             if units.target != ALL_CLASSES:
                 raise VotesError(
-                    f"image {self.image_id}: selection votes {units.unit.start}:{units.unit.stop} are "
-                    f"only about class {units.target}; selection needs complete votes: recompute them"
+                    f"image {self.image_id}: selection votes "
+                    f"{units.unit.start}:{units.unit.stop} are "
+                    f"only about class {units.target}; selection needs complete votes: "
+                    "recompute them"
                 )
             total.update(units.counts)
         total.pop(NOT_TARGET, None)
@@ -201,7 +203,8 @@ class ImageVotes:
     def _check_kind(self, units: UnitCounts) -> None:
         if units.target not in (ALL_CLASSES, self.chosen):
             raise VotesError(
-                f"image {self.image_id}: estimation votes {units.unit.start}:{units.unit.stop} are about "
+                f"image {self.image_id}: estimation votes "
+                f"{units.unit.start}:{units.unit.stop} are about "
                 f"class {units.target}, but the selection votes chose {self.chosen}; recompute them"
             )
         if self.plan.bound == "two-class" and units.target != ALL_CLASSES:

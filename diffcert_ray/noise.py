@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcert_ray.work import MAX_IMAGE_ID
+
 STREAMS = ("select", "estimate")
 PURPOSES = ("smoothing", "internal")
 
-MAX_IMAGE_ID = 2**32 - 1
 MAX_VOTE = 2**32 - 1
 MAX_LEVEL = 2**24 - 1
 MAX_ELEMENTS = 2**34

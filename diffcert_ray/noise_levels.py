@@ -17,7 +17,7 @@ from scipy.special import ndtr
 FloatArray = NDArray[np.float64]
 
 GRIDS = ("linear", "quantile")
-WEIGHTS = ("edm", "elbo", "uniform", "reference")
+WEIGHTS = ("edm", "elbo", "uniform", "linear-s", "reference")
 REFERENCE_METHODS = ("dc", "epndc", "apndc", "apndc-posterior", "sift-refine")
 
 SIGMA_DATA = 0.5
@@ -65,7 +65,8 @@ def weight_density(weights: str, s: FloatArray) -> FloatArray:
     Args:
         weights: "edm", lambda(s) p(s), with which the EDM networks were trained (lambda(s) =
             (s^2 + s_d^2) / (s s_d)^2, p log-normal); "elbo", 1 / s^3, which makes the squared error
-            summed over the dimensions the evidence lower bound; or "uniform", 1.
+            summed over the dimensions the evidence lower bound; "uniform", 1; or "linear-s", s,
+            which favours the levels where losses change most slowly (for plain certificates).
         s: levels, any shape, model space, > 0.
 
     Returns:
@@ -93,14 +94,13 @@ def noise_levels(
 ) -> NoiseLevels:
     """Levels on (s_lo, s_max] and their weights.
 
-    `linear`: s_lo + i (s_max - s_lo) / T for i = 1..T, weight = density x spacing: first order in
-    1/T. `quantile`: the mid-quantiles of the density normalised on (s_lo, s_max], every weight Z/T
-    with Z the density's integral: second order in 1/T. `reference` reproduces the released code's
-    levels and weights (see `reference_levels`) and needs the linear grid.
+    `linear`: s_lo + i (s_max - s_lo) / T, i = 1..T, with weight density x spacing; error of first
+    order in 1/T. `quantile`: mid-quantiles of the density on (s_lo, s_max], every weight Z/T with Z
+    the density's integral; second order. `reference` needs `linear`: see `reference_levels`.
 
     Args:
         grid: "linear" or "quantile".
-        weights: "edm", "elbo", "uniform" or "reference".
+        weights: "edm", "elbo", "uniform", "linear-s" or "reference".
         levels: number T of levels, >= 1; for "reference" the number of grid points, ends included
             (126 and 1001 in the released code), of which slightly fewer are evaluated.
         s_lo: lower end, model space; > 0 for "quantile" and "reference".
@@ -287,25 +287,9 @@ def _normal_mass(z_lo: float, z: FloatArray) -> FloatArray:
     return np.asarray(ndtr(z) - ndtr(z_lo), dtype=np.float64)
 
 
-def _elbo_integral(s_lo: float, s: FloatArray) -> FloatArray:
-    return (s - s_lo) * (s + s_lo) / (2.0 * (s_lo * s) ** 2)
-
-
-def _uniform_integral(s_lo: float, s: FloatArray) -> FloatArray:
-    return s - s_lo
-
-
 def _edm_density(s: FloatArray) -> FloatArray:
     exponent = -((np.log(s) - P_MEAN) ** 2) / (2.0 * P_STD**2)
     return _edm_lambda(s) * np.exp(exponent) / (s * P_STD * math.sqrt(2.0 * math.pi))
-
-
-def _elbo_density(s: FloatArray) -> FloatArray:
-    return s**-3.0
-
-
-def _uniform_density(s: FloatArray) -> FloatArray:
-    return np.ones_like(s)
 
 
 def _edm_lambda(s: FloatArray) -> FloatArray:
@@ -319,13 +303,15 @@ def _reference_p(s: FloatArray) -> FloatArray:
 
 _DENSITIES: dict[str, Callable[[FloatArray], FloatArray]] = {
     "edm": _edm_density,
-    "elbo": _elbo_density,
-    "uniform": _uniform_density,
+    "elbo": lambda s: s**-3.0,
+    "uniform": np.ones_like,
+    "linear-s": lambda s: 1.0 * s,
 }
 _INTEGRALS: dict[str, Callable[[float, FloatArray], FloatArray]] = {
     "edm": _edm_integral,
-    "elbo": _elbo_integral,
-    "uniform": _uniform_integral,
+    "elbo": lambda s_lo, s: (s - s_lo) * (s + s_lo) / (2.0 * (s_lo * s) ** 2),
+    "uniform": lambda s_lo, s: s - s_lo,
+    "linear-s": lambda s_lo, s: (s - s_lo) * (s + s_lo) / 2.0,
 }
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+TOKEN_KEY = "creation"  # of the metadata of each object
 RETRY_DELAYS_S = (0.2, 0.8, 3.0, 6.0)
 CREDENTIALS_REMEDY = (
     "check the credentials (environment, profile or storage options) and that they may get, put, "
@@ -28,8 +30,8 @@ class ObjectPrefix:
     """A prefix of an object store, through fsspec (`s3://` through s3fs).
 
     The filesystem object is made in the process that first uses it: its event loop survives
-    neither pickling nor a fork. Retries are done here and nowhere below, because a create-only
-    write that is repeated out of sight would report its own file as somebody else's.
+    neither pickling nor a fork. Retries are done here and not by the client's layers, so that
+    their number and their waits are known and each is logged.
     """
 
     address: str
@@ -54,20 +56,24 @@ class ObjectPrefix:
             StoreError: the store stayed unwritable over all retries.
 
         Source:
-            ours: `If-None-Match: *` makes the PUT create-only. When an attempt failed without a
-            clear answer, a later 'exists' may mean our own object, so its bytes are compared.
+            ours: `If-None-Match: *` makes the PUT create-only. When an answer was lost and the PUT
+            repeated (by aiohttp even out of sight, on a kept connection), 'exists' may mean our own
+            object: a random token in its metadata tells.
         """
+        token = secrets.token_hex(16)
+        marks = {"Metadata": {TOKEN_KEY: token}} if self._is_s3 else {}
         attempts = 0
 
         def put() -> None:
             nonlocal attempts
             attempts += 1
-            self.filesystem().pipe_file(self._path(name), data, mode="create")
+            self.filesystem().pipe_file(self._path(name), data, mode="create", **marks)
 
         try:
             self._retried(put, "write", name)
         except FileExistsError:
-            if attempts == 1 or self.read(name) != data:
+            own = self._token(name) == token if marks else attempts > 1 and self.read(name) == data
+            if not own:
                 raise FileExistsError(
                     errno.EEXIST, "already stored", f"{self.address}/{name}"
                 ) from None
@@ -126,9 +132,10 @@ class ObjectPrefix:
         import fsspec
 
         options = dict(self.storage_options)
-        is_s3 = self.protocol in ("s3", "s3a")
-        if is_s3:
+        if self._is_s3:
             config = dict(options.get("config_kwargs") or {})
+            # One GET per object instead of a HEAD and ranges that are joined unchecked.
+            options.setdefault("max_concurrency", 1)
             options["config_kwargs"] = {"retries": {"max_attempts": 0}} | config
         try:
             filesystem = fsspec.filesystem(
@@ -136,9 +143,19 @@ class ObjectPrefix:
             )
         except (ImportError, ValueError, TypeError) as error:
             raise StoreError(f"cannot open {self.address}: {error}") from error
-        if is_s3:
+        if self._is_s3:
             filesystem.retries = 1
         return filesystem
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.protocol in ("s3", "s3a")
+
+    def _token(self, name: str) -> str | None:
+        path = self._path(name)
+        metadata = self._retried(lambda: self.filesystem().metadata(path), "look for", name)
+        token: str | None = metadata.get(TOKEN_KEY)
+        return token
 
     def _path(self, name: str) -> str:
         root = self.address.partition("://")[2]

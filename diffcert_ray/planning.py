@@ -1,4 +1,4 @@
-"""What a run will take, before it runs: images, votes, evaluations, hours, bytes, reachable radii."""
+"""What a run will take, before it runs: votes, evaluations, hours, bytes, reachable radii."""
 
 import time
 from dataclasses import dataclass

@@ -2,10 +2,12 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from diffcert_ray.work import Item, Result
-from diffcert_ray.worker import WorkerSpec
+
+if TYPE_CHECKING:  # a worker brings torch, which planning and reporting do without
+    from diffcert_ray.worker import WorkerSpec
 
 
 class PoolError(RuntimeError):
@@ -37,7 +39,7 @@ class Pool(Protocol):
         ...
 
     def submit(self, item: Item) -> None:
-        """Take an item; its result will come out of ``collect``, or the item out of ``given_up``."""
+        """Take an item; its result comes out of ``collect``, or the item out of ``given_up``."""
         ...
 
     def collect(self, timeout_s: float) -> list[Result]:
@@ -69,7 +71,7 @@ class LocalPool:
         name: the worker's name.
     """
 
-    def __init__(self, spec: WorkerSpec, name: str = "local") -> None:
+    def __init__(self, spec: "WorkerSpec", name: str = "local") -> None:
         self._worker = spec.load(name)
         self._items: deque[Item] = deque()
 

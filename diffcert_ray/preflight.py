@@ -1,15 +1,20 @@
-"""What can be checked before the first evaluation: each failure names the value, the limit, the remedy."""
+"""What can be checked before the first evaluation: failures name value, limit and remedy."""
+
+from typing import TYPE_CHECKING
 
 from diffcert_ray.certificates import largest_radius, required_n
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Dataset
-from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.image_votes import Plan
-from diffcert_ray.noise import MAX_IMAGE_ID
+from diffcert_ray.plain import PlainPlan
+from diffcert_ray.work import MAX_IMAGE_ID
+
+if TYPE_CHECKING:
+    from diffcert_ray.denoisers.denoiser import Denoiser
 
 
 def check_plan(
-    config: Config, plan: Plan, dataset: Dataset, denoiser: Denoiser | None = None
+    config: Config, plan: Plan | PlainPlan, dataset: Dataset, denoiser: "Denoiser | None" = None
 ) -> None:
     """Refuse a plan that cannot give what is asked of it.
 
@@ -20,10 +25,11 @@ def check_plan(
         denoiser: the network object, or None where it comes from a checkpoint.
 
     Raises:
-        ConfigError: radii out of reach of n and alpha; labels, image ids, shapes or classes that do not
-            fit.
+        ConfigError: radii out of reach of n and alpha; labels, image ids, shapes or classes that
+            do not fit.
     """
-    check_radii(plan)
+    if isinstance(plan, Plan):
+        check_radii(plan)
     labels = dataset.labels
     if len(labels) and not (labels.min() >= 0 and labels.max() < dataset.num_classes):
         raise ConfigError(
@@ -34,7 +40,8 @@ def check_plan(
         plan.image_ids.min() >= 0 and plan.image_ids.max() <= MAX_IMAGE_ID
     ):
         raise ConfigError(
-            f"image ids go from {plan.image_ids.min()} to {plan.image_ids.max()}: noise addresses hold "
+            f"image ids go from {plan.image_ids.min()} to {plan.image_ids.max()}: noise "
+            "addresses hold "
             f"0 to {MAX_IMAGE_ID}; number the images from 0"
         )
     shape, classes, name = _network_facts(config, denoiser)
@@ -45,7 +52,8 @@ def check_plan(
         )
     if tuple(shape) != tuple(dataset.image_shape):
         raise ConfigError(
-            f"images of {dataset.name} are {tuple(dataset.image_shape)} (channels, height, width), the "
+            f"images of {dataset.name} are {tuple(dataset.image_shape)} (channels, height, "
+            "width), the "
             f"network of {name} takes {tuple(shape)}: choose the network or dataset that fits"
         )
 
@@ -63,15 +71,15 @@ def check_radii(plan: Plan) -> None:
         worst = max(out_of_reach)
         needed = required_n(worst, sigma, plan.alpha, plan.bound)
         raise ConfigError(
-            f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius {ceiling:.3f} at sigma "
-            f"{sigma} (every vote agreeing), below the asked radius {worst}: set votes.n to {needed} or "
+            f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius {ceiling:.3f} "
+            "at sigma "
+            f"{sigma} (every vote agreeing), below the asked radius {worst}: set votes.n to "
+            f"{needed} or "
             "more, use a larger sigma, or drop the radius from votes.radii"
         )
 
 
-def _network_facts(
-    config: Config, denoiser: Denoiser | None
-) -> tuple[tuple[int, ...], int, str]:
+def _network_facts(config: Config, denoiser: "Denoiser | None") -> tuple[tuple[int, ...], int, str]:
     if denoiser is not None:
         return denoiser.image_shape, denoiser.num_classes, type(denoiser).__name__
     from diffcert_ray.denoisers.checkpoint_file import read_configuration

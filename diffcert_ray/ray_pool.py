@@ -1,33 +1,38 @@
 """Workers as Ray actors on any number of nodes that come and go: start, feed, drain, replace, grow.
 
-Ray restarts and retries nothing here: an actor that is lost is replaced, and what it had is put back,
-by this driver. (With Ray's own retries an item can hang on a dead actor of a preempted node.)
+Ray restarts and retries nothing here: this driver replaces a lost actor and puts back what it had.
+(With Ray's own retries, calls were seen to hang on dead actors of preempted nodes.)
 """
 
 import logging
 import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+if "ray" not in sys.modules:  # Ray reads it while it is imported, and never again
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from diffcert_ray.dispatch import Deadline, Dispatch, Starts, spoils_worker
+from diffcert_ray.dispatch import Deadline, Dispatch
 from diffcert_ray.pool import PoolError, PoolState
+from diffcert_ray.starts import Starts, fitting, missing
 from diffcert_ray.work import Item, Result
 
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 100 * 2**20  # only arguments and results above 100 kB go through it
-TICK_S = 0.5  # deadlines and starts are looked at this often
+TICK_S = 0.5  # how often deadlines and starts are looked at
 LOOK_AT_CLUSTER_S = 2.0
-STILL = "diffcert_ray.ray_pool"
 
 
 class LoadedWorker(Protocol):
-    """What a spec loads; see ``diffcert_ray.worker.Worker``."""
+    """What a spec loads, such as ``diffcert_ray.worker.Worker``."""
 
     numerics: str
 
@@ -37,7 +42,9 @@ class LoadedWorker(Protocol):
 
 
 class Loads(Protocol):
-    """What the pool sends to its actors; see ``diffcert_ray.worker.WorkerSpec``."""
+    """What is sent to the actors, such as ``diffcert_ray.worker.WorkerSpec``."""
+
+    device: str
 
     def load(self, name: str) -> LoadedWorker:
         """Load networks and images in the process of the caller."""
@@ -45,14 +52,15 @@ class Loads(Protocol):
 
 
 class _RemoteWorker:
-    """The process of one worker. Its constructor does nothing: waiting and constructing look alike."""
+    """The process of one worker. Its constructor is empty: waiting and constructing look alike."""
 
     def __init__(self) -> None:
         self._worker: LoadedWorker | None = None
 
     def place(self) -> tuple[str, str]:
-        """Node id and address: this call returns when the actor has a place."""
-        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        """Node id and address; the answer says that the actor has a place."""
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return ray.get_runtime_context().get_node_id(), address
 
     def load(self, spec: Loads, name: str) -> str:
         """Load; returns the numerics kind."""
@@ -68,7 +76,7 @@ class _RemoteWorker:
 
 @dataclass
 class _Actor:
-    """What the driver knows of an actor: phase is "placing", "loading" or "live"."""
+    """What the driver knows of an actor; ``phase`` is "placing", "loading" or "live"."""
 
     name: str
     handle: Any
@@ -87,11 +95,11 @@ class RayPool:
         spec: what each worker loads.
         actors: how many; None is one for each GPU (``spec.device == "cuda"``) or CPU core of the
             cluster, and more when nodes join.
-        address: "auto" or host:port of a cluster; None starts Ray on this machine, for this pool
-            only, unless this process is connected already.
-        gpus_per_actor: GPUs of each actor, > 0; fractions share one.
+        address: "auto" or host:port of a cluster; None starts Ray on this machine for this pool,
+            unless this process is connected to Ray already.
+        gpus_per_actor: GPUs of each actor, > 0; with fractions, actors share one.
         start_timeout_s: how long loading may take once an actor has a place, seconds.
-        stall_timeout_s: how long to wait with no worker at all, seconds.
+        stall_timeout_s: how long to wait while there is no worker at all, seconds.
         deadline: how long one call may take.
         clock: seconds, monotonic.
 
@@ -111,8 +119,9 @@ class RayPool:
         deadline: Deadline | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        cuda = getattr(spec, "device", "cpu") == "cuda"
-        self._resources = {"CPU": 1.0} | ({"GPU": gpus_per_actor} if cuda else {})
+        self._resources = {"CPU": 1.0}
+        if spec.device == "cuda":
+            self._resources["GPU"] = gpus_per_actor
         self._start_timeout_s = start_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
@@ -121,19 +130,22 @@ class RayPool:
         self._actors: dict[str, _Actor] = {}
         self._calls: dict[Any, tuple[_Actor, int | None]] = {}
         self._given_up: list[Item] = []
+        self._fatal: PoolError | None = None
         self._nodes: dict[str, dict[str, Any]] = {}
+        self._free: dict[str, float] = {}
         self._draining: frozenset[str] = frozenset()
-        self._looked_at = -float("inf")
-        self._named = 0
-        self._asked = actors
-        self._owns_ray = _connect(address, actors)
-        self._target = actors or 1
-        self._spec = ray.put(spec)
+        self._asked, self._target, self._named = actors, actors or 1, 0
         self._progress_at = clock()
-        self._look_at_cluster()
-        self._start_actors()
+        self._connected_here = _connect(address, actors)
+        try:
+            self._spec = ray.put(spec)
+            self._look_at_cluster()
+            self._start_actors()
+        except BaseException:
+            self.close()
+            raise
 
-    # ---- what a run calls --------------------------------------------------------------------------
+    # ---- what a run calls ------------------------------------------------------------------------
 
     def room(self) -> int:
         """How many more items it wants now."""
@@ -147,16 +159,23 @@ class RayPool:
     def collect(self, timeout_s: float) -> list[Result]:
         """Results that are there, after waiting at most ``timeout_s`` for the first.
 
+        Returns early, and empty, when a worker has become live or an item was given up.
+
         Raises:
-            PoolError: workers do not start, or there has been none for ``stall_timeout_s``.
+            PoolError: workers do not start, there has been none for ``stall_timeout_s``, or every
+                item fails.
         """
         until = time.monotonic() + timeout_s
+        live = self._dispatch.live
         while True:
-            self._tend()
             left = until - time.monotonic()
+            # Answers before deadlines: a driver that was busy for long must not kill for it.
             results = self._take_ready(max(0.0, min(left, TICK_S)))
-            self._feed()
-            if results or self._given_up or left <= TICK_S or not self._dispatch.outstanding:
+            self._tend()
+            if self._fatal is not None and not results:
+                raise self._fatal
+            news = results or self._given_up or self._dispatch.live > live
+            if news or left <= TICK_S or not self._dispatch.outstanding:
                 return results
 
     def given_up(self) -> list[Item]:
@@ -166,42 +185,42 @@ class RayPool:
 
     def state(self) -> PoolState:
         """What the pool is doing."""
-        live = self._dispatch.live
         pending = sum(a.phase != "live" for a in self._actors.values())
-        note = "" if live >= self._target else self._missing()
-        return PoolState(live, pending, self._dispatch.requeued, note)
+        note = self._waits_for() if pending else ""
+        return PoolState(self._dispatch.live, pending, self._dispatch.requeued, note)
 
     def close(self) -> None:
         """Stop the actors, and Ray if this pool started or joined it."""
-        for actor in list(self._actors.values()):
-            self._remove(actor)
-        if self._owns_ray:
-            self._owns_ray = False
+        if ray.is_initialized():
+            for actor in list(self._actors.values()):
+                self._remove(actor)
+        if self._connected_here:
+            self._connected_here = False
             ray.shutdown()
 
-    # ---- actors come and go ------------------------------------------------------------------------
+    # ---- actors come and go ----------------------------------------------------------------------
 
     def _start_actors(self) -> None:
-        wanted = self._target - sum(not a.draining for a in self._actors.values())
-        for _ in range(wanted):
+        options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
+        if "GPU" in self._resources:
+            options["num_gpus"] = self._resources["GPU"]
+        if self._starts.left_out:
+            nodes = ",".join(sorted(self._starts.left_out))
+            options["label_selector"] = {"ray.io/node-id": f"!in({nodes})"}
+        remote_class: Any = ray.remote(**options)(_RemoteWorker)
+        for _ in range(self._target - sum(not a.draining for a in self._actors.values())):
             self._named += 1
-            name = f"actor-{self._named}"
-            options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
-            if "GPU" in self._resources:
-                options["num_gpus"] = self._resources["GPU"]
-            if self._starts.left_out:
-                nodes = ",".join(sorted(self._starts.left_out))
-                options["label_selector"] = {"ray.io/node-id": f"!in({nodes})"}
-            actor = _Actor(name, ray.remote(**options)(_RemoteWorker).remote())
-            self._actors[name] = actor
-            self._call(actor, actor.handle.place.remote())
+            handle = remote_class.remote()
+            actor = _Actor(f"actor-{self._named}", handle)
+            self._actors[actor.name] = actor
+            self._call(actor, handle.place.remote())
 
     def _call(self, actor: _Actor, ref: Any, item_id: int | None = None) -> None:
         actor.refs.add(ref)
         self._calls[ref] = (actor, item_id)
 
     def _remove(self, actor: _Actor) -> None:
-        """Forget an actor and end its process, so that no late answer of it can come back."""
+        """Forget an actor and end its process, which may be alive though Ray says that it died."""
         self._actors.pop(actor.name, None)
         for ref in actor.refs:
             self._calls.pop(ref, None)
@@ -210,70 +229,77 @@ class RayPool:
     def _lose(self, actor: _Actor, error: str, *, blame: bool) -> None:
         self._remove(actor)
         lost = self._dispatch.lose_worker(actor.name, error, blame=blame)
-        logger.warning(
-            "lost actor=%s node=%s address=%s requeued=%d error=%s",
-            actor.name, actor.node[:8], actor.address, len(lost), _first_line(error),
-        )  # fmt: skip
+        logger.warning("lost %s requeued=%d error=%r", _where(actor), len(lost), _brief(error))
 
     def _start_failed(self, actor: _Actor, error: BaseException) -> None:
         self._remove(actor)
+        logger.warning("start failed %s error=%r", _where(actor), _brief(str(error)))
+        if actor.node and actor.node not in _alive_nodes():
+            return
+        left_out = self._starts.left_out
         others = sum(
-            a.phase != "placing" and a.node not in self._starts.left_out and a.node != actor.node
-            or a.phase == "live"
+            a.phase == "live"
+            or (a.phase == "loading" and a.node != actor.node and a.node not in left_out)
             for a in self._actors.values()
         )
-        logger.warning(
-            "start failed actor=%s node=%s address=%s error=%s",
-            actor.name, actor.node[:8], actor.address, _first_line(str(error)),
-        )  # fmt: skip
         reason = self._starts.failed(actor.node, error, others=others)
         if reason is not None:
             where = f" on node {actor.address} ({actor.node[:8]})" if actor.node else ""
-            raise PoolError(
-                f"no worker can start{where}: {reason}; every node needs the same files and packages "
-                "as the driver: put them there, or leave such nodes out of the cluster"
+            self._fatal = PoolError(
+                f"no worker can start{where}: {_brief(reason)}. Every node needs the packages and files of "
+                "the driver, under the same paths: put them there, or correct the configuration"
             )
+        elif actor.node in left_out:
+            logger.error("left out node %s reason=%r", _where(actor), _brief(str(error)))
+            self._target = self._asked or 1
+            self._look_at_cluster()
 
-    # ---- every tick --------------------------------------------------------------------------------
+    # ---- every tick ------------------------------------------------------------------------------
 
     def _tend(self) -> None:
         now = self._clock()
         if now - self._looked_at >= LOOK_AT_CLUSTER_S:
             self._look_at_cluster()
+        self._enforce_limits(now)
+        for item, error in self._dispatch.take_given_up():
+            logger.error("given up item=%d error=%r", item.item_id, _brief(error))
+            self._given_up.append(item)
+            if self._dispatch.hopeless:
+                self._fatal = PoolError(f"every item fails, on every try; the last error: {error}")
+        if self._fatal is None:
+            self._start_actors()
+            self._feed()
+        if any(a.phase != "placing" for a in self._actors.values()):
+            self._progress_at = now
+        elif now - self._progress_at > self._stall_timeout_s:
+            waited = now - self._progress_at
+            self._fatal = PoolError(f"no worker for {waited:.0f} s: {self._waits_for()}")
+
+    def _enforce_limits(self, now: float) -> None:
         for name in self._dispatch.overdue(now):
             limit = self._dispatch.limit_s
             self._lose(self._actors[name], f"no answer in {limit:.0f} s", blame=True)
         for actor in list(self._actors.values()):
             if actor.phase == "loading" and now - actor.since > self._start_timeout_s:
-                slow = TimeoutError(f"loading took more than {self._start_timeout_s:.0f} s")
-                self._start_failed(actor, slow)
+                limit = self._start_timeout_s
+                self._start_failed(actor, TimeoutError(f"loading took more than {limit:.0f} s"))
             elif actor.draining and self._dispatch.idle(actor.name):
-                self._remove(actor)
-                self._dispatch.lose_worker(actor.name, "drained", blame=False)
-        self._start_actors()
-        self._feed()
-        loading = any(a.phase == "loading" for a in self._actors.values())
-        if self._dispatch.live or loading:
-            self._progress_at = now
-        elif now - self._progress_at > self._stall_timeout_s:
-            raise PoolError(f"no worker for {now - self._progress_at:.0f} s: {self._missing()}")
+                self._lose(actor, "its node drains", blame=False)
 
     def _look_at_cluster(self) -> None:
         self._looked_at = self._clock()
-        self._nodes = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
+        self._nodes = _alive_nodes()
+        self._free = ray.available_resources()  # type: ignore[no-untyped-call]
         self._draining = _draining_nodes()
         for actor in self._actors.values():
-            if actor.phase == "live" and not actor.draining and actor.node in self._draining:
+            if actor.node in self._draining and not actor.draining and actor.phase == "live":
                 actor.draining = True
                 self._dispatch.stop_feeding(actor.name)
-                logger.info("draining actor=%s node=%s", actor.name, actor.node[:8])
+                logger.info("not fed any more: its node drains %s", _where(actor))
         if self._asked is None:
-            fitting = sum(self._fitting(n["Resources"]) for n in self._nodes.values())
-            self._target = max(self._target, fitting)
-
-    def _fitting(self, resources: dict[str, float]) -> int:
-        unit = "GPU" if "GPU" in self._resources else "CPU"
-        return int(resources.get(unit, 0.0) / self._resources[unit] + 1e-6)
+            usable = [n for i, n in self._nodes.items() if i not in self._starts.left_out]
+            places = sum(fitting(n["Resources"], self._resources) for n in usable)
+            self._target = max(self._target, places)
 
     def _feed(self) -> None:
         while (pair := self._dispatch.next_call(self._clock())) is not None:
@@ -281,91 +307,106 @@ class RayPool:
             actor = self._actors[name]
             self._call(actor, actor.handle.evaluate.remote(item), item.item_id)
 
-    # ---- answers -----------------------------------------------------------------------------------
+    def _waits_for(self) -> str:
+        phases = Counter(a.phase for a in self._actors.values())
+        parts = []
+        if phases["loading"]:
+            parts.append(f"{phases['loading']} of {self._target} workers are loading")
+        if phases["placing"]:
+            nodes = [n["Resources"] for n in self._nodes.values()]
+            parts.append(missing(phases["placing"], self._resources, nodes, self._free))
+        for node, why in self._starts.left_out.items():
+            parts.append(f"node {node[:8]} is left out ({_brief(why)})")
+        return "; ".join(parts)
+
+    # ---- answers ---------------------------------------------------------------------------------
 
     def _take_ready(self, timeout_s: float) -> list[Result]:
         refs = list(self._calls)
         if not refs:
-            time.sleep(timeout_s)
+            time.sleep(timeout_s if self._dispatch.outstanding else 0.0)
             return []
         ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
         if ready:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         answers = [(ref, _answer(ref)) for ref in ready]
         results: list[Result] = []
-        # Values first: an actor that has died since takes only the calls that it did not finish.
-        for ref, answer in sorted(answers, key=lambda a: isinstance(a[1], BaseException)):
-            actor, item_id = self._calls.pop(ref, (None, None))
-            if actor is None:
+        # Values first: of an actor that has died since, only what it did not finish is lost.
+        for ref, answer in sorted(answers, key=lambda pair: isinstance(pair[1], BaseException)):
+            if ref not in self._calls:  # of an actor that was removed just now
                 continue
+            actor, item_id = self._calls.pop(ref)
             actor.refs.discard(ref)
             if item_id is None:
-                self._started(actor, answer)
+                self._take_start(actor, answer)
             elif isinstance(answer, BaseException):
-                self._failed(actor, item_id, answer)
+                self._take_failure(actor, item_id, answer)
             elif self._dispatch.finish(actor.name, item_id, self._clock()):
                 results.append(answer)
-        for item, error in self._dispatch.take_given_up():
-            logger.error("given up item=%d error=%s", item.item_id, error)
-            self._given_up.append(item)
         return results
 
-    def _started(self, actor: _Actor, answer: Any) -> None:
+    def _take_start(self, actor: _Actor, answer: Any) -> None:
         if isinstance(answer, BaseException):
             self._start_failed(actor, answer)
         elif actor.phase == "placing":
             actor.node, actor.address = answer
+            if actor.node in self._starts.left_out:  # it was asked for before
+                self._remove(actor)
+                return
             actor.phase, actor.since = "loading", self._clock()
             self._call(actor, actor.handle.load.remote(self._spec, actor.name))
         else:
             actor.phase = "live"
             self._starts.succeeded(actor.node)
             self._dispatch.add_worker(actor.name)
-            logger.info("live actor=%s address=%s numerics=%s", actor.name, actor.address, answer)
+            logger.info("live %s numerics=%s", _where(actor), answer)
 
-    def _failed(self, actor: _Actor, item_id: int, error: BaseException) -> None:
-        if isinstance(error, RayError):
-            alive = actor.node in {n["NodeID"] for n in ray.nodes() if n["Alive"]}
-            self._lose(actor, str(error), blame=alive and actor.node not in self._draining)
+    def _take_failure(self, actor: _Actor, item_id: int, error: BaseException) -> None:
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            blame = actor.node in _alive_nodes() and actor.node not in self._draining
+            self._lose(actor, str(error), blame=blame)
         elif self._dispatch.fail(actor.name, item_id, error, self._clock()):
-            self._lose(actor, str(error), blame=False)
-
-    def _missing(self) -> str:
-        """One sentence: what is asked, what is there."""
-        there = {k: sum(n["Resources"].get(k, 0) for n in self._nodes.values()) for k in self._resources}
-        asked = " and ".join(f"{v:g} {k}" for k, v in self._resources.items())
-        have = ", ".join(f"{v:g} {k}" for k, v in there.items())
-        return f"{self._target} workers are asked for, each with {asked}; {len(self._nodes)} nodes have {have}"
+            self._lose(actor, f"{type(error).__name__}: {error}", blame=False)
 
 
 def _connect(address: str | None, actors: int | None) -> bool:
-    """Connect to Ray; returns whether the connection is this pool's to end."""
+    """Connect to Ray; returns whether the connection is the pool's to end."""
     if address is not None and address.startswith("ray://"):
         raise PoolError(
-            f"address {address!r} is Ray's client protocol, which loses the run when the connection "
-            "drops: submit a job (ray job submit), or run on the head node with --address auto"
+            f"address {address!r} is Ray's client protocol, which loses a run with its connection: "
+            'submit a job (ray job submit), or run on the head node with address "auto"'
         )
     if ray.is_initialized():
         return False
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if address is not None:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            raise PoolError(
-                f"cannot join a Ray cluster at {address!r}: {error}; check that it runs (ray status) "
-                "and that RAY_AUTH_MODE and the token are the cluster's"
-            ) from error
+    _log_what_ray_prints()
+    if address is None:
+        ray.init(
+            address="local",  # never one that happens to run here, or lingers after a kill
+            num_cpus=actors,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
         return True
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        num_cpus=max(os.cpu_count() or 1, actors or 1),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise PoolError(
+            f"cannot join a Ray cluster at {address!r}: {error}; see that it runs (ray status), "
+            "with the version of Ray, the RAY_AUTH_MODE and the token that are used here"
+        ) from error
     return True
+
+
+def _log_what_ray_prints() -> None:
+    """Ray prints messages of its raylets on stdout, where results go: send them to the log."""
+
+    def log_lines(data: Any, ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            logger.info("ray says %r", _brief(line))
+
+    ray._private.worker.print_to_stdstream = log_lines
 
 
 def _answer(ref: Any) -> Any:
@@ -373,19 +414,29 @@ def _answer(ref: Any) -> Any:
     try:
         return ray.get(ref, timeout=1.0)
     except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, Exception) else error
-        return cause
+        return error.cause if isinstance(error.cause, Exception) else error
     except RayError as error:
         return error
 
 
+def _alive_nodes() -> dict[str, dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {n["NodeID"]: n for n in nodes if n["Alive"]}
+
+
 def _draining_nodes() -> frozenset[str]:
-    """Nodes that are about to go. A private name of Ray: without it they are fed until they are gone."""
+    """Nodes that will go soon; the name is private to Ray, without it they are fed until then."""
     try:
         return frozenset(ray._private.state.state.get_draining_nodes())
     except (AttributeError, TypeError):
         return frozenset()
 
 
-def _first_line(text: str) -> str:
-    return text.strip().split("\n", 1)[0][:300]
+def _where(actor: _Actor) -> str:
+    return f"actor={actor.name} address={actor.address} node={actor.node[:8]}"
+
+
+def _brief(text: str) -> str:
+    """First and last line: Ray puts a whole traceback into a message."""
+    lines = [line.strip() for line in text.strip().split("\n") if line.strip()]
+    return " ... ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))

@@ -10,7 +10,8 @@ from diffcert_ray.metrics import abstention_rate, acr, certified_accuracy
 
 GUARANTEE = (
     "With probability at least 1 - alpha over the noise, for each image and sigma, the smoothed "
-    "classifier returns the predicted class everywhere in the open l2 ball of the radius around the "
+    "classifier returns the predicted class everywhere in the open l2 ball of the radius "
+    "around the "
     "image, in [0,1] pixel space."
 )
 
@@ -37,9 +38,7 @@ def accuracy_markdown(table: pd.DataFrame) -> str:
     ]
     for sigma, rows in table.groupby("sigma"):
         cells = [_cell(rows[rows["radius"] == r].iloc[0]) for r in radii]
-        lines.append(
-            f"| {sigma:g} | {int(rows['n_images'].iloc[0])} | " + " | ".join(cells) + " |"
-        )
+        lines.append(f"| {sigma:g} | {int(rows['n_images'].iloc[0])} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -71,7 +70,7 @@ def summary(certificates: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve_png(certificates: pd.DataFrame, title: str) -> bytes:
-    """Certified accuracy against radius, a step curve and its interval for each sigma, as PNG bytes."""
+    """Certified accuracy against radius as a PNG: a step curve and interval for each sigma."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
@@ -82,7 +81,10 @@ def curve_png(certificates: pd.DataFrame, title: str) -> bytes:
         radii = [i * (stop * 1.05 + 1e-9) / 300 for i in range(301)]
         table = certified_accuracy(part, radii)
         line = axes.plot(
-            table["radius"], table["certified_accuracy"], drawstyle="steps-post", label=f"σ = {sigma:g}"
+            table["radius"],
+            table["certified_accuracy"],
+            drawstyle="steps-post",
+            label=f"σ = {sigma:g}",
         )
         axes.fill_between(
             table["radius"],

@@ -11,9 +11,7 @@ from diffcert_ray.schemas import CertificateRow
 from diffcert_ray.work import STREAM_NAMES, Unit
 
 
-def stored_units(
-    done: DoneUnits, plan: Plan
-) -> Callable[[float, int], list[UnitCounts]]:
+def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[UnitCounts]]:
     """Look up the stored units of an image, as ``ImageVotes`` takes them.
 
     Args:
@@ -21,8 +19,7 @@ def stored_units(
         plan: units off its grid (of an earlier, smaller n) are left out.
 
     Returns:
-        (sigma, image_id) -> its units: selection first, then estimation, in vote order. Their NFE and
-        seconds are 0: a resume needs counts only, and they are read with few columns.
+        (sigma, image_id) -> its units: selection first, then estimation, in vote order.
     """
     wanted = {stream: set(plan.ranges(stream)) for stream in STREAM_NAMES}
 
@@ -39,7 +36,8 @@ def stored_units(
                 classes, counts = group.votes(row)
                 unit = Unit(sigma, image_id, stream, start, stop)
                 tally = {int(c): int(n) for c, n in zip(classes, counts, strict=True)}
-                found.append(UnitCounts(unit, int(group.target[row]), tally, 0, 0.0))
+                nfe, seconds = int(group.nfe[row]), float(group.seconds[row])
+                found.append(UnitCounts(unit, int(group.target[row]), tally, nfe, seconds))
         return found
 
     return units

@@ -1,21 +1,26 @@
-"""The loop of a run: stages say what comes next, a pool evaluates it, the store keeps what is complete."""
+"""The loop of a run: stages say what comes next, a pool evaluates it, the store keeps it."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+from diffcert_ray.loss_stages import LossStages
+from diffcert_ray.loss_work import LossResult
+from diffcert_ray.plain_results import loss_row
 from diffcert_ray.pool import Pool, PoolState
 from diffcert_ray.schemas import CertificateRow, UnitRow
 from diffcert_ray.stages import SettledUnit, Stages, planned_votes
-from diffcert_ray.image_votes import ImageVotes
 from diffcert_ray.work import Result
 from diffcert_ray.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
-FIRST_ITEM_NFE = 4000.0  # before a worker's speed is known: a fraction of a second for small networks
+FIRST_ITEM_NFE = (
+    4000.0  # before a worker's speed is known: a fraction of a second for small networks
+)
 GROWTH = 4.0  # how much longer than the longest item so far the next may be, while speed is learned
 
 
@@ -83,18 +88,19 @@ class Driver:
         pool: who does it.
         writer: where complete units and certificates go.
         image_sha: image_id -> prefix of the pixels' hash, stored with each unit.
-        certify: image -> its row of the certificates table, or None if it is stored already.
+        certify: image (ImageVotes or ImageLosses) -> its row of the certificates table, or None if
+            it is stored already.
         item_s: compute time that an item should take, seconds.
         on_progress: called about once a second and at the end.
         should_stop: asked between polls; True flushes and ends the run incomplete.
         clock: monotonic seconds.
     """
 
-    stages: Stages
+    stages: Stages | LossStages
     pool: Pool
     writer: Writer
     image_sha: Callable[[int], str]
-    certify: Callable[[ImageVotes], CertificateRow | None]
+    certify: Callable[[Any], CertificateRow | None]
     item_s: float = 5.0
     on_progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
@@ -146,7 +152,7 @@ class Driver:
                 return
             self.pool.submit(item)
 
-    def _take_in(self, result: Result, outcome: Outcome, speed: "_Speed") -> None:
+    def _take_in(self, result: Result | LossResult, outcome: Outcome, speed: "_Speed") -> None:
         outcome.items += 1
         outcome.nfe += result.nfe
         outcome.padded += result.padded
@@ -154,7 +160,13 @@ class Driver:
         outcome.votes += sum(t.votes for t in result.tallies)
         outcome.numerics.add(result.numerics)
         speed.add(result)
-        self.writer.add_units(self._unit_row(s) for s in self.stages.deliver(result))
+        if isinstance(self.stages, LossStages):
+            found = self.stages.deliver(result)
+            self.writer.add_losses(
+                loss_row(f, result, self.image_sha(f.unit.image_id)) for f in found
+            )
+        else:
+            self.writer.add_units(self._unit_row(s) for s in self.stages.deliver(result))
 
     def _unit_row(self, settled: SettledUnit) -> UnitRow:
         unit, counts = settled.units.unit, settled.units.counts
@@ -215,7 +227,7 @@ class _Speed:
         limit = GROWTH * self._longest_nfe
         return limit if self._rate is None else min(limit, self._rate * self._item_s)
 
-    def add(self, result: Result) -> None:
+    def add(self, result: Result | LossResult) -> None:
         if result.seconds <= 0 or not result.nfe:
             return
         rate = result.nfe / result.seconds

@@ -43,9 +43,7 @@ class RunDocument:
     versions: Mapping[str, str]
 
     @staticmethod
-    def of(
-        config: Config, weights: Mapping[str, str], dataset: Mapping[str, Any]
-    ) -> "RunDocument":
+    def of(config: Config, weights: Mapping[str, str], dataset: Mapping[str, Any]) -> "RunDocument":
         """The document of a run about to start.
 
         Args:
@@ -54,7 +52,7 @@ class RunDocument:
             dataset: what to say about the dataset.
         """
         identity = votes_identity(config, weights)
-        votes_id = canonical_hash(_without_none(identity))
+        votes_id = canonical_hash(identity)
         plan_id = canonical_hash(plan_identity(config, votes_id))
         versions = {name: _version(name) for name in VERSIONED}
         versions["python"] = platform.python_version()
@@ -93,7 +91,8 @@ class RunDocument:
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
-                f"run.toml is not a run document of this version: {error}; the folder was written by "
+                f"run.toml is not a run document of this version: {error}; the folder was "
+                "written by "
                 "another version or changed by hand"
             ) from None
 
@@ -111,9 +110,7 @@ class RunDocument:
         Raises:
             ConfigError: naming every differing key, both values and the remedy.
         """
-        mine, theirs = _without_none(dict(self.votes_identity)), _without_none(
-            dict(other.votes_identity)
-        )
+        mine, theirs = self.votes_identity, other.votes_identity
         differing = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
         if differing:
             shown = "; ".join(f"{k}: run {mine.get(k)!r}, now {theirs.get(k)!r}" for k in differing)
@@ -121,20 +118,35 @@ class RunDocument:
                 f"this run folder holds votes of another configuration ({shown}); give another run "
                 "folder (--run), or the configuration that the run was started with"
             )
-        fixed = ["n0", "alpha", "bound"]
-        if self.config.votes.bound != "sequential":
+        if self.config.without_votes:
+            self._check_same_draws(other)
+            fixed = ["alpha"]  # both plain bounds rest on the same intervals
+        else:
+            fixed = ["n0", "alpha", "bound"]
+        if not self.config.without_votes and self.config.votes.bound != "sequential":
             fixed.append("n")  # counts extended after a look hold for no fixed-n bound
         for key in fixed:
             before, now = getattr(self.config.votes, key), getattr(other.config.votes, key)
             if before != now:
                 raise ConfigError(
-                    f"votes.{key} is {now!r}, but this run was started with {before!r}, and it is fixed "
+                    f"votes.{key} is {now!r}, but this run was started with {before!r}, and "
+                    "it is fixed "
                     "before an image's first estimation vote; give another run folder (--run)"
                 )
         if self.dataset.get("fingerprint") != other.dataset.get("fingerprint"):
             raise ConfigError(
-                f"the dataset's fingerprint is {other.dataset.get('fingerprint')}, the run was started "
-                f"with {self.dataset.get('fingerprint')}: the data has changed; give another run folder"
+                f"the dataset's fingerprint is {other.dataset.get('fingerprint')}, the run "
+                "was started "
+                f"with {self.dataset.get('fingerprint')}: the data has changed; give another "
+                "run folder"
+            )
+
+    def _check_same_draws(self, other: "RunDocument") -> None:
+        before, now = self.config.plain.draws, other.config.plain.draws
+        if before != now:
+            raise ConfigError(
+                f"plain.draws is {now}, but this run was started with {before}, and it is fixed "
+                "before the first draw; give another run folder (--run)"
             )
 
 

@@ -1,10 +1,12 @@
-"""The columns of stored units and certificates, as Arrow schemas and as row types."""
+"""The columns of stored units, losses and certificates, as Arrow schemas and as row types."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
 VERSION_KEY = b"diffcert.schema"
@@ -40,9 +42,32 @@ class UnitRow:
     attempt: int
 
 
+@dataclass(frozen=True, eq=False)
+class LossRow:
+    """The losses of one complete unit of draws: `sums` and `squares` are float64 [T, K].
+
+    It becomes T * K rows of the table, level by level.
+    """
+
+    image_id: int
+    image_sha: str
+    start: int
+    stop: int
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    seconds: float
+    device: str
+    numerics: str
+    worker: str
+
+
 @dataclass(frozen=True)
 class CertificateRow:
-    """One image's certificate at one sigma by one bound."""
+    """One image's certificate at one sigma by one bound.
+
+    Certificates of the plain classifier, bounds lipschitz and local, have no smoothing (sigma 0)
+    and no votes (n_a and n0 are 0, p_low is NaN); their n is the number of noise draws.
+    """
 
     sigma: float
     image_id: int
@@ -89,18 +114,37 @@ UNIT_SCHEMA = pa.schema(
     metadata={VERSION_KEY: f"units/{SCHEMA_VERSION}"},
 )
 
+LOSS_SCHEMA = pa.schema(
+    [
+        column("image_id", pa.int64(), "row of the dataset"),
+        column("image_sha", pa.string(), "prefix of the pixels' sha256"),
+        column("start", pa.int32(), "first draw"),
+        column("stop", pa.int32(), "draw after the last"),
+        column("level", pa.int32(), "noise level, from the lowest"),
+        column("class", pa.int32(), "class"),
+        column("sum", pa.float64(), "sum of losses in [0, 1], pixels in [0, 1], per dimension"),
+        column("sumsq", pa.float64(), "sum of their squares"),
+        column("nfe", pa.int64(), "evaluations of the denoiser network"),
+        column("seconds", pa.float64(), "s"),
+        column("device", pa.string(), "device model"),
+        column("numerics", pa.string(), "numerics kind (hash of the probe batch's results)"),
+        column("worker", pa.string(), "worker"),
+    ],
+    metadata={VERSION_KEY: f"losses/{SCHEMA_VERSION}"},
+)
+
 CERTIFICATE_SCHEMA = pa.schema(
     [
-        column("sigma", pa.float64(), "noise std of pixels in [0, 1]"),
+        column("sigma", pa.float64(), "noise std of pixels in [0, 1]; 0: plain, no smoothing"),
         column("image_id", pa.int64(), "row of the dataset"),
         column("label", pa.int32(), "class"),
         column("predicted", pa.int32(), "class, -1: abstained"),
         column("correct", pa.bool_(), "predicted the label"),
         column("abstained", pa.bool_(), "no certificate"),
         column("radius", pa.float64(), "L2, pixels in [0, 1]"),
-        column("p_low", pa.float64(), "probability"),
-        column("n_a", pa.int64(), "votes for the predicted class"),
-        column("n", pa.int64(), "votes that estimated"),
+        column("p_low", pa.float64(), "probability; NaN: a bound without votes"),
+        column("n_a", pa.int64(), "votes for the predicted class; 0: a bound without votes"),
+        column("n", pa.int64(), "votes that estimated; draws, for lipschitz and local"),
         column("n0", pa.int64(), "votes that selected"),
         column("alpha", pa.float64(), "probability of a wrong certificate"),
         column("bound", pa.string(), "name of the bound"),
@@ -152,6 +196,27 @@ def unit_table(rows: Sequence[UnitRow]) -> pa.Table:
         for name, cells in columns.items():
             cells.append(values[name])
     return pa.table(columns, schema=UNIT_SCHEMA)
+
+
+def loss_table(rows: Sequence[LossRow]) -> pa.Table:
+    """Losses as a table: T * K rows for each unit, in the order of levels, then classes."""
+    columns: dict[str, list[Any]] = {name: [] for name in LOSS_SCHEMA.names}
+    for row in rows:
+        levels, classes = row.sums.shape
+        level, klass = np.divmod(np.arange(levels * classes), classes)
+        values = vars(row) | {
+            "level": level,
+            "class": klass,
+            "sum": row.sums.ravel(),
+            "sumsq": row.squares.ravel(),
+            "nfe": row.stop - row.start,
+            "seconds": row.seconds / (levels * classes),
+        }
+        for name, cells in columns.items():
+            value = values[name]
+            many = isinstance(value, np.ndarray)
+            cells.extend(value.tolist() if many else [value] * (levels * classes))
+    return pa.table(columns, schema=LOSS_SCHEMA)
 
 
 def certificate_table(rows: Sequence[CertificateRow]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What comes next: selection before estimation, sift before refine, and when an image has enough votes.
+"""What comes next: selection, then estimation; sift, then refine; when an image has enough votes.
 
 A pure state machine: it hands out items and takes in results, in any order, and knows nothing of
 workers, files or time. What it has in memory is the images under way, not the dataset.
@@ -102,6 +102,11 @@ class Stages:
         """Whether every image of the plan is among those certified already."""
         return all((s, int(i)) in certified for s in self.plan.sigmas for i in self.plan.image_ids)
 
+    def all_stored(self) -> bool:
+        """Whether no vote is needed any more: looks at images until one needs votes."""
+        self._activate(1)
+        return self.finished
+
     def take(self, nfe: float, workers: int = 1) -> Item | None:
         """The next item, of about ``nfe`` evaluations, or None if all there is to do is under way.
 
@@ -118,10 +123,7 @@ class Stages:
         self._activate(2 * fresh * workers)
         sigma = next((s for s in self.plan.sigmas if self._ready[s]), None)
         if sigma is not None:
-            share = -(-self._ready_votes[sigma] // (2 * workers))
-            item = self._sift_item(sigma, max(min(fresh, share), min(fresh, self.plan.unit)))
-            if item is not None:
-                return item
+            return self._sift_item(sigma, self._share(fresh, workers))
         for sigma, count in self._open_votes.items():
             if count:
                 share = -(-count // workers)
@@ -179,11 +181,11 @@ class Stages:
         units += list(item.open_votes.units) if item.open_votes is not None else []
         lost = sorted({(u.sigma, u.image_id) for u in units})
         for key in lost:
-            self._active.pop(key, None)
-            self._issued.pop(key, None)
+            if self._active.pop(key, None) is not None:
+                self._withdraw(key)
         return lost
 
-    # ---- images ------------------------------------------------------------------------------------
+    # ---- images ---------------------------------------------------------------------------------
 
     def _activate(self, votes: int) -> None:
         """Bring in images until enough fresh votes are ready."""
@@ -209,11 +211,20 @@ class Stages:
     def _settle_or_issue(self, image: ImageVotes) -> None:
         key = (image.sigma, image.image_id)
         if image.finished:
-            del self._active[key], self._issued[key]
+            del self._active[key]
+            if self._issued[key] > image.prefix:
+                self._withdraw(key)
             self.images_done += 1
             self.finished_images.append(image)
         elif image.chosen is not None:
             self._issue_estimate(image)
+
+    def _withdraw(self, key: tuple[float, int]) -> None:
+        """Take back what an image that has stopped, or was given up, still had ready."""
+        sigma, image_id = key
+        parts = [p for p in self._ready[sigma] if p.unit.image_id != image_id]
+        self._ready[sigma] = deque(parts)
+        self._ready_votes[sigma] = sum(p.stop - p.start for p in parts)
 
     def _issue_select(self, image: ImageVotes) -> None:
         for start, stop in image.missing("select"):
@@ -241,24 +252,26 @@ class Stages:
         self._ready_votes[image.sigma] += stop - start
         self._settling[unit] = SettledUnit(UnitCounts(unit, part.target, {}, 0, 0.0))
 
-    # ---- items -------------------------------------------------------------------------------------
+    def _share(self, fresh: int, workers: int) -> int:
+        """Votes of the next item: towards the end smaller, so that all workers end together."""
+        if self._todo_left:
+            return fresh
+        rest = sum(self._ready_votes.values())
+        return min(fresh, max(-(-rest // (2 * workers)), self.plan.unit))
 
-    def _sift_item(self, sigma: float, votes: int) -> Item | None:
+    # ---- items ----------------------------------------------------------------------------------
+
+    def _sift_item(self, sigma: float, votes: int) -> Item:
         ready, parts = self._ready[sigma], []
         while ready and votes > 0:
             part = ready.popleft()
             unit = part.unit
-            if (unit.sigma, unit.image_id) not in self._active:  # stopped or given up meanwhile
-                self._ready_votes[sigma] -= part.stop - part.start
-                continue
             middle = min(part.start + votes, part.stop)
             if middle < part.stop:
                 ready.appendleft(Part(unit, middle, part.stop, part.target))
             parts.append(Part(unit, part.start, middle, part.target))
             self._ready_votes[sigma] -= middle - part.start
             votes -= middle - part.start
-        if not parts:
-            return None
         return self._send(Item(self._next_item, sigma, tuple(parts), None, self._hand_back))
 
     def _refine_item(self, sigma: float, votes: int) -> Item:

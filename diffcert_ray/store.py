@@ -180,7 +180,7 @@ class RunStore:
 
     def done_units(self) -> DoneUnits:
         """The stored units with their counts, for planning and for resuming."""
-        return DoneUnits.from_table(self.units(UNIT_COUNT_COLUMNS))
+        return DoneUnits.from_table(self.units((*UNIT_COUNT_COLUMNS, "nfe", "seconds")))
 
     def certificates(self) -> pa.Table:
         """The stored certificates, the last of each key, sorted by key."""

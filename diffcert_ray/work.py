@@ -1,4 +1,4 @@
-"""The units of work: what is stored (Unit), what is sent to a worker (Item), what returns (Result)."""
+"""The units of work: what is stored (Unit), sent to a worker (Item), returned (Result)."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ import numpy as np
 ALL_CLASSES = -1
 NOT_TARGET = -2
 STREAM_NAMES = ("select", "estimate")
+MAX_IMAGE_ID = 2**32 - 1  # what an address of noise holds
 
 
 @dataclass(frozen=True, order=True)
@@ -37,8 +38,8 @@ class Unit:
 class Part:
     """Votes ``start:stop`` of a unit, and the class that they are about.
 
-    ``target`` is ALL_CLASSES for complete votes, or the class A when a vote may stop as soon as it is
-    certain whether it is A; it then returns A or NOT_TARGET.
+    ``target`` is ALL_CLASSES for complete votes, or the class A when a vote may stop as soon as it
+    is certain whether it is A; it then returns A or NOT_TARGET.
     """
 
     unit: Unit
@@ -49,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class OpenVotes:
-    """Votes that their sift stage left undecided, packed: one row a vote, survivors and losses ragged.
+    """Votes that their sift stage left undecided: one row a vote, survivors and losses ragged.
 
     Args:
         units: the units that the votes belong to.
@@ -145,7 +146,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Tally:
-    """Votes of one unit that an item settled: counts per class, and evaluations spent on the unit."""
+    """Votes of one unit that an item settled, per class, and the evaluations spent on it."""
 
     unit: Unit
     target: int

@@ -1,4 +1,4 @@
-"""One worker: networks loaded once, images by id, items evaluated; the same in Ray and in-process."""
+"""One worker: networks loaded once, images by id, items evaluated; in Ray or in-process."""
 
 import hashlib
 import logging
@@ -14,7 +14,10 @@ from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.checkpoint import checkpoint_sha256, load_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.evaluate import evaluate_item
+from diffcert_ray.evaluate_losses import evaluate_loss_item
+from diffcert_ray.loss_work import LossItem, LossResult
 from diffcert_ray.noise import NoiseSource
+from diffcert_ray.plain import plain_levels
 from diffcert_ray.work import Item, Result
 
 logger = logging.getLogger(__name__)
@@ -87,8 +90,10 @@ class Worker:
         self._at_sigma: dict[float, BaseClassifier] = {}
         self.numerics = numerics_kind(denoiser, config.numerics.batch, device)
 
-    def evaluate(self, item: Item) -> Result:
-        """Evaluate one item; its counts depend on its votes only."""
+    def evaluate(self, item: Item | LossItem) -> Result | LossResult:
+        """Evaluate one item; what it returns depends on its votes or draws only."""
+        if isinstance(item, LossItem):
+            return self._evaluate_losses(item)
         base = self._at_sigma.get(item.sigma)
         if base is None:
             base = base_classifier(
@@ -101,6 +106,19 @@ class Worker:
             self._at_sigma[item.sigma] = base
         return evaluate_item(
             base, item, self._dataset.image, worker=self.name, numerics=self.numerics
+        )
+
+    def _evaluate_losses(self, item: LossItem) -> LossResult:
+        return evaluate_loss_item(
+            self.denoiser,
+            item,
+            self._dataset.image,
+            s=plain_levels(self._config)[0],
+            seed=self._config.votes.seed,
+            batch=self._config.numerics.batch,
+            device=self._device,
+            worker=self.name,
+            numerics=self.numerics,
         )
 
 

@@ -13,9 +13,11 @@ from diffcert_ray.create_only import Location, StoreError
 from diffcert_ray.parts import encode, part_name
 from diffcert_ray.schemas import (
     CertificateRow,
+    LossRow,
     UnitRow,
     certificate_table,
     check_unit,
+    loss_table,
     unit_table,
 )
 
@@ -59,6 +61,7 @@ class Writer:
         self._last_try = 0.0
         self._waiting_since: float | None = None
         self._units = Buffer(location, "units", self.name, unit_table)
+        self._losses = Buffer(location, "losses", self.name, loss_table)
         self._certificates = Buffer(location, "certificates", self.name, certificate_table)
 
     def __enter__(self) -> "Writer":
@@ -70,7 +73,7 @@ class Writer:
     @property
     def pending(self) -> int:
         """Rows that are not stored yet."""
-        return len(self._units) + len(self._certificates)
+        return len(self._units) + len(self._losses) + len(self._certificates)
 
     def add_units(self, rows: Iterable[UnitRow]) -> None:
         """Take complete units.
@@ -85,6 +88,10 @@ class Writer:
         for row in rows:
             check_unit(row)
         self._take(self._units, rows)
+
+    def add_losses(self, rows: Iterable[LossRow]) -> None:
+        """Take complete units of losses; a repeat of a stored one does no harm."""
+        self._take(self._losses, list(rows))
 
     def add_certificates(self, rows: Iterable[CertificateRow]) -> None:
         """Take certificates."""
@@ -108,8 +115,8 @@ class Writer:
             return self.pending == 0
         self._last_try = now
         try:
-            # Units first: a certificate must never be stored without the votes that it rests on.
-            for buffer in (self._units, self._certificates):
+            # Certificates last: one must never be stored without the votes that it rests on.
+            for buffer in (self._units, self._losses, self._certificates):
                 self.bytes_written += buffer.publish()
         except StoreError as error:
             since = now if self._failing_since is None else self._failing_since

@@ -15,7 +15,7 @@ from diffcert_ray.noise_levels import (
     weight_density,
 )
 
-DENSITIES = ("edm", "elbo", "uniform")
+DENSITIES = ("edm", "elbo", "uniform", "linear-s")
 
 
 def lognormal(s: float, exponent_factor: float) -> float:
@@ -35,7 +35,12 @@ def slipped(s: float) -> float:
     return lognormal(s, 1.44 / 2)
 
 
-INDEPENDENT = {"edm": edm, "elbo": lambda s: 1 / s**3, "uniform": lambda s: 1.0}
+INDEPENDENT = {
+    "edm": edm,
+    "elbo": lambda s: 1 / s**3,
+    "uniform": lambda s: 1.0,
+    "linear-s": lambda s: s,
+}
 
 
 def test_smoothing_noise_doubles_in_model_space() -> None:

@@ -392,15 +392,16 @@ def test_any_history_of_deliveries_gives_the_oracle_counts(tmp_path):
             image_sha=f"{image:x}",
             stream=stream,
             start=start,
-            stop=start + 10,
+            stop=start + length,
             target=target,
             classes=(-2, target + 1),
-            counts=(count := rng.randrange(11), 10 - count),
+            counts=(count := rng.randrange(length + 1), length - count),
         )
         for sigma in (0.1, 0.25)
         for image in (0, 3, 2**40)
         for stream in ("select", "estimate")
         for start in (0, 10)
+        for length in (5, 10)
         for target in (-1, 5)
     ]
     for case in range(5):
@@ -496,14 +497,20 @@ def test_truncated_part_is_named_or_left_out_as_asked(store, keep):
 
 
 def test_flipped_bit_in_the_data_is_noticed(store):
-    name = put(store, *(replace(UNIT, image_id=i, image_sha=f"{i * i:016x}") for i in range(2000)))
+    rng = random.Random(3)
+    rows = [replace(UNIT, start=i, stop=i + 100, seconds=rng.random()) for i in range(2000)]
+    name = put(store, *rows)
     path = Path(store.address, name)
-    data = bytearray(path.read_bytes())
-    chunk = pq.read_metadata(path).row_group(0).column(UNIT_SCHEMA.names.index("image_id"))
-    data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(StoreError, match=name):
-        store.units()
+    whole = path.read_bytes()
+    chunk = pq.read_metadata(path).row_group(0).column(10)
+    assert chunk.path_in_schema == "seconds"
+    first = chunk.dictionary_page_offset
+    for offset in np.linspace(first, first + chunk.total_compressed_size - 1, 20, dtype=int):
+        data = bytearray(whole)
+        data[offset] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(StoreError, match=f"damaged files.*{name}"):
+            store.units()
 
 
 def test_part_deleted_by_hand_is_noticed_and_its_units_recomputed_if_asked(store):

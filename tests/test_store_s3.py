@@ -9,12 +9,12 @@ from dataclasses import replace
 import fsspec
 import pytest
 from aiobotocore.session import AioSession
-from s3_proxy import Faults, proxied
 
 from diffcert_ray import object_prefix
 from diffcert_ray.compaction import compact
 from diffcert_ray.schemas import ALL_CLASSES, UnitRow
 from diffcert_ray.store import RunStore, StoreError, open_location
+from tests.s3_proxy import Faults, proxied
 
 moto_server = pytest.importorskip("moto.server")
 
@@ -241,6 +241,18 @@ def test_put_disturbed_on_the_way_is_stored_exactly_once(store, options, address
     assert starts(store) == [0]
 
 
+@pytest.mark.parametrize("fault", ["after", "timeout", "before"])
+def test_create_whose_answer_was_lost_succeeds(store, options, address, fault):
+    faults = Faults({"PUT": [fault]})
+    with proxied(options["endpoint_url"], faults) as url:
+        through(url, options, address).location.create("x", b"mine")
+    assert [request for request in faults.requests if request[0] == "PUT"] == [
+        ("PUT", fault),
+        ("PUT", ""),
+    ]
+    assert store.location.read("x") == b"mine"
+
+
 def test_create_after_a_lost_answer_still_loses_to_another_writers_file(store, options, address):
     store.location.create("x", b"theirs")
     with proxied(options["endpoint_url"], Faults({"PUT": ["after"]})) as url:
@@ -257,6 +269,16 @@ def test_reads_and_listings_disturbed_on_the_way_are_repeated(store, options, ad
     with proxied(options["endpoint_url"], faults) as url:
         assert len(starts(through(url, options, address))) == 100
     assert [request for request in faults.requests if request[1]] == [("GET", fault)] * 2
+
+
+def test_dead_store_is_given_up_after_a_known_number_of_tries(store, options, address):
+    faults = Faults({"GET": ["after"] * 100})
+    with proxied(options["endpoint_url"], faults) as url:
+        dead = through(url, options, address)
+        with pytest.raises(StoreError, match=r"cannot read .*run.toml .*check the endpoint"):
+            dead.run_document()
+    tries = len(object_prefix.RETRY_DELAYS_S) + 1
+    assert len(faults.requests) in (tries, 2 * tries)  # aiohttp repeats a request once by itself
 
 
 def test_unwritable_store_keeps_rows_until_it_comes_back(store, options, address):

@@ -1,0 +1,87 @@
+"""Starting workers: how many fit, what a failed start means, and what is missing; without Ray.
+
+Resources are mappings from a name ("CPU", "GPU") to an amount; nodes are known by name.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+
+def fitting(there: Mapping[str, float], asked: Mapping[str, float]) -> int:
+    """How many workers have a place on a node.
+
+    Args:
+        there: the node's resources.
+        asked: those of one worker, each > 0.
+    """
+    return min(int(there.get(name, 0.0) / amount + 1e-6) for name, amount in asked.items())
+
+
+def missing(
+    placing: int,
+    asked: Mapping[str, float],
+    nodes: Iterable[Mapping[str, float]],
+    free: Mapping[str, float],
+) -> str:
+    """One clause that says what workers without a place wait for.
+
+    Args:
+        placing: how many have no place yet.
+        asked: resources of one worker.
+        nodes: resources of each node.
+        free: resources of all nodes that nobody has.
+    """
+    nodes = list(nodes)
+    each = " and ".join(f"{amount:g} {name}" for name, amount in asked.items())
+    there = " and ".join(
+        f"{sum(n.get(name, 0.0) for n in nodes):g} {name} ({free.get(name, 0.0):g} free)"
+        for name in asked
+    )
+    waiting = "1 worker waits" if placing == 1 else f"{placing} workers wait"
+    where = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+    return f"{waiting} for a place: each asks for {each}; the cluster has {there} on {where}"
+
+
+class Starts:
+    """What failed starts of workers mean: try again, leave out a node, or stop.
+
+    Args:
+        budget: failures in a row, with no worker started in between, after which it is hopeless.
+        per_node: failures in a row on one node after which it is left out while others work.
+    """
+
+    def __init__(self, *, budget: int = 5, per_node: int = 3) -> None:
+        self.left_out: dict[str, str] = {}
+        self._budget = budget
+        self._per_node = per_node
+        self._in_a_row = 0
+        self._on_node: Counter[str] = Counter()
+
+    def succeeded(self, node: str) -> None:
+        """A worker started."""
+        self._in_a_row = 0
+        self._on_node[node] = 0
+
+    def failed(self, node: str, error: BaseException, *, others: int) -> str | None:
+        """A worker did not start.
+
+        Args:
+            node: where; "" if it was nowhere yet.
+            error: why. A ValueError or a missing file is a fault of the configuration or of what is
+                on the node: trying again there cannot help.
+            others: workers that take items or are loading, on nodes that are not left out.
+
+        Returns:
+            Why the pool must give up, or None. A node that is left out from now on is in
+            ``left_out`` with the reason.
+        """
+        self._in_a_row += 1
+        self._on_node[node] += 1
+        text = str(error) or type(error).__name__
+        hopeless = isinstance(error, (ValueError, FileNotFoundError))
+        if not others and (hopeless or self._in_a_row >= self._budget):
+            tried = "" if hopeless else f"{self._in_a_row} workers in a row did not start: "
+            return tried + text
+        if node and others and (hopeless or self._on_node[node] >= self._per_node):
+            self.left_out[node] = text
+        return None

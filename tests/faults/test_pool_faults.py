@@ -1,0 +1,206 @@
+"""The pool on a cluster of several nodes that are killed, added and drained."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._raylet import GcsClient
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+from diffcert_ray.config import load_config
+from diffcert_ray.pool import LocalPool, PoolError
+from diffcert_ray.ray_pool import RayPool
+from diffcert_ray.work import Item, Part, Unit
+from diffcert_ray.worker import WorkerSpec, weights_of
+from tests.scripted_workers import Run, Script, plain_items, votes
+from tests.worlds import settings, small_world
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
+    pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+AddNode = Callable[[], Any]
+
+
+def world_spec() -> WorkerSpec:
+    world, dataset = small_world()
+    config = load_config(settings())
+    return WorkerSpec(config, weights_of(config, world), denoiser=world, dataset=dataset)
+
+
+def world_items() -> list[Item]:
+    units = [Unit(0.25, image, "select", 0, 20) for image in range(100, 106)]
+    return [Item(n, 0.25, (Part(unit, 0, 20),)) for n, unit in enumerate(units)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs; nodes that die are noticed within seconds."""
+    head = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "include_dashboard": False,
+            "object_store_memory": 100 * 2**20,
+            "_system_config": {
+                "health_check_initial_delay_ms": 0,
+                "health_check_period_ms": 500,
+                "health_check_timeout_ms": 2000,
+                "health_check_failure_threshold": 4,
+            },
+        },
+    )
+    ray.init(address=head.address, log_to_driver=False)
+    yield head
+    ray.shutdown()
+    head.shutdown()
+
+
+@pytest.fixture
+def add_node(cluster: Cluster) -> Iterator[AddNode]:
+    """Adds a node of one CPU; those that are left at the end are removed."""
+    added = []
+
+    def add() -> Any:
+        added.append(cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20))
+        return added[-1]
+
+    yield add
+    for node in added:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
+
+
+def drain(cluster: Cluster, node_id: str) -> None:
+    """What a spot watcher does when the notice comes."""
+    accepted, why = GcsClient(address=cluster.address).drain_node(
+        node_id,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        "spot notice",
+        0,
+    )
+    assert accepted, why
+
+
+def test_killed_node_costs_only_its_items(
+    cluster: Cluster, add_node: AddNode, tmp_path: Path
+) -> None:
+    nodes = {node.node_id: node for node in (add_node(), add_node())}
+    script = Script(tmp_path, "hangs", inner=world_spec())
+    pool = RayPool(script)
+    try:
+        run = Run(pool, world_items())
+        run.until(script.hanging)
+        cluster.remove_node(nodes[script.hanging()[1]], allow_graceful=False)
+        results = run.to_the_end()
+        state = pool.state()
+    finally:
+        pool.close()
+    expected = Run(LocalPool(world_spec()), world_items()).to_the_end()
+    assert votes(results) == votes(expected)
+    assert script.evaluated() == Counter(range(6)) + Counter([3])
+    assert 1 <= state.requeued <= 2
+    assert (state.live, state.pending) == (1, 1)  # its place is asked for again
+
+
+def test_node_added_during_a_run_gets_work(
+    cluster: Cluster, add_node: AddNode, tmp_path: Path
+) -> None:
+    add_node()
+    script = Script(tmp_path, item_s=0.1)
+    pool = RayPool(script)
+    try:
+        run = Run(pool, plain_items(400))
+        run.until(lambda: len(run.results) >= 3)
+        assert pool.state().live == 1
+        late = add_node()
+        run.until(lambda: late.node_id in {r.device for r in run.results.values()})
+    finally:
+        pool.close()
+    assert len(run.results) < 400
+
+
+def test_draining_node_finishes_what_it_has_and_gets_nothing_more(
+    cluster: Cluster, add_node: AddNode, tmp_path: Path
+) -> None:
+    nodes = {node.node_id: node for node in (add_node(), add_node())}
+    script = Script(tmp_path, item_s=0.1)
+    pool = RayPool(script)
+    try:
+        run = Run(pool, plain_items(400))
+        run.until(lambda: len({r.device for r in run.results.values()}) == 2)
+        drained = next(iter(nodes))
+        drain(cluster, drained)
+        run.until(lambda: pool.state().pending == 1)  # its replacement is asked for
+        before = len(run.results)
+        run.until(lambda: len(run.results) >= before + 20)
+        tail = list(run.results.values())[before + 5 :]
+        assert drained not in {r.device for r in tail}
+        cluster.remove_node(nodes[drained], allow_graceful=False)
+        before = len(run.results)
+        run.until(lambda: len(run.results) >= before + 20)
+        assert pool.state().requeued == 0
+    finally:
+        pool.close()
+    assert max(script.evaluated().values()) == 1
+
+
+def test_all_nodes_lost_and_one_that_comes_later_finishes_the_run(
+    cluster: Cluster, add_node: AddNode, tmp_path: Path
+) -> None:
+    node = add_node()
+    script = Script(tmp_path, "hangs")
+    pool = RayPool(script)
+    try:
+        run = Run(pool, plain_items(8))
+        run.until(script.hanging)
+        cluster.remove_node(node, allow_graceful=False)
+        run.until(lambda: pool.state().live == 0)
+        run.until(lambda: "the cluster has 0 CPU (0 free) on 1 node" in pool.state().note)
+        assert pool.state().note.startswith("1 worker waits for a place: each asks for 1 CPU")
+        add_node()
+        results = run.to_the_end()
+    finally:
+        pool.close()
+    assert set(results) == set(range(8))
+    assert script.evaluated() == Counter(range(8)) + Counter([3])
+
+
+def test_node_without_a_file_is_left_out_and_named_while_the_other_works(
+    cluster: Cluster, add_node: AddNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = add_node(), add_node()
+    script = Script(tmp_path, item_s=0.1, bad_node=bad.node_id)
+    pool = RayPool(script, actors=2)
+    try:
+        run = Run(pool, plain_items(400))
+        run.until(lambda: len(run.results) >= 5)
+        run.until(lambda: "is left out" in pool.state().note)
+        assert f"node {bad.node_id[:8]} is left out (there is no file" in pool.state().note
+        assert f"node={bad.node_id[:8]}" in caplog.text
+        before = len(run.results)
+        run.until(lambda: len(run.results) >= before + 30)
+    finally:
+        pool.close()
+    assert {r.device for r in run.results.values()} == {good.node_id}
+    assert len(script.loads()) == 2  # no worker was sent there again
+
+
+def test_file_missing_on_every_node_stops_the_pool(
+    cluster: Cluster, add_node: AddNode, tmp_path: Path
+) -> None:
+    add_node()
+    pool = RayPool(Script(tmp_path, "load finds no file", once=False))
+    try:
+        with pytest.raises(PoolError, match=r"no file weights\.safetensors"):
+            Run(pool, plain_items(4)).to_the_end()
+    finally:
+        pool.close()

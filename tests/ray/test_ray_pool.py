@@ -1,0 +1,240 @@
+"""The pool on a local Ray: faults are scripted in what the actors load, evaluations are counted."""
+
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from diffcert_ray.config import load_config
+from diffcert_ray.dispatch import Deadline
+from diffcert_ray.pool import LocalPool, PoolError
+from diffcert_ray.ray_pool import RayPool
+from diffcert_ray.work import Item, Part, Unit
+from diffcert_ray.worker import WorkerSpec, weights_of
+from tests.scripted_workers import Run, Script, plain_items, votes
+from tests.worlds import settings, small_world
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
+    pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def world_spec() -> WorkerSpec:
+    world, dataset = small_world()
+    config = load_config(settings())
+    return WorkerSpec(config, weights_of(config, world), denoiser=world, dataset=dataset)
+
+
+def world_items() -> list[Item]:
+    units = [Unit(0.25, image, "select", 0, 20) for image in range(100, 106)]
+    return [Item(n, 0.25, (Part(unit, 0, 20),)) for n, unit in enumerate(units)]
+
+
+def votes_in_this_process() -> list[object]:
+    return votes(Run(LocalPool(world_spec()), world_items()).to_the_end())
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes below one, from /proc; ended ones that nobody waited for are left out."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if state != "Z":
+            children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found, waiting = set(), [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found.update(below)
+        waiting += below
+    return found
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+# Before the others: it starts a Ray of its own in this process.
+def test_pool_starts_ray_gives_the_votes_of_the_local_pool_and_leaves_no_process_behind() -> None:
+    before = descendants(os.getpid())
+    pool = RayPool(world_spec(), actors=2)
+    try:
+        results = Run(pool, world_items()).to_the_end()
+        started = descendants(os.getpid()) - before
+    finally:
+        began = time.monotonic()
+        pool.close()
+        took_s = time.monotonic() - began
+    assert votes(results) == votes_in_this_process()
+    assert started
+    assert not started & descendants(os.getpid())
+    assert not [pid for pid in started if Path(f"/proc/{pid}/exe").exists()]
+    assert not ray.is_initialized()
+    assert took_s < 20.0
+    pool.close()  # again: nothing happens
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestOnOneRay:
+    def test_killed_actor_costs_only_its_items(self, tmp_path: Path) -> None:
+        script = Script(tmp_path, "hangs", inner=world_spec())
+        pool = RayPool(script, actors=2)
+        try:
+            run = Run(pool, world_items())
+            run.until(script.hanging)
+            os.kill(script.hanging()[0], signal.SIGKILL)
+            results = run.to_the_end()
+            requeued = pool.state().requeued
+        finally:
+            pool.close()
+        assert votes(results) == votes_in_this_process()
+        assert script.evaluated() == Counter(range(6)) + Counter([3])
+        assert 1 <= requeued <= 2
+        assert ray.is_initialized()  # it was there before the pool
+
+    def test_raising_item_is_given_up_after_five_tries_and_the_rest_comes_back(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script = Script(tmp_path, "raises", once=False)
+        pool = RayPool(script, actors=1)
+        try:
+            run = Run(pool, plain_items(12))
+            results = run.to_the_end()
+        finally:
+            pool.close()
+        assert set(results) == set(range(12)) - {3}
+        assert run.given_up == [3]
+        assert script.evaluated() == Counter(range(12)) + Counter([3] * 4)
+        assert script.loads() == ["actor-1"]
+        assert "given up item=3" in caplog.text
+        assert "item 3 is broken" in caplog.text
+
+    def test_cuda_error_replaces_its_actor_and_the_item_comes_back(self, tmp_path: Path) -> None:
+        script = Script(tmp_path, "cuda")
+        pool = RayPool(script, actors=1)
+        try:
+            results = Run(pool, plain_items(6)).to_the_end()
+        finally:
+            pool.close()
+        assert set(results) == set(range(6))
+        assert script.evaluated() == Counter(range(6)) + Counter([3])
+        assert script.loads() == ["actor-1", "actor-2"]
+
+    def test_item_that_hangs_loses_its_actor_at_the_deadline(self, tmp_path: Path) -> None:
+        script = Script(tmp_path, "hangs")
+        pool = RayPool(script, actors=1, deadline=Deadline(floor_s=1.0, first_s=1.0))
+        try:
+            run = Run(pool, plain_items(6))
+            run.until(script.hanging)
+            for timeout_s in (0.0, 0.3):  # while it hangs, waiting ends with its timeout
+                began = time.monotonic()
+                assert pool.collect(timeout_s) == []
+                assert timeout_s <= time.monotonic() - began < timeout_s + 0.5
+            results = run.to_the_end()
+        finally:
+            pool.close()
+        assert set(results) == set(range(6))
+        assert script.evaluated() == Counter(range(6)) + Counter([3])
+        assert not Path(f"/proc/{script.hanging()[0]}/exe").exists()
+
+    @pytest.mark.parametrize(
+        ("fault", "start_timeout_s"), [("load crashes", 60), ("load hangs", 3)]
+    )
+    def test_start_that_fails_once_is_tried_again(
+        self, tmp_path: Path, fault: str, start_timeout_s: float
+    ) -> None:
+        script = Script(tmp_path, fault)
+        pool = RayPool(script, actors=1, start_timeout_s=start_timeout_s)
+        try:
+            assert set(Run(pool, plain_items(4)).to_the_end()) == set(range(4))
+        finally:
+            pool.close()
+        assert script.loads() == ["actor-1", "actor-2"]
+
+    @pytest.mark.slow
+    def test_starts_that_always_crash_end_with_the_last_error(self, tmp_path: Path) -> None:
+        script = Script(tmp_path, "load crashes", once=False)
+        pool = RayPool(script, actors=1)
+        try:
+            with pytest.raises(PoolError, match=r"5 workers in a row did not start: .*died"):
+                Run(pool, plain_items(4)).to_the_end()
+        finally:
+            pool.close()
+        assert len(script.loads()) == 5
+
+    def test_missing_file_stops_the_pool_at_once_and_names_node_and_remedy(
+        self, tmp_path: Path
+    ) -> None:
+        script = Script(tmp_path, "load finds no file", once=False)
+        pool = RayPool(script, actors=1)
+        try:
+            with pytest.raises(PoolError) as caught:
+                Run(pool, plain_items(4)).to_the_end()
+        finally:
+            pool.close()
+        message = str(caught.value)
+        assert "there is no file weights.safetensors: copy it to this node" in message
+        assert ray.util.get_node_ip_address() in message
+        assert "put them there" in message
+        assert script.loads() == ["actor-1"]
+
+    def test_pool_without_any_worker_says_what_is_missing_and_then_stops(
+        self, tmp_path: Path
+    ) -> None:
+        now = [0.0]
+        pool = RayPool(
+            Script(tmp_path, device="cuda"), actors=2, gpus_per_actor=0.5, clock=lambda: now[0]
+        )
+        missing = re.compile(
+            r"2 workers wait for a place: each asks for 1 CPU and 0\.5 GPU; the cluster has "
+            r"2 CPU \(\d free\) and 0 GPU \(0 free\) on 1 node"
+        )
+        try:
+            pool.submit(Item(0, 0.25))
+            assert pool.collect(0.0) == []
+            state = pool.state()
+            assert (state.live, state.pending) == (0, 2)
+            assert missing.fullmatch(state.note)
+            now[0] = 1800.0
+            assert pool.collect(0.0) == []
+            now[0] = 1801.0
+            with pytest.raises(PoolError, match=f"no worker for 1801 s: {missing.pattern}"):
+                pool.collect(0.0)
+        finally:
+            pool.close()
+
+    def test_every_item_failing_stops_the_pool(self, tmp_path: Path) -> None:
+        script = Script(tmp_path, "all raise")
+        pool = RayPool(script, actors=1)
+        try:
+            with pytest.raises(PoolError, match=r"every item fails.*item \d is broken"):
+                Run(pool, plain_items(9)).to_the_end()
+        finally:
+            pool.close()
+        assert max(script.evaluated().values()) == 5
+
+
+def test_client_protocol_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(PoolError, match=r"ray job submit.*head node"):
+        RayPool(Script(tmp_path), address="ray://head:10001")

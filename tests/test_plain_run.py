@@ -1,0 +1,304 @@
+"""Plain certificates through the run machinery, against losses computed one by one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffcert_ray.api import certify, open_run, plan_of
+from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.create_only import StoreError
+from diffcert_ray.datasets import Dataset
+from diffcert_ray.denoisers.gaussian import GaussianClasses, gaussian_world, labelled_images
+from diffcert_ray.evaluate_losses import draw_losses, evaluate_loss_item
+from diffcert_ray.intervals import UnitSums
+from diffcert_ray.lipschitz import plain_certificate
+from diffcert_ray.loss_stages import ImageLosses, LossStages
+from diffcert_ray.loss_store import StoredLosses, read_losses
+from diffcert_ray.loss_work import LossItem, LossResult, LossUnit, UnitLosses
+from diffcert_ray.noise import NoiseSource
+from diffcert_ray.plain import plain_levels
+from diffcert_ray.plain_results import largest_loss, loss_row, recompute_plain
+
+DRAWS, UNIT, CLASSES = 80, 32, 4  # the last unit is shorter
+
+
+def separated_world() -> tuple[GaussianClasses, Dataset]:
+    """Five images of four classes so far apart that 80 draws certify them."""
+    world = gaussian_world(CLASSES, 16, 0.15, 0.6, 1, image_shape=(1, 4, 4))
+    u, labels = labelled_images(world, 5, 1)
+    pixels = ((u + 1) / 2).float().numpy()
+    names = tuple(str(k) for k in range(CLASSES))
+    ids = np.arange(100, 105)  # ids are not positions
+    return world, Dataset("world", "test", ids, labels.numpy(), pixels, names, "five images")
+
+
+def plain_settings(**votes: object) -> dict:
+    return {
+        "name": "plain",
+        "method": {"name": "dc"},
+        "noise_levels": {"weights": "linear-s", "levels": 2, "min": 0.5, "max": 2.0},
+        "votes": {"bound": "local", "alpha": 0.05, "radii": [0.0], "seed": 3} | votes,
+        "plain": {"draws": DRAWS, "unit": UNIT},
+        "numerics": {"batch": 32},
+    }
+
+
+def run_of(folder: Path, **options: object):
+    world, data = separated_world()
+    config = options.pop("config", plain_settings())
+    return certify(
+        config, folder, local=True, denoiser=world, dataset=data, **({"images": None} | options)
+    )
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory):
+    """A run by both bounds."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    first = run_of(folder)
+    second = run_of(folder, config=plain_settings(bound="lipschitz"))
+    return first, second
+
+
+def stored(run) -> StoredLosses:
+    return read_losses(run.store, 2, CLASSES)
+
+
+def losses_one_by_one(x: np.ndarray, image_id: int, s: np.ndarray, seed: int) -> np.ndarray:
+    """The definition, a single evaluation at a time: [M, T, K]."""
+    world, _ = separated_world()
+    inside = torch.from_numpy(np.clip(x, 0.0, 1.0))
+    u = 2.0 * inside - 1.0
+    noise = NoiseSource(seed, 0.0, x.size)
+    out = np.empty((DRAWS, len(s), CLASSES))
+    for draw in range(DRAWS):
+        for level in range(len(s)):
+            address = [np.array([v]) for v in (image_id, 1, draw)]
+            eps = noise.normal(*address, "internal", level).reshape(1, *x.shape)
+            z = u[None] + float(s[level]) * eps
+            for k in range(CLASSES):
+                h = world(z, torch.tensor([s[level]], dtype=torch.float32), torch.tensor([k]))
+                pixels = (torch.clip(h, -1, 1) + 1) / 2
+                error = pixels.double() - inside.double()
+                out[draw, level, k] = float((error**2).mean())
+    return out
+
+
+@pytest.mark.parametrize("bound", ["local", "lipschitz"])
+def test_stored_certificate_is_that_of_losses_computed_one_by_one(clean, bound: str) -> None:
+    _, data = separated_world()
+    table = clean[1].certificates().set_index(["bound", "image_id"])
+    s, weights = plain_levels(load_config(plain_settings()))
+    image_id = int(data.ids[1])
+    x = data.image(image_id)
+    losses = losses_one_by_one(x, image_id, s, seed=3)
+    expected = plain_certificate(
+        UnitSums.from_draws(losses, UNIT),
+        sigma_t=s / 2,
+        weights=weights,
+        dimensions=x.size,
+        alpha=0.05,
+        bound=bound,
+        ceiling=largest_loss(x),
+    )
+    row = table.loc[(bound, image_id)]
+    assert expected.radius > 0  # else the comparison says little
+    assert row["radius"] == pytest.approx(expected.radius, rel=1e-4)  # float32 outputs
+    assert row["predicted"] == expected.predicted
+    assert (row["n"], row["n_a"], row["n0"], row["sigma"]) == (DRAWS, 0, 0, 0.0)
+    assert np.isnan(row["p_low"])
+
+
+def test_every_image_is_certified_by_both_bounds_from_one_set_of_losses(clean) -> None:
+    first, second = clean
+    assert first.outcome.complete
+    assert first.outcome.nfe == 5 * DRAWS * 2 * CLASSES
+    assert second.outcome.complete
+    assert second.outcome.nfe == 0
+    table = second.certificates()
+    assert table.groupby("bound").size().to_dict() == {"local": 5, "lipschitz": 5}
+    abstained = table.pivot(index="image_id", columns="bound", values="abstained")
+    assert (abstained["local"] == abstained["lipschitz"]).all()
+
+
+def test_continued_run_has_the_bits_of_a_clean_one(clean, tmp_path: Path) -> None:
+    def stop_after(polls: int):
+        asked = iter(range(polls))
+        return lambda: next(asked, None) is None
+
+    config = plain_settings()
+    config["execution"] = {"item_s": 1e-9, "flush_s": 1e-3}
+    spent = []
+    for polls in (2, 2, 1000):
+        run = run_of(tmp_path / "run", config=config, should_stop=stop_after(polls))
+        spent.append((run.outcome.complete, run.outcome.nfe))
+    assert [complete for complete, _ in spent] == [False, False, True]
+    assert all(nfe > 0 for _, nfe in spent)
+    assert sum(nfe for _, nfe in spent) == clean[0].outcome.nfe  # nothing was evaluated twice
+    here, there = stored(run), stored(clean[0])
+    np.testing.assert_array_equal(here.units, there.units)
+    np.testing.assert_array_equal(here.sums, there.sums)
+    np.testing.assert_array_equal(here.squares, there.squares)
+    columns = ["image_id", "predicted", "radius"]
+    local = clean[1].certificates().query("bound == 'local'").reset_index(drop=True)
+    assert run.certificates()[columns].equals(local[columns])
+
+
+def test_image_with_a_missing_unit_gets_no_certificate(clean) -> None:
+    _, data = separated_world()
+    plan = plan_of(load_config(plain_settings()), data)
+    whole = stored(clean[0])
+    lost = whole.units[4]
+    kept = np.ones(len(whole.units), bool)
+    kept[4] = False
+    parts = [getattr(whole, n)[kept] for n in ("units", "sums", "squares", "nfe", "seconds")]
+    found = recompute_plain(plan, StoredLosses(*parts, differing=0), data.image, "local")
+    assert [image.image_id for image, _ in found] == [i for i in data.ids if i != lost[0]]
+    short = ImageLosses(plan, int(lost[0]))
+    with pytest.raises(ValueError, match="lacks draws"):
+        short.unit_sums()
+
+
+def test_recomputed_certificates_equal_the_stored_ones_and_label_the_estimate(clean) -> None:
+    _, data = separated_world()
+    plan = plan_of(load_config(plain_settings()), data)
+    for bound in ("local", "lipschitz"):
+        rows = clean[1].certificates().query("bound == @bound").set_index("image_id")
+        for image, found in recompute_plain(plan, stored(clean[0]), data.image, bound):
+            assert rows.loc[image.image_id, "radius"] == found.radius
+            assert found.estimated_radius > found.radius
+
+
+def test_unit_has_the_same_bits_in_any_item() -> None:
+    world, data = separated_world()
+    units = [LossUnit(int(i), a, a + 7) for i in data.ids[:3] for a in (0, 7)]
+    options = {"s": np.array([0.5, 1.5]), "seed": 0, "batch": 16}
+    together = evaluate_loss_item(world, LossItem(0, tuple(units[::-1])), data.image, **options)
+    for unit, found in zip(units[::-1], together.tallies, strict=True):
+        alone = evaluate_loss_item(world, LossItem(1, (unit,)), data.image, **options).tallies[0]
+        assert found.unit == unit
+        assert np.array_equal(alone.sums, found.sums)
+        assert np.array_equal(alone.squares, found.squares)
+    assert together.nfe == 6 * 7 * 2 * CLASSES
+    assert (together.nfe + together.padded) % 16 == 0
+
+
+def test_losses_are_those_of_the_projected_image_and_stay_in_the_unit_range() -> None:
+    world, _ = separated_world()
+
+    class Wild:
+        image_shape, num_classes = world.image_shape, CLASSES
+
+        def __call__(self, u, s, y=None):
+            out = 1e9 * world(u, s, y)
+            out[:, :, 0] = torch.nan
+            return out
+
+    def losses_of(x: np.ndarray) -> np.ndarray:
+        draws = np.arange(6)
+        ids = np.zeros_like(draws)
+        options = {"s": np.array([0.5, 1.5]), "seed": 0, "batch": 16}
+        return draw_losses(Wild(), lambda _: x, ids, draws, **options)
+
+    outside = (np.random.default_rng(0).normal(0.5, 1.0, world.image_shape)).astype(np.float32)
+    inside = np.clip(outside, 0.0, 1.0)
+    assert (outside != inside).any()
+    found = losses_of(outside)
+    np.testing.assert_array_equal(found, losses_of(inside))
+    assert found.min() >= 0.0
+    assert found.max() <= largest_loss(outside) + 1e-6
+
+
+def fake_result(item: LossItem, value: float = 0.5) -> LossResult:
+    tallies = tuple(
+        UnitLosses(u, np.full((2, CLASSES), value), np.full((2, CLASSES), value), 1, 1.0)
+        for u in item.units
+    )
+    return LossResult(item.item_id, tallies, 1, 0, 1.0, "w", "cpu", "kind")
+
+
+def small_plan():
+    _, data = separated_world()
+    return plan_of(load_config(plain_settings()), data)
+
+
+def test_given_up_item_costs_its_image_the_certificate_and_no_other() -> None:
+    stages = LossStages(small_plan(), lambda image_id: [])
+    items = []
+    while (item := stages.take(1.0)) is not None:
+        items.append(item)
+    assert stages.abandon(items[1]) == [(0.0, items[1].units[0].image_id)]
+    for item in items[::-1]:
+        if item is not items[1]:
+            stages.deliver(fake_result(item))
+    assert stages.finished
+    given_up = {unit.image_id for unit in items[1].units}
+    assert {i.image_id for i in stages.finished_images} == {*small_plan().image_ids} - given_up
+
+
+def test_second_delivery_changes_nothing() -> None:
+    stages = LossStages(small_plan(), lambda image_id: [])
+    item = stages.take(1e9)
+    assert item is not None
+    assert len(stages.deliver(fake_result(item))) == len(item.units)
+    assert stages.deliver(fake_result(item, 0.1)) == []
+    assert stages.votes_done == item.votes
+
+
+def test_other_deliveries_of_one_kind_are_refused_and_of_another_kind_counted(
+    clean, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "run", images=(0, 1))
+    whole = stored(run)
+    unit = whole.of(int(whole.units[0, 0]))[0]
+    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
+    kind = next(iter(run.outcome.numerics))
+    sha = separated_world()[1].image_sha(unit.unit.image_id)
+
+    def deliver(numerics: str) -> StoredLosses:
+        with run.store.writer() as writer:
+            result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
+            writer.add_losses([loss_row(changed, result, sha)])
+        return stored(run)
+
+    after = deliver("another")
+    assert after.differing == 1
+    np.testing.assert_array_equal(after.sums, whole.sums)  # the first delivery counts
+    with pytest.raises(StoreError, match="one numerics kind differ"):
+        deliver(kind)
+
+
+def test_run_refuses_other_draws_units_alpha_and_votes(clean) -> None:
+    folder = Path(clean[0].address)
+    for change, message in (
+        ({"plain": {"draws": DRAWS + UNIT, "unit": UNIT}}, "plain.draws is 112"),
+        ({"plain": {"draws": DRAWS, "unit": 16}}, "plain.unit: run 32, now 16"),
+        ({"votes": plain_settings()["votes"] | {"alpha": 0.01}}, "votes.alpha is 0.01"),
+        ({"votes": {"bound": "clopper-pearson", "radii": [0.0]}}, "another configuration"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_of(folder, config=plain_settings() | change)
+
+
+def test_plain_bounds_need_the_plain_method() -> None:
+    with pytest.raises(ConfigError, match=r'set method.name = "dc"'):
+        load_config(plain_settings() | {"method": {"name": "apndc"}})
+    with pytest.raises(ConfigError, match="reference"):
+        load_config(plain_settings() | {"noise_levels": {"weights": "reference", "grid": "linear"}})
+
+
+def test_shipped_preset_stays_between_levels_one_and_three() -> None:
+    config = load_config("digits-local")
+    s, weights = plain_levels(config)
+    assert ((s > 1.0) & (s <= 3.0)).all()
+    assert weights.sum() == pytest.approx(1.0)
+    assert config.plain.draws % config.plain.unit == 0
+
+
+def test_opened_run_knows_that_it_has_no_votes(clean) -> None:
+    run = open_run(clean[0].address)
+    assert run.config.without_votes
+    assert run.document.votes_identity["plain.unit"] == UNIT
+    assert not any(key.startswith("sift") for key in run.document.votes_identity)

@@ -1,0 +1,246 @@
+"""A run from end to end in this process: same votes whatever happens, resume, what is refused."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from diffcert_ray import ABSTAIN, certify, open_run
+from diffcert_ray.certificates import certificate
+from diffcert_ray.config import ConfigError
+from diffcert_ray.create_only import StoreError
+from tests.worlds import counts_of, settings, small_world
+
+
+@pytest.fixture(scope="module")
+def world():
+    return small_world()
+
+
+@pytest.fixture(scope="module")
+def clean(world, tmp_path_factory):
+    """An undisturbed run, the reference of the module."""
+    folder = tmp_path_factory.mktemp("clean") / "run"
+    return certify(settings(), folder, local=True, denoiser=world[0], dataset=world[1])
+
+
+def test_a_run_certifies_every_image_from_its_own_counts(clean, world):
+    certificates = clean.certificates().set_index("image_id")
+    assert list(certificates.index) == list(world[1].ids)
+    counts = counts_of(clean)
+    for image_id, row in certificates.iterrows():
+        select = counts[0.25, image_id, "select", 0, 20]
+        chosen = min(select, key=lambda c: (-select[c], c))
+        n_a = sum(counts[0.25, image_id, "estimate", a, a + 20].get(chosen, 0) for a in (0, 20, 40))
+        expected = certificate(n_a, 60, sigma=0.25, alpha=0.001)
+        assert row["n_a"] == n_a
+        assert row["radius"] == expected.radius
+        assert row["predicted"] == (ABSTAIN if expected.abstained else chosen)
+        assert row["correct"] == (row["predicted"] == row["label"])
+
+
+def test_the_cost_of_an_image_is_the_sum_of_its_units(clean):
+    units = clean.units().groupby("image_id")["nfe"].sum()
+    certificates = clean.certificates().set_index("image_id")["nfe"]
+    assert units.to_dict() == certificates.to_dict()
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"execution": {"item_s": 0.01}},
+        {"execution": {"stages": "split"}, "sift": {"levels": 1}},
+        {"execution": {"stages": "split", "item_s": 0.01}, "sift": {"levels": 3}},
+    ],
+)
+def test_counts_do_not_depend_on_how_the_work_is_cut(tables, clean, world, tmp_path):
+    run = certify(
+        settings(**tables), tmp_path / "r", local=True, denoiser=world[0], dataset=world[1]
+    )
+    assert counts_of(run) == counts_of(clean)
+
+
+def test_counts_do_not_depend_on_the_batch_on_one_cpu(clean, world, tmp_path):
+    tables = settings(numerics={"batch": 7})
+    run = certify(tables, tmp_path / "r", local=True, denoiser=world[0], dataset=world[1])
+    assert counts_of(run) == counts_of(clean)
+
+
+def test_the_same_command_on_a_finished_run_evaluates_nothing(clean, world):
+    again = certify(settings(), clean.address, local=True, denoiser=world[0], dataset=world[1])
+    assert again.outcome.complete
+    assert again.outcome.nfe == 0
+    assert len(again.certificates()) == 6
+
+
+class StopAfter:
+    """should_stop that says yes from the k-th question on."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_stopped_run_continues_and_evaluates_only_what_is_missing(clean, world, tmp_path):
+    tables = settings(execution={"item_s": 0.01, "flush_s": 0.01})
+    folder, nfe = tmp_path / "r", 0
+    for _ in range(50):
+        run = certify(
+            tables,
+            folder,
+            local=True,
+            denoiser=world[0],
+            dataset=world[1],
+            should_stop=StopAfter(2),
+        )
+        nfe += run.outcome.nfe
+        if run.outcome.complete:
+            break
+        assert run.outcome.interrupted
+    assert run.outcome.complete
+    assert counts_of(run) == counts_of(clean)
+    columns = ["image_id", "predicted", "radius", "n_a", "nfe"]
+    assert run.certificates()[columns].equals(clean.certificates()[columns])
+    # Part of a unit that was under way at a stop is evaluated again, whole units never.
+    assert nfe >= clean.outcome.nfe
+    assert run.units()["nfe"].sum() == clean.units()["nfe"].sum()
+
+
+def test_images_may_be_split_over_drivers_and_are_merged_by_reading(clean, world, tmp_path):
+    for images in ((3, 6), (0, 3)):
+        run = certify(
+            settings(),
+            tmp_path / "r",
+            images=images,
+            local=True,
+            denoiser=world[0],
+            dataset=world[1],
+        )
+    assert counts_of(run) == counts_of(clean)
+    assert len(run.certificates()) == 6
+
+
+def test_sigmas_may_be_added_to_a_run(clean, world, tmp_path):
+    arguments = {"local": True, "denoiser": world[0], "dataset": world[1]}
+    certify(settings(), tmp_path / "r", **arguments)
+    run = certify(settings(votes={"sigmas": [0.25, 0.4]}), tmp_path / "r", **arguments)
+    assert set(run.certificates()["sigma"]) == {0.25, 0.4}
+    assert {k: v for k, v in counts_of(run).items() if k[0] == 0.25} == counts_of(clean)
+
+
+@pytest.mark.parametrize(
+    ("tables", "parts"),
+    [
+        ({"votes": {"seed": 5}}, ["votes.seed: run 0, now 5", "--run"]),
+        ({"sift": {"z": 3.0}}, ["sift.z: run 2.0, now 3.0"]),
+        ({"votes": {"n": 80}}, ["votes.n is 80", "started with 60", "another run folder"]),
+        ({"votes": {"alpha": 0.01}}, ["votes.alpha is 0.01"]),
+    ],
+)
+def test_a_run_folder_refuses_other_votes_and_another_fixed_n(clean, world, tables, parts):
+    with pytest.raises(ConfigError) as caught:
+        certify(settings(**tables), clean.address, local=True, denoiser=world[0], dataset=world[1])
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_numerics_of_a_run_are_adopted_by_every_later_start(clean, world, tmp_path):
+    stopped = certify(
+        settings(numerics={"batch": 16}), tmp_path / "r", local=True, denoiser=world[0],
+        dataset=world[1], should_stop=StopAfter(0),
+    )  # fmt: skip
+    assert not stopped.outcome.complete
+    run = certify(
+        settings(numerics={"batch": 64}), tmp_path / "r", local=True, denoiser=world[0],
+        dataset=world[1],
+    )  # fmt: skip
+    assert run.config.numerics.batch == 16
+
+
+def test_n_may_grow_with_the_sequential_bound_only_and_reuses_the_votes(world, tmp_path):
+    arguments = {"local": True, "denoiser": world[0], "dataset": world[1]}
+    votes = {"bound": "sequential", "n": 80, "radii": [0.3]}
+    before = certify(settings(votes=votes), tmp_path / "r", **arguments)
+    used = before.certificates().set_index("image_id")["n"]
+    after = certify(settings(votes=votes | {"n": 160}), tmp_path / "r", **arguments)
+    assert after.outcome.complete
+    grown = after.certificates().set_index("image_id")["n"]
+    assert grown.index.is_unique
+    assert (grown >= used).all()
+    assert grown.max() > 80
+
+
+def test_target_votes_certify_the_same_counts_of_the_chosen_class(clean, world, tmp_path):
+    run = certify(
+        settings(votes={"estimate": "target"}), tmp_path / "r", local=True, denoiser=world[0],
+        dataset=world[1],
+    )  # fmt: skip
+    complete = clean.certificates().set_index("image_id")
+    target = run.certificates().set_index("image_id")
+    assert (target["n_a"] == complete["n_a"]).all()
+    assert (target["nfe"] <= complete["nfe"]).all()
+    assert target["nfe"].sum() < complete["nfe"].sum()
+
+
+def test_a_truncated_part_is_named_and_recomputed_only_when_asked(clean, world, tmp_path):
+    folder = tmp_path / "r"
+    arguments = {"local": True, "denoiser": world[0], "dataset": world[1]}
+    certify(settings(), folder, **arguments)
+    part = next((folder / "units").glob("part-*.parquet"))
+    part.write_bytes(part.read_bytes()[:100])
+    for file in (folder / "certificates").glob("*"):
+        file.unlink()
+    with pytest.raises(StoreError, match=part.name):
+        certify(settings(), folder, **arguments)
+    again = certify(settings(), folder, on_damaged="recompute", **arguments)
+    assert again.outcome.nfe > 0
+    assert counts_of(again) == counts_of(clean)
+
+
+def test_an_image_whose_pixels_changed_is_refused(world, tmp_path):
+    denoiser, data = world
+    certify(settings(), tmp_path / "r", images=(0, 2), local=True, denoiser=denoiser, dataset=data)
+    changed = data.__class__(**{**vars(data), "pixels": data.pixels * np.float32(0.5)})
+    with pytest.raises((ConfigError, StoreError), match=r"changed|pixel|image"):
+        certify(settings(), tmp_path / "r", local=True, denoiser=denoiser, dataset=changed)
+
+
+KILLED = """
+import os, signal, sys
+from diffcert_ray import certify
+from tests.worlds import settings, small_world
+world, data = small_world()
+polls = 0
+def stop():  # SIGKILL between two polls, as a lost machine would
+    global polls
+    polls += 1
+    if polls > int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False
+run = certify(settings(execution={"item_s": 0.01, "flush_s": 0.02}), sys.argv[1], local=True,
+              denoiser=world, dataset=data, should_stop=stop)
+print("complete", run.outcome.complete)
+"""
+
+
+def test_a_killed_program_continues_and_ends_with_identical_counts(clean, tmp_path):
+    folder, killed = tmp_path / "r", 0
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(["."]))
+    for polls in (3, 9, 20, 40, 10**6):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(folder), str(polls)],
+            capture_output=True, text=True, timeout=100, env=environment, check=False,
+            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        )  # fmt: skip
+        killed += done.returncode == -signal.SIGKILL
+        if "complete True" in done.stdout:
+            break
+    assert killed >= 2
+    assert "complete True" in done.stdout, done.stderr
+    assert counts_of(open_run(folder)) == counts_of(clean)

@@ -1,0 +1,228 @@
+"""What comes next: every vote once, selection before estimation, in any order of results."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from diffcert_ray.image_votes import Plan
+from diffcert_ray.stages import Stages
+from diffcert_ray.work import NOT_TARGET, Item, OpenVotes, Result, Tally
+
+NOTHING_STORED = lambda sigma, image_id: []  # noqa: E731
+
+
+def plan(**changes) -> Plan:
+    asked = {
+        "image_ids": np.arange(5),
+        "sigmas": (0.25, 0.5),
+        "n0": 30,
+        "n": 100,
+        "unit": 20,
+        "alpha": 0.001,
+        "bound": "clopper-pearson",
+        "radii": (0.0,),
+    }
+    return Plan(**(asked | changes))
+
+
+def vote(image_id: int, stream: str, index: int, target: int) -> int:
+    """A made-up vote: image i is of class i, and every seventh vote errs."""
+    winner = image_id if index % 7 else (image_id + 1) % 5
+    return winner if target in (-1, winner) else NOT_TARGET
+
+
+def evaluate(item: Item, hand_back: bool = False) -> Result:
+    """A worker without a network; with ``hand_back`` every third fresh vote is left open."""
+    counts: dict = {}
+    targets: dict = {}
+    left: list[tuple] = []
+    votes = [(p.unit, v, p.target) for p in item.parts for v in range(p.start, p.stop)]
+    if item.open_votes is not None:
+        held = item.open_votes
+        votes += [
+            (held.units[u], int(v), int(t))
+            for u, v, t in zip(held.unit_index, held.vote, held.target, strict=True)
+        ]
+    for unit, index, target in votes:
+        counts.setdefault(unit, Counter())
+        targets[unit] = target
+        if hand_back and item.parts and index % 3 == 0:
+            left.append((unit, index, target))
+        else:
+            counts[unit][vote(unit.image_id, unit.stream, index, target)] += 1
+    tallies = tuple(Tally(u, targets[u], dict(c), 10 * c.total()) for u, c in counts.items())
+    nfe = sum(t.nfe for t in tallies)
+    return Result(item.item_id, tallies, _packed(left), nfe, 0, 0.1, "w", "cpu", "k")
+
+
+def _packed(left: list[tuple]) -> OpenVotes | None:
+    if not left:
+        return None
+    units = tuple(dict.fromkeys(u for u, _, _ in left))
+    ones = np.ones(len(left), np.int64)
+    return OpenVotes(
+        units=units,
+        unit_index=np.array([units.index(u) for u, _, _ in left]),
+        vote=np.array([v for _, v, _ in left]),
+        target=np.array([t for _, _, t in left]),
+        round=ones,
+        entries=ones,
+        survivor_counts=ones,
+        survivors=np.zeros(len(left), np.int32),
+        losses=np.zeros(len(left)),
+    )
+
+
+def run_all(stages: Stages, *, nfe: float = 300.0, workers: int = 3, seed: int = 0, **kwargs):
+    """Drive stages to the end with several items in flight, finishing in random order."""
+    shuffle = random.Random(seed)
+    settled, flight, items = [], [], []
+    while not stages.finished:
+        while len(flight) < workers and (item := stages.take(nfe, workers)) is not None:
+            flight.append(item)
+            items.append(item)
+        assert flight, "nothing in flight and nothing to hand out: the run would hang"
+        result = evaluate(flight.pop(shuffle.randrange(len(flight))), **kwargs)
+        settled += stages.deliver(result)
+    return settled, items
+
+
+def summary(settled) -> dict:
+    return {s.units.unit: (s.units.target, dict(s.units.counts)) for s in settled}
+
+
+@pytest.mark.parametrize("nfe", [10.0, 300.0, 1e6])
+@pytest.mark.parametrize("hand_back", [False, True])
+def test_every_unit_is_settled_exactly_once_whatever_the_items_are(nfe, hand_back):
+    stages = Stages(plan(), NOTHING_STORED, hand_back_levels=1 if hand_back else None)
+    settled, _ = run_all(stages, nfe=nfe, hand_back=hand_back)
+    units = [s.units.unit for s in settled]
+    assert len(units) == len(set(units)) == 5 * 2 * (2 + 5)
+    assert all(sum(s.units.counts.values()) == s.units.unit.votes for s in settled)
+    assert stages.images_done == stages.images_total == 10
+    assert stages.votes_done == 5 * 2 * 130
+
+
+def test_settled_counts_do_not_depend_on_item_size_order_or_hand_over():
+    runs = [
+        summary(run_all(Stages(plan(), NOTHING_STORED), nfe=nfe, seed=seed, hand_back=back)[0])
+        for nfe, seed, back in [(10.0, 1, False), (500.0, 2, False), (70.0, 3, True)]
+    ]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_target_votes_are_asked_only_after_the_class_is_chosen():
+    settled, _ = run_all(Stages(plan(estimate="target"), NOTHING_STORED))
+    for entry in settled:
+        expected = -1 if entry.units.unit.stream == "select" else entry.units.unit.image_id
+        assert entry.units.target == expected
+
+
+def test_no_estimation_vote_is_handed_out_before_its_images_selection_is_in():
+    stages = Stages(plan(), NOTHING_STORED)
+    selected: Counter = Counter()
+    while not stages.finished:
+        item = stages.take(300.0)
+        assert item is not None
+        for part in item.parts:
+            if part.unit.stream == "estimate":
+                assert selected[part.unit.sigma, part.unit.image_id] == 30
+        for entry in stages.deliver(evaluate(item)):
+            unit = entry.units.unit
+            if unit.stream == "select":
+                selected[unit.sigma, unit.image_id] += unit.votes
+
+
+def test_an_item_is_about_one_sigma():
+    _, items = run_all(Stages(plan(), NOTHING_STORED), nfe=1e6)
+    assert all({p.unit.sigma for p in i.parts} <= {i.sigma} for i in items)
+
+
+def test_a_second_delivery_of_a_result_changes_nothing():
+    stages = Stages(plan(), NOTHING_STORED)
+    item = stages.take(1e6)
+    assert item is not None
+    result = evaluate(item)
+    assert stages.deliver(result)
+    done = stages.votes_done
+    assert stages.deliver(result) == []
+    assert stages.votes_done == done
+
+
+def test_stored_units_are_not_evaluated_again():
+    first, _ = run_all(Stages(plan(), NOTHING_STORED))
+    kept = {s.units.unit: s.units for s in first if hash(s.units.unit) % 2}
+
+    def stored(sigma, image_id):
+        return [u for k, u in kept.items() if (k.sigma, k.image_id) == (sigma, image_id)]
+
+    stages = Stages(plan(), stored)
+    second, items = run_all(stages)
+    assert not {p.unit for i in items for p in i.parts} & set(kept)
+    assert summary(first) == summary(second) | {
+        k: (u.target, dict(u.counts)) for k, u in kept.items()
+    }
+    assert stages.votes_stored == sum(u.votes for u in kept)
+
+
+def test_a_finished_run_hands_out_nothing():
+    first, _ = run_all(Stages(plan(), NOTHING_STORED))
+
+    def stored(sigma, image_id):
+        return [
+            s.units
+            for s in first
+            if (s.units.unit.sigma, s.units.unit.image_id) == (sigma, image_id)
+        ]
+
+    stages = Stages(plan(), stored)
+    assert stages.take(1000.0) is None
+    assert stages.finished
+    assert len(stages.finished_images) == 10
+
+
+def test_items_hold_about_the_asked_evaluations_once_the_cost_is_known():
+    stages = Stages(plan(image_ids=np.arange(500)), NOTHING_STORED)
+    _, items = run_all(stages, nfe=1000.0)
+    middle = items[len(items) // 8 : len(items) // 3]
+    assert all(90 <= i.votes <= 110 for i in middle)  # ten evaluations a vote
+
+
+def test_images_come_into_memory_only_as_workers_need_them():
+    stages = Stages(plan(image_ids=np.arange(100_000)), NOTHING_STORED)
+    for _ in range(50):
+        item = stages.take(1000.0, 4)
+        assert item is not None
+        stages.deliver(evaluate(item))
+    assert len(stages._active) < 200
+
+
+def test_sequential_issues_at_most_one_items_worth_beyond_the_last_look():
+    asked = plan(bound="sequential", n=100_000, radii=(2.0,), image_ids=np.arange(1), sigmas=(1.0,))
+    stages = Stages(asked, NOTHING_STORED)
+    prefix = 0
+    for _ in range(40):
+        item = stages.take(1000.0)
+        if item is None:
+            break
+        beyond = max((p.stop for p in item.parts if p.unit.stream == "estimate"), default=0)
+        assert beyond <= prefix + 100 + 20  # an item of a hundred votes, rounded to units
+        for entry in stages.deliver(evaluate(item)):
+            if entry.units.unit.stream == "estimate":
+                prefix = max(prefix, entry.units.unit.stop)
+
+
+def test_a_quarantined_item_costs_its_images_only():
+    stages = Stages(plan(), NOTHING_STORED)
+    lost = None
+    while not stages.finished:
+        item = stages.take(300.0)
+        assert item is not None
+        if lost is None:
+            lost = stages.abandon(item)
+            continue
+        stages.deliver(evaluate(item))
+    assert lost
+    assert stages.images_done == stages.images_total - len(lost)
