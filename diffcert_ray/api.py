@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from diffcert_ray.compaction import COMPACT_AT, compact
 from diffcert_ray.config import Config, ConfigError, load_config
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.image_votes import ImageVotes, Plan
@@ -18,7 +19,7 @@ from diffcert_ray.loss_store import read_losses
 from diffcert_ray.plain import PlainPlan, plain_plan
 from diffcert_ray.plain_results import image_certificate, plain_row
 from diffcert_ray.preflight import check_plan
-from diffcert_ray.results import certificate_row, stored_units
+from diffcert_ray.results import certificate_row, recompute, stored_units
 from diffcert_ray.run import Driver, Outcome, Progress
 from diffcert_ray.run_document import RunDocument
 from diffcert_ray.schemas import CertificateRow
@@ -28,6 +29,7 @@ from diffcert_ray.work import Item, Part, Unit
 
 if TYPE_CHECKING:
     from diffcert_ray.denoisers.denoiser import Denoiser
+    from diffcert_ray.verify import Verification
 
 RUNS_FOLDER = "runs"
 
@@ -145,6 +147,8 @@ def certify(
     )
     spec = WorkerSpec(settings, weights, device, denoiser, dataset)
     on_start(Run(place, store, document))
+    if store.loose_part_count() > COMPACT_AT:
+        compact(store)
     stored = _stored_certificates(store, plan)
     _check_same_images(store, data)
     stages = _stages(settings, plan, store)
@@ -264,14 +268,7 @@ def _open_or_create(
     on_damaged: Any,
 ) -> tuple[RunStore, RunDocument, Config]:
     """The run's store and document, and the settings with the run's [numerics]."""
-    about = {
-        "name": data.name,
-        "split": data.split,
-        "fingerprint": data.fingerprint,
-        "num_classes": data.num_classes,
-        "image_shape": list(data.image_shape),
-        "images": len(data),
-    }
+    about = _about(data)
     if not RunStore.exists(place, options):
         document = RunDocument.of(settings, weights, about)
         store = RunStore.create(place, document.to_bytes(), options, on_damaged=on_damaged)
@@ -281,6 +278,18 @@ def _open_or_create(
     settings = document.adopt_numerics(settings)
     document.check_continues(RunDocument.of(settings, weights, about))
     return store, document, settings
+
+
+def _about(data: Dataset) -> dict[str, Any]:
+    """What run.toml says about a dataset."""
+    return {
+        "name": data.name,
+        "split": data.split,
+        "fingerprint": data.fingerprint,
+        "num_classes": data.num_classes,
+        "image_shape": list(data.image_shape),
+        "images": len(data),
+    }
 
 
 def _stored_certificates(store: RunStore, plan: Plan | PlainPlan) -> set[tuple[float, int, int]]:
@@ -305,6 +314,50 @@ def _check_same_images(store: RunStore, data: Dataset) -> None:
                 f"{sha}: the data "
                 "has changed; give another run folder (--run), or restore the data"
             )
+
+
+def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
+    """Recompute a run's certificates from its counts, and a sample of its units from its images.
+
+    Args:
+        run: an opened run of votes whose checkpoint and dataset are at hand.
+        sample: units to evaluate again.
+        seed: of the choice.
+
+    Returns:
+        What was compared, and every difference.
+
+    Raises:
+        ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
+    """
+    from diffcert_ray.verify import Verification, check_certifiable, compare_certificates, replay
+    from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
+
+    settings = run.config
+    weights = weights_of(settings)
+    data = load_dataset(settings.dataset)
+    run.document.check_continues(RunDocument.of(settings, weights, _about(data)))
+    plan = plan_of(settings, data)
+    if isinstance(plan, PlainPlan):
+        raise ConfigError("verify recomputes votes; this run certifies the plain classifier")
+    units, certificates = run.units(), run.certificates()
+    check_certifiable(plan, certificates, units)
+    _check_same_images(run.store, data)
+    labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
+    found = Verification()
+    rows = recompute(
+        plan,
+        run.store.done_units(),
+        labels.__getitem__,
+        method=settings.method.name,
+        votes_id=run.document.votes_id,
+    )
+    compare_certificates(certificates, list(rows), found)
+    if sample:
+        device = resolve_device(settings.execution.device)
+        worker = WorkerSpec(settings, weights, device).load("verify")
+        replay(units, worker, found, sample=sample, seed=seed)
+    return found
 
 
 class Classifier:

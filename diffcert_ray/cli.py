@@ -275,6 +275,55 @@ def report(
         _report(open_run(run))
 
 
+@app.command()
+def verify(
+    run: RunArgument,
+    sample: Annotated[int, typer.Option(min=0, help="Units to evaluate again")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of units")] = 0,
+) -> None:
+    """Recompute every certificate from the counts, and a sample of the units from the images.
+
+    Exit code 1 on any difference. To let others verify a run, share its folder and the checkpoint.
+
+    [dim]diffcert verify runs/digits --sample 50[/]
+    """
+    from diffcert_ray.api import open_run, verify_run
+
+    found = verify_run(open_run(run), sample=sample, seed=seed)
+    kind = "" if found.same_numerics else " (units of another numerics kind among them)"
+    out.print(
+        f"{found.certificates:,} certificates recomputed from their counts, {found.units:,} units "
+        f"({found.votes:,} votes) evaluated again{kind}"
+    )
+    for difference in found.differences[:20]:
+        out.print(f"difference: {_escaped(difference)}", soft_wrap=True)
+    if found.differences:
+        out.print(f"{len(found.differences)} differences")
+        raise typer.Exit(FAILED)
+    out.print("no difference")
+
+
+@app.command()
+def compact(
+    run: RunArgument,
+    delete_sources: Annotated[
+        bool, typer.Option(help="Delete the part files that the compaction has taken over")
+    ] = False,
+) -> None:
+    """Rewrite a run's many small unit files as few large ones; the run may go on meanwhile.
+
+    [dim]diffcert compact s3://bucket/run1[/]
+    """
+    from diffcert_ray.api import open_run
+    from diffcert_ray.compaction import compact as compact_store
+
+    done = compact_store(open_run(run).store, delete_sources=delete_sources)
+    out.print(
+        f"generation {done.generation}: {done.parts:,} parts taken over, {done.rows:,} rows written, "
+        f"{done.deleted:,} part files deleted"
+    )
+
+
 def _report(run: "Run") -> None:
     from diffcert_ray.report import GUARANTEE, accuracy_table, report_files, summary
 
@@ -285,13 +334,8 @@ def _report(run: "Run") -> None:
     votes = run.config.votes
     title = f"{run.config.name}: {run.config.method.name}, {votes.bound}, alpha {votes.alpha:g}"
     _print_accuracy(accuracy_table(certificates, radii), title)
-    for row in summary(certificates).itertuples(index=False):
-        out.print(
-            f"sigma {row.sigma:g}: ACR {row.acr}, {100 * row.abstained:.1f} % abstain, "
-            f"{100 * row.wrong:.1f} % wrong; {row.nfe_per_vote:.1f} NFE per vote, "
-            f"{row.nfe_per_image:,.0f} per image, {row.seconds_per_image:.2f} worker seconds "
-            "per image"
-        )
+    for figures in summary(certificates):
+        out.print(str(figures))
     out.print(f"\n{GUARANTEE}", soft_wrap=False)
     for name, data in report_files(certificates, radii, title).items():
         # A view of the stored truth, made anew each time: the one thing that may be replaced.
@@ -301,18 +345,15 @@ def _report(run: "Run") -> None:
 
 
 def _print_accuracy(table: "pd.DataFrame", title: str) -> None:
+    from diffcert_ray.report import accuracy_cells
+
     shown = Table(title=f"Certified accuracy, {title}")
     shown.add_column("sigma", justify="right")
     shown.add_column("images", justify="right")
     for radius in sorted(table["radius"].unique()):
         shown.add_column(f"r = {radius:g}", justify="right")
-    for sigma, rows in table.groupby("sigma"):
-        cells = [
-            f"{100 * r.certified_accuracy:.1f} % "
-            f"[dim]({100 * r.interval_low:.0f}-{100 * r.interval_high:.0f})[/]"
-            for r in rows.sort_values("radius").itertuples(index=False)
-        ]
-        shown.add_row(f"{sigma:g}", str(int(rows["n_images"].iloc[0])), *cells)
+    for sigma, cells in accuracy_cells(table).items():
+        shown.add_row(f"{sigma:g}", *cells)
     out.print(shown)
     out.print("[dim]in brackets: 95 % interval for the population of images[/]")
 

@@ -157,5 +157,42 @@ def pixel_losses(denoiser: Denoiser, u: Tensor, s: Tensor, y: Tensor, eps: Tenso
     return row_losses(h, u) / 4.0
 
 
+def pair_losses(
+    denoiser: Denoiser, x: Tensor, a: Tensor, b: Tensor, eps: Tensor, s: Tensor
+) -> Tensor:
+    """Losses of two classes at each image for given noise, differentiable in x.
+
+    Args:
+        denoiser: class-conditional.
+        x: images [B, C, H, W], pixel units; projected on [0, 1] here.
+        a: class [B].
+        b: another class [B].
+        eps: standard normal noise [M, T, C, H, W], shared by images and classes.
+        s: noise levels [T], model space.
+
+    Returns:
+        float64 [M, T, 2, B] in [0, 1], pixel units: of class a, then of class b.
+    """
+    size = (len(eps), len(s), 2, len(x))
+    u = to_model_image(x.clamp(0.0, 1.0)).expand(*size, *x.shape[1:]).flatten(0, 3)
+    noise = eps[:, :, None, None].expand(*size, *x.shape[1:]).flatten(0, 3)
+    row_s = s[:, None, None].expand(size).flatten()
+    y = torch.stack([a, b]).expand(size).flatten()
+    return pixel_losses(denoiser, u, row_s, y, noise).reshape(size)
+
+
+def score_gaps(losses: Tensor, weights: Tensor) -> Tensor:
+    """How far class a is ahead of class b: sum_t w_t (l_{t,b} - l_{t,a}).
+
+    Args:
+        losses: [M, T, 2, B] of `pair_losses`.
+        weights: weights [T], summing to 1.
+
+    Returns:
+        float64 [M, B] of each draw, in [-1, 1].
+    """
+    return (weights.double()[:, None] * (losses[:, :, 1] - losses[:, :, 0])).sum(dim=1)
+
+
 def _index(values: np.ndarray, device: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)

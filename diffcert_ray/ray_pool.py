@@ -6,6 +6,7 @@ Ray restarts and retries nothing here: this driver replaces a lost actor and put
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 if "ray" not in sys.modules:  # Ray reads it while it is imported, and never again
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # calls of a lost actor are dropped
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 100 * 2**20  # only arguments and results above 100 kB go through it
 TICK_S = 0.5  # how often deadlines and starts are looked at
 LOOK_AT_CLUSTER_S = 2.0
+CONNECT_S = 5.0
 
 
 class LoadedWorker(Protocol):
@@ -390,13 +393,21 @@ def _connect(address: str | None, actors: int | None) -> bool:
         )
         return True
     try:
+        _check_listening(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise PoolError(
-            f"cannot join a Ray cluster at {address!r}: {error}; see that it runs (ray status), "
+            f"no Ray cluster at {address!r} can be joined: {error}; see that it runs (ray status), "
             "with the version of Ray, the RAY_AUTH_MODE and the token that are used here"
         ) from error
     return True
+
+
+def _check_listening(address: str) -> None:
+    """Fail within seconds where Ray would retry for minutes, and then end the process."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 def _log_what_ray_prints() -> None:

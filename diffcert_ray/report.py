@@ -2,11 +2,13 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from diffcert_ray.certificates import round_radius_down
-from diffcert_ray.metrics import abstention_rate, acr, certified_accuracy
+from diffcert_ray.metrics import acr, certified_accuracy
 
 GUARANTEE = (
     "With probability at least 1 - alpha over the noise, for each image and sigma, the smoothed "
@@ -29,6 +31,22 @@ def accuracy_table(certificates: pd.DataFrame, radii: Sequence[float]) -> pd.Dat
     return certified_accuracy(certificates, radii)
 
 
+def accuracy_cells(table: pd.DataFrame) -> dict[float, list[str]]:
+    """The table as text: sigma -> number of images, then a cell for each radius, ascending.
+
+    A cell is the certified accuracy with its 95 % interval for the population of images, in per cent.
+    """
+    cells: dict[float, list[str]] = {}
+    for row in table.sort_values(["sigma", "radius"]).to_dict("records"):
+        cells.setdefault(float(row["sigma"]), [str(row["n_images"])]).append(_cell(row))
+    return cells
+
+
+def _cell(row: dict[Any, Any]) -> str:
+    low, high = 100 * row["interval_low"], 100 * row["interval_high"]
+    return f"{100 * row['certified_accuracy']:.1f} % ({low:.0f}-{high:.0f})"
+
+
 def accuracy_markdown(table: pd.DataFrame) -> str:
     """The table of certified accuracies as Markdown, one row a sigma, radii across."""
     radii = sorted(table["radius"].unique())
@@ -36,37 +54,67 @@ def accuracy_markdown(table: pd.DataFrame) -> str:
         "| sigma | images | " + " | ".join(f"r = {r:g}" for r in radii) + " |",
         "|---" * (len(radii) + 2) + "|",
     ]
-    for sigma, rows in table.groupby("sigma"):
-        cells = [_cell(rows[rows["radius"] == r].iloc[0]) for r in radii]
-        lines.append(f"| {sigma:g} | {int(rows['n_images'].iloc[0])} | " + " | ".join(cells) + " |")
+    lines += [f"| {s:g} | " + " | ".join(row) + " |" for s, row in accuracy_cells(table).items()]
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: pd.Series) -> str:
-    low, high = 100 * row["interval_low"], 100 * row["interval_high"]
-    return f"{100 * row['certified_accuracy']:.1f} % ({low:.0f}-{high:.0f})"
+@dataclass(frozen=True)
+class SigmaSummary:
+    """One sigma of a run in a few figures.
 
+    Args:
+        sigma: smoothing noise, pixel units; 0 for certificates without votes.
+        images: certified images.
+        acr: average certified radius, rounded down to three decimals.
+        abstained: share of images.
+        wrong: share of images whose certificate names another class.
+        votes_per_image: mean, selection included (draws, for certificates without votes).
+        nfe_per_image: mean evaluations of the denoiser.
+        nfe_per_vote: mean.
+        seconds_per_image: mean worker time.
+    """
 
-def summary(certificates: pd.DataFrame) -> pd.DataFrame:
-    """One row a sigma: ACR (rounded down), abstentions, votes and evaluations per image."""
-    rows = []
-    averages = acr(certificates).set_index("sigma")
-    abstained = abstention_rate(certificates).set_index("sigma")
-    for sigma, part in certificates.groupby("sigma"):
-        rows.append(
-            {
-                "sigma": sigma,
-                "images": len(part),
-                "acr": round_radius_down(float(averages.loc[sigma, "acr"]), 3),
-                "abstained": float(abstained.loc[sigma, "abstention_rate"]),
-                "wrong": float((~part["correct"] & ~part["abstained"]).mean()),
-                "votes_per_image": float((part["n"] + part["n0"]).mean()),
-                "nfe_per_image": float(part["nfe"].mean()),
-                "nfe_per_vote": float(part["nfe"].sum() / (part["n"] + part["n0"]).sum()),
-                "seconds_per_image": float(part["seconds"].mean()),
-            }
+    sigma: float
+    images: int
+    acr: str
+    abstained: float
+    wrong: float
+    votes_per_image: float
+    nfe_per_image: float
+    nfe_per_vote: float
+    seconds_per_image: float
+
+    def __str__(self) -> str:
+        return (
+            f"sigma {self.sigma:g}: ACR {self.acr}, {100 * self.abstained:.1f} % abstain, "
+            f"{100 * self.wrong:.1f} % wrong; {self.votes_per_image:,.0f} votes and "
+            f"{self.nfe_per_image:,.0f} NFE per image, {self.nfe_per_vote:.1f} NFE per vote, "
+            f"{self.seconds_per_image:.2f} worker seconds per image"
         )
-    return pd.DataFrame(rows)
+
+
+def summary(certificates: pd.DataFrame) -> list[SigmaSummary]:
+    """A run in a few figures, one entry a sigma."""
+    averages = dict(acr(certificates)[["sigma", "acr"]].itertuples(index=False, name=None))
+    found = []
+    for sigma in sorted(averages):
+        part = certificates[certificates["sigma"] == sigma]
+        votes = float((part["n"] + part["n0"]).mean())
+        nfe = float(part["nfe"].mean())
+        found.append(
+            SigmaSummary(
+                sigma=sigma,
+                images=len(part),
+                acr=round_radius_down(averages[sigma], 3),
+                abstained=float(part["abstained"].mean()),
+                wrong=float((~part["correct"] & ~part["abstained"]).mean()),
+                votes_per_image=votes,
+                nfe_per_image=nfe,
+                nfe_per_vote=nfe / max(votes, 1.0),
+                seconds_per_image=float(part["seconds"].mean()),
+            )
+        )
+    return found
 
 
 def curve_png(certificates: pd.DataFrame, title: str) -> bytes:

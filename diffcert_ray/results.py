@@ -1,8 +1,6 @@
 """From stored counts to certificates: every radius that is reported is recomputed here."""
 
-from collections.abc import Callable, Iterable, Iterator
-
-import pandas as pd
+from collections.abc import Callable, Iterator
 
 from diffcert_ray.certificates import ABSTAIN
 from diffcert_ray.done_units import DoneUnits
@@ -77,13 +75,13 @@ def certificate_row(
 
 
 def recompute(
-    plan: Plan, units: pd.DataFrame, label: Callable[[int], int], *, method: str, votes_id: str
+    plan: Plan, done: DoneUnits, label: Callable[[int], int], *, method: str, votes_id: str
 ) -> Iterator[CertificateRow]:
     """Every certificate that a store's units support, computed anew.
 
     Args:
         plan: what was asked.
-        units: the store's units (all columns), each once.
+        done: what the store holds.
         label: image_id -> true class.
         method: name of the base classifier.
         votes_id: identity of the votes.
@@ -94,23 +92,13 @@ def recompute(
     Raises:
         VotesError: counts of a kind that the bound must not certify.
     """
-    for (sigma, image_id), rows in units.groupby(["sigma", "image_id"], sort=True, observed=True):
-        image = ImageVotes(plan, float(sigma), int(image_id))
-        for units_of in _in_vote_order(rows, plan):
-            image.add(units_of)
-        verdict = image.verdict()
-        if verdict is not None:
-            found = label(int(image_id))
-            yield certificate_row(image, verdict, found, method=method, votes_id=votes_id)
-
-
-def _in_vote_order(rows: pd.DataFrame, plan: Plan) -> Iterable[UnitCounts]:
-    """An image's units, selection first; units off the plan's grid (an earlier n) are left out."""
-    wanted = {stream: set(plan.ranges(stream)) for stream in STREAM_NAMES}
-    for stream in STREAM_NAMES:
-        part = rows[rows["stream"] == stream].sort_values(["start", "stop"])
-        for row in part.itertuples(index=False):
-            if (row.start, row.stop) in wanted[stream]:
-                unit = Unit(row.sigma, row.image_id, stream, row.start, row.stop)
-                tally = dict(zip(row.classes.tolist(), row.counts.tolist(), strict=True))
-                yield UnitCounts(unit, row.target, tally, row.nfe, row.seconds)
+    units = stored_units(done, plan)
+    for sigma in plan.sigmas:
+        for image_id in plan.image_ids.tolist():
+            image = ImageVotes(plan, sigma, image_id)
+            for counts in units(sigma, image_id):
+                image.add(counts)
+            verdict = image.verdict()
+            if verdict is not None:
+                found = label(image_id)
+                yield certificate_row(image, verdict, found, method=method, votes_id=votes_id)

@@ -38,26 +38,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from exact_mixtures import ExactMixtures
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from diffcert_ray.classifier import (
-    MethodPlan,
-    class_logits,
-    denoised_image,
-    method_plan,
-    network_input,
-    target,
-)
-from diffcert_ray.denoisers.gaussian import (
-    GaussianClasses,
-    expected_log_densities,
-)
+from diffcert_ray.classifier import MethodPlan, class_logits, method_plan
 from diffcert_ray.noise_levels import noise_levels, to_model_space
 
 Row = dict[str, str | int | float]
-
-NODES = 96  # Gauss-Hermite nodes; the mixture's expectations are exact to rounding with 64
 
 
 class Strict(BaseModel):
@@ -100,98 +88,7 @@ class Settings(Strict):
     mixture: MixtureSettings
 
 
-class World:
-    """Classes that are means of J normal densities each, with their exact denoiser.
-
-    Satisfies the Denoiser protocol; J = 1 or D = 1. Expectations over noise are closed forms for J = 1 and
-    Gauss-Hermite sums for D = 1.
-    """
-
-    def __init__(self, name: str, means: Tensor, tau: Tensor) -> None:
-        self.name, self.means, self.tau = name, means, tau  # means [K, J, D], tau [K]
-        self.num_classes, self.components, self.dimensions = means.shape
-        self.image_shape = (1, 1, self.dimensions)
-        self.has_unconditional = True
-        self.s_range = (0.0, math.inf)
-        self.normals = [
-            GaussianClasses(mean.reshape(-1, *self.image_shape), float(t))
-            for mean, t in zip(means, tau, strict=True)
-        ]
-        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-        self.nodes = torch.from_numpy(nodes)
-        self.node_weights = torch.from_numpy(weights / weights.sum())
-
-    def __call__(self, u: Tensor, s: Tensor, y: Tensor | None = None) -> Tensor:
-        """Posterior mean of the clean image [B, 1, 1, D], of class y [B] or of all classes."""
-        flat = u.flatten(1)[:, None]
-        if y is None:
-            means = self.means.flatten(0, 1)[None]
-            tau = self.tau.repeat_interleave(self.components)[None, :, None]
-        else:
-            means, tau = self.means[y], self.tau[y][:, None, None]
-        variance = tau**2 + s[:, None, None] ** 2
-        estimates = flat + s[:, None, None] ** 2 / variance * (means - flat)
-        if estimates.shape[1] == 1:
-            return estimates.reshape(u.shape)
-        squares = (flat - means).square().sum(dim=2, keepdim=True)
-        logs = -0.5 * (squares / variance + self.dimensions * variance.log())
-        return (torch.softmax(logs, dim=1) * estimates).sum(dim=1).reshape(u.shape)
-
-    def draw(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Images [count, 1, 1, D] and labels; every class and component equally likely."""
-        label = torch.from_numpy(generator.integers(self.num_classes, size=count))
-        component = torch.from_numpy(generator.integers(self.components, size=count))
-        noise = torch.from_numpy(generator.standard_normal((count, self.dimensions)))
-        u = self.means[label, component] + self.tau[label][:, None] * noise
-        return u.reshape(count, *self.image_shape), label
-
-    def log_densities(self, u: Tensor, s: float) -> Tensor:
-        """Exact log density of u [B, ...] under each class with noise s, [B, K]."""
-        return torch.stack([normal.log_mixture_density(u, s) for normal in self.normals], dim=1)
-
-    def expected_logs(self, u: Tensor, s: float, s_tau: float) -> Tensor:
-        """E log p_s(u + sqrt(s^2 - s_tau^2) eps given k), [B, K]."""
-        if self.components == 1:
-            parts = [expected_log_densities(normal, u, s, s_tau) for normal in self.normals]
-            return torch.cat(parts, dim=1)
-        z = u.flatten()[:, None] + math.sqrt(s**2 - s_tau**2) * self.nodes
-        logs = self.log_densities(z.reshape(-1, 1, 1, 1), s).reshape(*z.shape, self.num_classes)
-        return (self.node_weights[:, None] * logs).sum(dim=1)
-
-    def expected_scores(self, plan: MethodPlan, u: Tensor) -> Tensor:
-        """Scores with exact expectations over the noise, summed over dimensions, [B, K]."""
-        u_hat = denoised_image(plan, self, u) if plan.needs_denoised else u
-        if self.components == 1:
-            errors = self._closed_form(plan, u_hat)
-        else:
-            pairs = zip(u, u_hat, strict=True)
-            errors = torch.stack([self._quadrature(plan, *pair) for pair in pairs])
-        return -(torch.from_numpy(plan.weights)[:, None] * errors).sum(dim=1)
-
-    def _closed_form(self, plan: MethodPlan, image: Tensor) -> Tensor:
-        # All three methods want back the image that they noise, so the error is Gaussian with mean
-        # share (mu - image) and deviation (1 - share) noise_scale - target_scale per dimension.
-        s, noise_scale, target_scale = (
-            torch.from_numpy(table)[:, None]
-            for table in (plan.s, plan.noise_scale, plan.target_scale)
-        )
-        share = s**2 / (s**2 + self.tau**2)
-        squares = torch.cat([normal.squared_distances(image) for normal in self.normals], dim=1)
-        deviation = (1.0 - share) * noise_scale - target_scale
-        return share**2 * squares[:, None] + self.dimensions * deviation**2
-
-    def _quadrature(self, plan: MethodPlan, u: Tensor, u_hat: Tensor) -> Tensor:
-        shape = (len(plan.s), NODES, self.num_classes)
-        level, node, label = torch.unravel_index(torch.arange(math.prod(shape)), shape)
-        eps = self.nodes[node].reshape(-1, 1, 1, 1)
-        pair = (u[None].expand_as(eps), u_hat[None].expand_as(eps))
-        z, wanted = network_input(plan, level, *pair, eps), target(plan, level, *pair, eps)
-        output = self(z, torch.from_numpy(plan.s)[level], label)
-        squares = (output - wanted).square().reshape(shape)
-        return (self.node_weights[:, None] * squares).sum(dim=1)
-
-
-def worlds(settings: Settings) -> list[World]:
+def worlds(settings: Settings) -> list[ExactMixtures]:
     """The worlds of the settings; means are drawn from the seed."""
     found = []
     tau = torch.tensor(settings.gaussian.tau, dtype=torch.float64)
@@ -199,9 +96,11 @@ def worlds(settings: Settings) -> list[World]:
         generator = np.random.default_rng([settings.seed, dimensions])
         means = torch.from_numpy(generator.standard_normal((len(tau), 1, dimensions)))
         scale = settings.gaussian.distance / math.sqrt(dimensions)
-        found.append(World(f"gaussian-{dimensions}", scale * means, tau))
+        found.append(ExactMixtures(f"gaussian-{dimensions}", scale * means, tau))
     means = torch.tensor(settings.mixture.means, dtype=torch.float64)[:, :, None]
-    found.append(World("mixture-1", means, torch.tensor(settings.mixture.tau, dtype=torch.float64)))
+    found.append(
+        ExactMixtures("mixture-1", means, torch.tensor(settings.mixture.tau, dtype=torch.float64))
+    )
     return found
 
 
@@ -213,7 +112,7 @@ def pair_rms(scores: Tensor) -> float:
 
 
 def integrals(
-    world: World, u: Tensor, method: str, s_tau: float, *, s_lo: float, s_max: float
+    world: ExactMixtures, u: Tensor, method: str, s_tau: float, *, s_lo: float, s_max: float
 ) -> tuple[Tensor, Tensor]:
     """Scores of infinitely many levels, over all levels and over (s_lo, s_max), [B, K] each.
 
@@ -231,7 +130,7 @@ def integrals(
     return everywhere, world.expected_logs(image, s_lo, present) - upper
 
 
-def measured(settings: Settings, world: World, sigma: float) -> list[Row]:
+def measured(settings: Settings, world: ExactMixtures, sigma: float) -> list[Row]:
     """Figures of one world at one sigma: a row per T, method, s_max and grid."""
     torch.set_num_threads(1)  # the tensors are too small for more
     s_tau = to_model_space(sigma)
@@ -263,7 +162,11 @@ def measured(settings: Settings, world: World, sigma: float) -> list[Row]:
 
 
 def error_parts(
-    world: World, u: Tensor, plan: MethodPlan, exact: tuple[Tensor, Tensor, Tensor], eps: Tensor
+    world: ExactMixtures,
+    u: Tensor,
+    plan: MethodPlan,
+    exact: tuple[Tensor, Tensor, Tensor],
+    eps: Tensor,
 ) -> Row:
     """Error parts of one plan; exact is (truth, integral over all levels, over (s_lo, s_max))."""
     truth, everywhere, in_range = exact
@@ -329,7 +232,9 @@ def save_pictures(figures: pd.DataFrame, settings: Settings, folder: Path) -> No
         figure.savefig(folder / f"errors-{method}.png", dpi=110)
         plt.close(figure)
     figure = drawn(figures[figures.s_max == settings.s_max[0]], settings, draw_agreement)
-    figure.suptitle("Share of one-draw votes that name the class of the exact posterior")
+    figure.suptitle(
+        "Share of votes, one noise draw per level, that name the class of the exact posterior"
+    )
     figure.savefig(folder / "agreement.png", dpi=110)
     plt.close(figure)
 
@@ -361,7 +266,8 @@ def drawn(
         axes.set_xticks(settings.levels, [str(size) for size in settings.levels])
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
-    figure.supxlabel("NFE per class", fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("NFE per class", fontsize=9)
     figure.legend(
         *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
     )
@@ -414,8 +320,14 @@ def main(arguments: list[str]) -> int:
     begun = time.perf_counter()
     cases = [(settings, *case) for case in product(worlds(settings), settings.sigma)]
     cases.sort(key=lambda case: -case[1].dimensions)  # longest first, so that both end together
-    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-        rows = [row for part in pool.map(measured, *zip(*cases, strict=True)) for row in part]
+    if options.processes == 1:
+        parts = [measured(*case) for case in cases]
+    else:
+        # Not forked: torch's threads do not survive that.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.processes, context) as pool:
+            parts = list(pool.map(measured, *zip(*cases, strict=True)))
+    rows = [row for part in parts for row in part]
     figures = pd.DataFrame(rows).sort_values(["world", "sigma"], kind="stable")
     options.output.mkdir(parents=True, exist_ok=True)
     figures.to_csv(options.output / "figures.csv", index=False)

@@ -17,6 +17,8 @@ import ray
 from diffcert_ray.pool import Pool
 from diffcert_ray.work import Item, Result
 
+# Ray runs workers at niceness 15: on a machine that others use too, every test would wait for them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 FAULTY_ITEM = 3

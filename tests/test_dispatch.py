@@ -188,9 +188,11 @@ def test_deadline_counts_from_when_a_call_is_first_in_its_line() -> None:
     dispatch = Dispatch(deadline=Deadline(floor_s=10.0, first_s=10.0))
     dispatch.add_worker("w0")
     dispatch.submit(item(0))
-    dispatch.submit(item(1))
     feed(dispatch, now=0.0)
+    dispatch.submit(item(1))
+    feed(dispatch, now=5.0)  # behind the first, whose time it does not prolong
     assert dispatch.overdue(10.0) == []
+    assert dispatch.overdue(10.1) == ["w0"]
     dispatch.finish("w0", 0, now=9.0)
     assert dispatch.overdue(19.0) == []
     assert dispatch.overdue(19.1) == ["w0"]

@@ -11,7 +11,12 @@ from diffcert_ray.config import ConfigError, load_config
 from diffcert_ray.create_only import StoreError
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import GaussianClasses, gaussian_world, labelled_images
-from diffcert_ray.evaluate_losses import draw_losses, evaluate_loss_item
+from diffcert_ray.evaluate_losses import (
+    draw_losses,
+    evaluate_loss_item,
+    pair_losses,
+    score_gaps,
+)
 from diffcert_ray.intervals import UnitSums
 from diffcert_ray.lipschitz import plain_certificate
 from diffcert_ray.loss_stages import ImageLosses, LossStages
@@ -302,3 +307,32 @@ def test_opened_run_knows_that_it_has_no_votes(clean) -> None:
     assert run.config.without_votes
     assert run.document.votes_identity["plain.unit"] == UNIT
     assert not any(key.startswith("sift") for key in run.document.votes_identity)
+
+
+def test_score_gap_is_the_weighted_loss_difference_and_has_its_slope() -> None:
+    world, data = separated_world()
+    x = torch.from_numpy(data.pixels[:3]).double().clamp(0.05, 0.95)
+    a, b = torch.tensor([0, 1, 2]), torch.tensor([3, 0, 1])
+    s, weights = torch.tensor([0.5, 1.5]).double(), torch.tensor([0.25, 0.75]).double()
+    eps = torch.randn(6, 2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).double()
+
+    def gaps(at: torch.Tensor) -> torch.Tensor:
+        return score_gaps(pair_losses(world, at, a, b, eps, s), weights)
+
+    u = 2 * x - 1
+    for draw in range(6):
+        expected = torch.zeros(3).double()
+        for level in range(2):
+            z = u + s[level] * eps[draw, level]
+            for k, sign in ((a, -1.0), (b, 1.0)):
+                h = world(z, s[level].repeat(3), k).clamp(-1, 1)
+                loss = (((h - u) / 2) ** 2).flatten(1).mean(dim=1)
+                expected += sign * weights[level] * loss
+        torch.testing.assert_close(gaps(x)[draw], expected, rtol=0, atol=1e-12)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).double()
+    point = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(gaps(point).mean(), point)
+    step = 1e-5
+    central = (gaps(x + step * direction) - gaps(x - step * direction)) / (2 * step)
+    slope = (gradient * direction).sum()
+    torch.testing.assert_close(slope, central.mean(), rtol=1e-5, atol=1e-8)

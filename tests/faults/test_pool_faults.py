@@ -111,6 +111,7 @@ def test_killed_node_costs_only_its_items(
     assert (state.live, state.pending) == (1, 1)  # its place is asked for again
 
 
+@pytest.mark.slow
 def test_node_added_during_a_run_gets_work(
     cluster: Cluster, add_node: AddNode, tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_draining_node_finishes_what_it_has_and_gets_nothing_more(
     assert max(script.evaluated().values()) == 1
 
 
+@pytest.mark.slow
 def test_all_nodes_lost_and_one_that_comes_later_finishes_the_run(
     cluster: Cluster, add_node: AddNode, tmp_path: Path
 ) -> None:
@@ -194,6 +196,7 @@ def test_node_without_a_file_is_left_out_and_named_while_the_other_works(
     assert len(script.loads()) == 2  # no worker was sent there again
 
 
+@pytest.mark.slow
 def test_file_missing_on_every_node_stops_the_pool(
     cluster: Cluster, add_node: AddNode, tmp_path: Path
 ) -> None:
