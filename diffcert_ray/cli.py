@@ -364,7 +364,7 @@ def train_digits(
         "digits.safetensors"
     ),
     steps: Annotated[int, typer.Option(min=1, help="Steps of Adam")] = 4000,
-    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and everything drawn")] = 0,
 ) -> None:
     """Train the demo model on the 1437 training digits (a few minutes on 2 cores).

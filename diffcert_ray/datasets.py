@@ -238,7 +238,7 @@ def _load_digits(split: str) -> Dataset:
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI; the copy
     in scikit-learn (1797 images, 16 grey levels above 0). The split is ours: it has none.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     if split not in ("train", "test", "all"):
         raise ValueError(f"dataset.split {split!r} is not known: use 'train', 'test' or 'all'")

@@ -4,7 +4,6 @@ Losses are kept in parts like units, one row for each noise level and class, a u
 in one part. They are read whole: about 32 bytes a row in memory.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np

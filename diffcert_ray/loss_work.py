@@ -1,4 +1,4 @@
-"""The units of work of a plain certificate: losses to evaluate, and what a worker returns of them."""
+"""Units of work of a plain certificate: losses to evaluate, and what a worker returns of them."""
 
 from dataclasses import dataclass
 

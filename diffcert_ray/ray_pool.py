@@ -239,23 +239,27 @@ class RayPool:
         logger.warning("start failed %s error=%r", _where(actor), _brief(str(error)))
         if actor.node and actor.node not in _alive_nodes():
             return
-        left_out = self._starts.left_out
-        others = sum(
-            a.phase == "live"
-            or (a.phase == "loading" and a.node != actor.node and a.node not in left_out)
-            for a in self._actors.values()
-        )
-        reason = self._starts.failed(actor.node, error, others=others)
+        reason = self._starts.failed(actor.node, error, others=self._others(actor.node))
         if reason is not None:
             where = f" on node {actor.address} ({actor.node[:8]})" if actor.node else ""
             self._fatal = PoolError(
-                f"no worker can start{where}: {_brief(reason)}. Every node needs the packages and files of "
-                "the driver, under the same paths: put them there, or correct the configuration"
+                f"no worker can start{where}: {_brief(reason)}. Every node needs the packages and "
+                "files of the driver, under the same paths: put them there, or correct the "
+                "configuration"
             )
-        elif actor.node in left_out:
+        elif actor.node in self._starts.left_out:
             logger.error("left out node %s reason=%r", _where(actor), _brief(str(error)))
             self._target = self._asked or 1
             self._look_at_cluster()
+
+    def _others(self, node: str) -> int:
+        """Workers that take items, or may yet start on another node."""
+        elsewhere = self._nodes.keys() - self._starts.left_out.keys() - {node}
+        places = any(fitting(self._nodes[i]["Resources"], self._resources) for i in elsewhere)
+        return sum(
+            a.phase == "live" or a.node in elsewhere or (a.phase == "placing" and places)
+            for a in self._actors.values()
+        )
 
     # ---- every tick ------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ class Starts:
             node: where; "" if it was nowhere yet.
             error: why. A ValueError or a missing file is a fault of the configuration or of what is
                 on the node: trying again there cannot help.
-            others: workers that take items or are loading, on nodes that are not left out.
+            others: workers that take items, or may yet start on other nodes.
 
         Returns:
             Why the pool must give up, or None. A node that is left out from now on is in

@@ -1,6 +1,6 @@
 """Attack a run of plain certificates: look for a class change inside every certified radius.
 
-    python jobs/attack_plain.py RUN [--restarts 4] [--steps 8] [--draws 6] [--control-radius 1.0]
+    python jobs/attack_plain.py RUN [--restarts 4] [--steps 8] [--draws 6] [--control-radius 2.0]
 
 For each certified image and its nearest rival classes, projected gradient descent on the score
 difference moves the image inside its certified ball, from the image itself and from random points
@@ -67,7 +67,9 @@ class Attacker:
         """The end of the best of each rival's attacks, in [0, 1]^D and the open ball around x."""
         ends = []
         for rival in rivals:
-            starts = radius * unit(torch.randn((self.options.restarts, *x.shape), generator=self.generator))
+            starts = radius * unit(
+                torch.randn((self.options.restarts, *x.shape), generator=self.generator)
+            )
             starts[0] = 0.0
             points, gaps = self.descend(x, starts, radius, a, rival)
             ends.append(points[int(gaps.argmin())])
@@ -132,7 +134,7 @@ def unit(v: Tensor) -> Tensor:
 
 
 def into_box(x: Tensor, delta: Tensor, radius: float) -> Tensor:
-    """x + delta brought into the open ball, then into the box, which keeps it in the ball."""
+    """Bring x + delta into the open ball, then into the box, which keeps it in the ball."""
     length = delta.flatten(1).norm(dim=1).clamp(min=1e-30)
     shrink = (0.9999 * radius / length).clamp(max=1.0).reshape(-1, *([1] * x.dim()))
     return (x + shrink * delta).clamp(0.0, 1.0)
@@ -190,7 +192,7 @@ def main() -> None:
     parser.add_argument("--final-draws", type=int, default=64)
     parser.add_argument("--most-draws", type=int, default=4096)
     parser.add_argument("--control", type=int, default=10, help="images attacked again")
-    parser.add_argument("--control-radius", type=float, default=1.0, help="pixel units")
+    parser.add_argument("--control-radius", type=float, default=2.0, help="pixel units")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)

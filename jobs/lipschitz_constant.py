@@ -110,7 +110,8 @@ class Score:
         for _ in range(2):
             total = torch.zeros_like(x)
             for eps in self.noise(draws // 2).split(max(1, ROWS // (2 * len(self.s)))):
-                for rows in torch.arange(len(x)).split(max(1, ROWS // (2 * eps[:, :, 0, 0, 0].numel()))):
+                at_once = max(1, ROWS // (2 * len(eps) * len(self.s)))
+                for rows in torch.arange(len(x)).split(at_once):
                     point = x[rows].clone().requires_grad_(True)
                     gaps = score_gaps(self.losses(point, a[rows], b[rows], eps), self.weights)
                     total[rows] += torch.autograd.grad(gaps.sum(), point)[0]

@@ -76,7 +76,21 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-# Before the others: it starts a Ray of its own in this process.
+# The tests outside the class need a process without Ray: they come first.
+def test_address_without_a_cluster_is_refused_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(PoolError, match=rf"no Ray cluster at '127\.0\.0\.1:{port}'.*ray status"):
+        RayPool(Script(tmp_path), address=f"127.0.0.1:{port}")
+    assert time.monotonic() - began < 10.0
+
+
+def test_client_protocol_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(PoolError, match=r"ray job submit.*head node"):
+        RayPool(Script(tmp_path), address="ray://head:10001")
+
+
 def test_pool_starts_ray_gives_the_votes_of_the_local_pool_and_leaves_no_process_behind() -> None:
     before = descendants(os.getpid())
     pool = RayPool(world_spec(), actors=2)
@@ -139,7 +153,9 @@ class TestOnOneRay:
         finally:
             pool.close()
         assert set(results) == set(range(6))
-        assert script.evaluated() == Counter(range(6)) + Counter([3])
+        evaluated = script.evaluated()
+        assert evaluated[3] == 2
+        assert evaluated.total() <= 8  # item 4 may have been under way behind it
         assert script.loads() == ["actor-1", "actor-2"]
 
     def test_item_that_hangs_loses_its_actor_at_the_deadline(self, tmp_path: Path) -> None:
@@ -235,17 +251,3 @@ class TestOnOneRay:
             pool.close()
         # Five tries of three items; a fourth may have been under way when an actor was replaced.
         assert sorted(script.evaluated().values())[-3:] <= [5, 5, 6]
-
-
-def test_address_without_a_cluster_is_refused_at_once(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    began = time.monotonic()
-    with pytest.raises(PoolError, match=rf"no Ray cluster at '127\.0\.0\.1:{port}'.*ray status"):
-        RayPool(Script(tmp_path), address=f"127.0.0.1:{port}")
-    assert time.monotonic() - began < 10.0
-
-
-def test_client_protocol_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"ray job submit.*head node"):
-        RayPool(Script(tmp_path), address="ray://head:10001")
