@@ -16,14 +16,15 @@ from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.image_votes import ImageVotes, Plan
 from diffcert_ray.loss_stages import ImageLosses, LossStages
 from diffcert_ray.loss_store import read_losses
+from diffcert_ray.loss_work import LossResult, UnitLosses
 from diffcert_ray.plain import PlainPlan, plain_plan
-from diffcert_ray.plain_results import image_certificate, plain_row
+from diffcert_ray.plain_results import image_certificate, loss_row, plain_row
 from diffcert_ray.preflight import check_plan
-from diffcert_ray.results import certificate_row, recompute, stored_units
+from diffcert_ray.results import certificate_row, recompute, stored_units, unit_row
 from diffcert_ray.run import Driver, Outcome, Progress
 from diffcert_ray.run_document import RunDocument
 from diffcert_ray.schemas import CertificateRow
-from diffcert_ray.stages import Stages
+from diffcert_ray.stages import SettledUnit, Stages
 from diffcert_ray.store import RunStore
 from diffcert_ray.work import Item, Part, Unit
 
@@ -156,38 +157,50 @@ def certify(
         return Run(place, store, document, Outcome(complete=True))
     labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
 
-    def row_of(image: ImageVotes | ImageLosses) -> CertificateRow | None:
+    image_sha = cache(data.image_sha)
+
+    def certify_votes(image: ImageVotes) -> CertificateRow | None:
+        verdict = image.verdict()
+        assert verdict is not None  # the stages hand over finished images only
+        name, votes_id = settings.method.name, document.votes_id
         label = labels[image.image_id]
-        if isinstance(image, ImageLosses):
-            found = image_certificate(image, data.image(image.image_id))
-            row = plain_row(image, found, label, votes_id=document.votes_id)
-        else:
-            verdict = image.verdict()
-            assert verdict is not None  # the stages hand over finished images only
-            name = settings.method.name
-            row = certificate_row(image, verdict, label, method=name, votes_id=document.votes_id)
+        return unless_stored(certificate_row(image, verdict, label, method=name, votes_id=votes_id))
+
+    def certify_losses(image: ImageLosses) -> CertificateRow | None:
+        found = image_certificate(image, data.image(image.image_id))
+        label = labels[image.image_id]
+        return unless_stored(plain_row(image, found, label, votes_id=document.votes_id))
+
+    def unless_stored(row: CertificateRow) -> CertificateRow | None:
         return None if (row.sigma, row.image_id, row.n) in stored else row
 
-    if stages.all_stored():  # only certificates may be missing: no worker is needed
-        with store.writer() as writer:
-            writer.add_certificates(r for i in stages.finished_images if (r := row_of(i)))
-        return Run(place, store, document, Outcome(complete=True))
-    pool = _pool(spec, settings, local=local, address=address)
-    try:
-        with store.writer(flush_s=settings.execution.flush_s) as writer:
-            driver = Driver(
+    def record_votes(result: Any, settled: Sequence[SettledUnit]) -> None:
+        writer.add_units(unit_row(s, image_sha(s.units.unit.image_id)) for s in settled)
+
+    def record_losses(result: LossResult, units: Sequence[UnitLosses]) -> None:
+        writer.add_losses(loss_row(u, result, image_sha(u.unit.image_id)) for u in units)
+
+    plain = isinstance(plan, PlainPlan)
+    certify_image: Callable[[Any], CertificateRow | None]
+    certify_image = certify_losses if plain else certify_votes
+    with store.writer(flush_s=settings.execution.flush_s) as writer:
+        if stages.all_stored():  # only certificates may be missing: no worker is needed
+            writer.add_certificates(r for i in stages.finished_images if (r := certify_image(i)))
+            return Run(place, store, document, Outcome(complete=True))
+        pool = _pool(spec, settings, local=local, address=address)
+        try:
+            outcome = Driver(
                 stages,
                 pool,
                 writer,
-                cache(data.image_sha),
-                row_of,
+                record_losses if plain else record_votes,
+                certify_image,
                 item_s=settings.execution.item_s,
                 on_progress=on_progress,
                 should_stop=should_stop,
-            )
-            outcome = driver.run()
-    finally:
-        pool.close()
+            ).run()
+        finally:
+            pool.close()
     return Run(place, store, document, outcome)
 
 

@@ -195,6 +195,7 @@ def plan(config: ConfigArgument, overrides: SetOption = None, images: ImagesOpti
     """
     from diffcert_ray.api import plan_of
     from diffcert_ray.datasets import load_dataset
+    from diffcert_ray.plain import PlainPlan
     from diffcert_ray.planning import estimate
     from diffcert_ray.preflight import check_plan
     from diffcert_ray.terminal import duration
@@ -204,6 +205,13 @@ def plan(config: ConfigArgument, overrides: SetOption = None, images: ImagesOpti
     data = load_dataset(settings.dataset)
     asked = plan_of(settings, data, _range(images))
     check_plan(settings, asked, data)
+    if isinstance(asked, PlainPlan):
+        draws = len(asked.image_ids) * asked.draws
+        out.print(
+            f"{settings.name}: {len(asked.image_ids):,} images, {draws:,} draws, exactly "
+            f"{draws * len(asked.s) * asked.classes:,} NFE; certified without votes"
+        )
+        return
     device = resolve_device(settings.execution.device)
     worker = WorkerSpec(settings, weights_of(settings), device).load("plan")
     found = estimate(settings, asked, data, worker.denoiser, worker.unconditional, device=device)

@@ -100,6 +100,11 @@ class LossStages:
         return len(self.plan.image_ids)
 
     @property
+    def votes_total(self) -> int:
+        """Draws asked for."""
+        return self.images_total * self.plan.draws
+
+    @property
     def finished(self) -> bool:
         """Whether every image has its losses and nothing is under way."""
         return not (self._todo or self._active or self._in_flight)
@@ -123,7 +128,7 @@ class LossStages:
         units = max(1, int(nfe / (self.nfe_per_vote * self.plan.unit)))
         self._activate(2 * units * workers)
         units = min(units, max(1, len(self._ready) // (2 * workers)))
-        taken = []
+        taken: list[LossUnit] = []
         while self._ready and len(taken) < units:
             unit = self._ready.popleft()
             if unit.image_id in self._active:  # else its image was given up

@@ -5,6 +5,7 @@ in one part. They are read whole: about 32 bytes a row in memory.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,8 +129,8 @@ def _check_whole_units(table: pa.Table, levels: int, classes: int, address: str)
     )
     if not whole:
         raise StoreError(
-            f"the losses in {address} are not whole units of {levels} levels and {classes} classes: "
-            "they belong to another configuration or were changed; use another run folder"
+            f"the losses in {address} are not units of {levels} levels and {classes} classes: they "
+            "belong to another configuration or were changed; use another run folder"
         )
 
 
@@ -172,7 +173,7 @@ def _same_as(
     return np.asarray(same)
 
 
-def _column(table: pa.Table, name: str) -> NDArray[np.generic]:
+def _column(table: pa.Table, name: str) -> NDArray[Any]:
     return np.asarray(table[name].to_numpy())
 
 

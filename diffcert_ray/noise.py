@@ -127,6 +127,7 @@ class NoiseSource:
         _check_range("image_id", image_id, MAX_IMAGE_ID)
         _check_range("vote", vote, MAX_VOTE)
         _check_range("level", level, MAX_LEVEL)
+        _check_range("stream", stream, len(STREAMS) - 1)
         tag = np.asarray(stream, np.int64) | (_PURPOSE_BITS[purpose] << 1)
         words = np.empty((3, len(vote)), np.int64)
         words[0], words[1] = vote, image_id

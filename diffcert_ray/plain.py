@@ -1,6 +1,7 @@
 """What a configuration asks of the plain diffusion classifier: its noise levels and its draws."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class PlainPlan:
     draws: int
     unit: int
     alpha: float
-    bound: str
+    bound: Literal["lipschitz", "local"]
     s: Array
     weights: Array
     classes: int
@@ -80,15 +81,18 @@ def plain_plan(
         dimensions: D.
 
     Raises:
-        ConfigError: the grid of noise levels is impossible.
+        ConfigError: another bound, or an impossible grid of noise levels.
     """
+    bound = config.votes.bound
+    if bound != "lipschitz" and bound != "local":
+        raise ConfigError(f'votes.bound = "{bound}" needs votes: set "lipschitz" or "local"')
     s, weights = plain_levels(config)
     return PlainPlan(
         image_ids=image_ids,
         draws=config.plain.draws,
         unit=config.plain.unit,
         alpha=config.votes.alpha,
-        bound=config.votes.bound,
+        bound=bound,
         s=s,
         weights=weights,
         classes=classes,

@@ -1,6 +1,7 @@
 """From stored losses to plain certificates, and to the estimates that are not certificates."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -12,11 +13,11 @@ from diffcert_ray.loss_work import NO_SMOOTHING, LossResult, UnitLosses
 from diffcert_ray.plain import PlainPlan
 from diffcert_ray.schemas import CertificateRow, LossRow
 
-BOUNDS = ("lipschitz", "local")
+Bound = Literal["lipschitz", "local"]
 
 
 def image_certificate(
-    image: ImageLosses, pixels: np.ndarray, bound: str | None = None
+    image: ImageLosses, pixels: np.ndarray, bound: Bound | None = None
 ) -> PlainCertificate:
     """The certificate of one image from its complete losses.
 
@@ -89,7 +90,7 @@ def plain_row(
 
 
 def recompute_plain(
-    plan: PlainPlan, stored: StoredLosses, pixels: Callable[[int], np.ndarray], bound: str
+    plan: PlainPlan, stored: StoredLosses, pixels: Callable[[int], np.ndarray], bound: Bound
 ) -> Iterator[tuple[ImageLosses, PlainCertificate]]:
     """The certificate by one bound of every image of a plan whose losses are complete.
 

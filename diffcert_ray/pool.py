@@ -2,9 +2,8 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from diffcert_ray.work import Item, Result
 
 if TYPE_CHECKING:  # a worker brings torch, which planning and reporting do without
     from diffcert_ray.worker import WorkerSpec
@@ -32,17 +31,20 @@ class PoolState:
 
 
 class Pool(Protocol):
-    """Evaluates items somewhere, each at least once; a lost one is its own business."""
+    """Evaluates items somewhere, each at least once; a lost one is its own business.
+
+    An item is anything with an ``item_id`` that ``Worker.evaluate`` takes: votes or losses.
+    """
 
     def room(self) -> int:
         """How many more items it wants now, so that no worker runs dry."""
         ...
 
-    def submit(self, item: Item) -> None:
+    def submit(self, item: Any) -> None:
         """Take an item; its result comes out of ``collect``, or the item out of ``given_up``."""
         ...
 
-    def collect(self, timeout_s: float) -> list[Result]:
+    def collect(self, timeout_s: float) -> list[Any]:
         """Results that are there, after waiting at most ``timeout_s`` for the first.
 
         Raises:
@@ -50,7 +52,7 @@ class Pool(Protocol):
         """
         ...
 
-    def given_up(self) -> list[Item]:
+    def given_up(self) -> list[Any]:
         """Items quarantined since the last call: each failed on every try that it was given."""
         ...
 
@@ -73,7 +75,7 @@ class LocalPool:
 
     def __init__(self, spec: "WorkerSpec", name: str = "local") -> None:
         self._worker = spec.load(name)
-        self._items: deque[Item] = deque()
+        self._items: deque[Any] = deque()
 
     @property
     def numerics(self) -> str:
@@ -84,15 +86,15 @@ class LocalPool:
         """One item at a time: nothing is gained by queueing in one process."""
         return 1 - len(self._items)
 
-    def submit(self, item: Item) -> None:
+    def submit(self, item: Any) -> None:
         """Queue an item."""
         self._items.append(item)
 
-    def collect(self, timeout_s: float) -> list[Result]:
+    def collect(self, timeout_s: float) -> list[Any]:
         """Evaluate one item; it is not cut short by the timeout."""
         return [self._worker.evaluate(self._items.popleft())] if self._items else []
 
-    def given_up(self) -> list[Item]:
+    def given_up(self) -> list[Any]:
         """Nothing: an exception in this process ends the run."""
         return []
 

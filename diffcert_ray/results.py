@@ -1,11 +1,12 @@
-"""From stored counts to certificates: every radius that is reported is recomputed here."""
+"""Between votes and the store: units and certificates as rows, stored units as votes again."""
 
 from collections.abc import Callable, Iterator
 
 from diffcert_ray.certificates import ABSTAIN
 from diffcert_ray.done_units import DoneUnits
 from diffcert_ray.image_votes import ImageVotes, Plan, UnitCounts, Verdict
-from diffcert_ray.schemas import CertificateRow
+from diffcert_ray.schemas import CertificateRow, UnitRow
+from diffcert_ray.stages import SettledUnit
 from diffcert_ray.work import STREAM_NAMES, Unit
 
 
@@ -39,6 +40,34 @@ def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[Uni
         return found
 
     return units
+
+
+def unit_row(settled: SettledUnit, image_sha: str) -> UnitRow:
+    """One row of the units table.
+
+    Args:
+        settled: a unit whose votes are all in, and who cast them.
+        image_sha: prefix of the pixels' hash.
+    """
+    unit, counts = settled.units.unit, settled.units.counts
+    classes = tuple(sorted(counts))
+    return UnitRow(
+        sigma=unit.sigma,
+        image_id=unit.image_id,
+        image_sha=image_sha,
+        stream=unit.stream,
+        start=unit.start,
+        stop=unit.stop,
+        target=settled.units.target,
+        classes=classes,
+        counts=tuple(counts[c] for c in classes),
+        nfe=settled.units.nfe,
+        seconds=settled.units.seconds,
+        device="+".join(sorted(settled.devices)),
+        numerics="+".join(sorted(settled.numerics)),
+        worker="+".join(sorted(settled.workers)),
+        attempt=0,
+    )
 
 
 def certificate_row(

@@ -2,17 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from diffcert_ray.loss_stages import LossStages
-from diffcert_ray.loss_work import LossResult
-from diffcert_ray.plain_results import loss_row
 from diffcert_ray.pool import Pool, PoolState
-from diffcert_ray.schemas import CertificateRow, UnitRow
-from diffcert_ray.stages import SettledUnit, Stages, planned_votes
-from diffcert_ray.work import Result
+from diffcert_ray.schemas import CertificateRow
 from diffcert_ray.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -22,6 +17,75 @@ FIRST_ITEM_NFE = (
     4000.0  # before a worker's speed is known: a fraction of a second for small networks
 )
 GROWTH = 4.0  # how much longer than the longest item so far the next may be, while speed is learned
+
+
+class Answer(Protocol):
+    """What the driver needs of a result: its cost, and what it was about."""
+
+    @property
+    def tallies(self) -> Sequence[Any]:
+        """An entry for each unit, with its number of ``votes``."""
+        ...
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the denoiser."""
+        ...
+
+    @property
+    def padded(self) -> int:
+        """Rows that only filled batches."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Wall time on the worker."""
+        ...
+
+    @property
+    def numerics(self) -> str:
+        """The worker's numerics kind."""
+        ...
+
+
+class Work(Protocol):
+    """What comes next, and what is complete: ``stages.Stages`` or ``loss_stages.LossStages``."""
+
+    images_done: int
+    votes_done: int
+    finished_images: list[Any]
+
+    @property
+    def images_total(self) -> int:
+        """Images times sigmas."""
+        ...
+
+    @property
+    def votes_total(self) -> int:
+        """Votes (or draws) asked for at most."""
+        ...
+
+    @property
+    def nfe_per_vote(self) -> float:
+        """Mean evaluations per vote so far, or a guess."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do and nothing under way."""
+        ...
+
+    def take(self, nfe: float, workers: int = 1) -> Any | None:
+        """The next item, of about ``nfe`` evaluations, or None if all there is is under way."""
+        ...
+
+    def deliver(self, result: Any) -> Sequence[Any]:
+        """Take in a result; returns the units that it completed."""
+        ...
+
+    def abandon(self, item: Any) -> list[tuple[float, int]]:
+        """Give up an item; returns (sigma, image_id) of the images that this costs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,22 +148,21 @@ class Driver:
     """Drives stages over a pool into a store.
 
     Args:
-        stages: what is to be done.
+        work: what is to be done.
         pool: who does it.
         writer: where complete units and certificates go.
-        image_sha: image_id -> prefix of the pixels' hash, stored with each unit.
-        certify: image (ImageVotes or ImageLosses) -> its row of the certificates table, or None if
-            it is stored already.
+        record: (result, units that it completed) -> hand their rows to the writer.
+        certify: finished image -> its row of the certificates table, or None if that is stored.
         item_s: compute time that an item should take, seconds.
         on_progress: called about once a second and at the end.
         should_stop: asked between polls; True flushes and ends the run incomplete.
         clock: monotonic seconds.
     """
 
-    stages: Stages | LossStages
+    work: Work
     pool: Pool
     writer: Writer
-    image_sha: Callable[[int], str]
+    record: Callable[[Any, Sequence[Any]], None]
     certify: Callable[[Any], CertificateRow | None]
     item_s: float = 5.0
     on_progress: Callable[[Progress], None] = lambda progress: None
@@ -120,7 +183,7 @@ class Driver:
         speed = _Speed(self.item_s)
         recent = _Recent(started)
         try:
-            while not self.stages.finished:
+            while not self.work.finished:
                 if self.should_stop():
                     outcome.interrupted = True
                     break
@@ -128,7 +191,7 @@ class Driver:
                 for result in self.pool.collect(POLL_S):
                     self._take_in(result, outcome, speed)
                 for item in self.pool.given_up():
-                    outcome.given_up += self.stages.abandon(item)
+                    outcome.given_up += self.work.abandon(item)
                 self._store_certificates()
                 self.writer.flush()
                 if recent.add(self.clock(), outcome.nfe):
@@ -147,12 +210,12 @@ class Driver:
     def _feed(self, speed: "_Speed") -> None:
         workers = max(self.pool.state().live, 1)
         for _ in range(self.pool.room()):
-            item = self.stages.take(speed.item_nfe, workers)
+            item = self.work.take(speed.item_nfe, workers)
             if item is None:
                 return
             self.pool.submit(item)
 
-    def _take_in(self, result: Result | LossResult, outcome: Outcome, speed: "_Speed") -> None:
+    def _take_in(self, result: Answer, outcome: Outcome, speed: "_Speed") -> None:
         outcome.items += 1
         outcome.nfe += result.nfe
         outcome.padded += result.padded
@@ -160,52 +223,25 @@ class Driver:
         outcome.votes += sum(t.votes for t in result.tallies)
         outcome.numerics.add(result.numerics)
         speed.add(result)
-        if isinstance(self.stages, LossStages):
-            found = self.stages.deliver(result)
-            self.writer.add_losses(
-                loss_row(f, result, self.image_sha(f.unit.image_id)) for f in found
-            )
-        else:
-            self.writer.add_units(self._unit_row(s) for s in self.stages.deliver(result))
-
-    def _unit_row(self, settled: SettledUnit) -> UnitRow:
-        unit, counts = settled.units.unit, settled.units.counts
-        classes = tuple(sorted(counts))
-        return UnitRow(
-            sigma=unit.sigma,
-            image_id=unit.image_id,
-            image_sha=self.image_sha(unit.image_id),
-            stream=unit.stream,
-            start=unit.start,
-            stop=unit.stop,
-            target=settled.units.target,
-            classes=classes,
-            counts=tuple(counts[c] for c in classes),
-            nfe=settled.units.nfe,
-            seconds=settled.units.seconds,
-            device="+".join(sorted(settled.devices)),
-            numerics="+".join(sorted(settled.numerics)),
-            worker="+".join(sorted(settled.workers)),
-            attempt=0,
-        )
+        self.record(result, self.work.deliver(result))
 
     def _store_certificates(self) -> None:
         self.writer.add_certificates(self._certificates())
 
     def _certificates(self) -> Iterator[CertificateRow]:
-        while self.stages.finished_images:
-            row = self.certify(self.stages.finished_images.pop())
+        while self.work.finished_images:
+            row = self.certify(self.work.finished_images.pop())
             if row is not None:
                 yield row
 
     def _progress(self, outcome: Outcome, recent: "_Recent") -> Progress:
-        total = planned_votes(self.stages.plan)
-        left = max(total - self.stages.votes_done, 0) * self.stages.nfe_per_vote
+        total = self.work.votes_total
+        left = max(total - self.work.votes_done, 0) * self.work.nfe_per_vote
         rate = recent.rate
         return Progress(
-            images_done=self.stages.images_done,
-            images_total=self.stages.images_total,
-            votes_done=self.stages.votes_done,
+            images_done=self.work.images_done,
+            images_total=self.work.images_total,
+            votes_done=self.work.votes_done,
             votes_total=total,
             nfe=outcome.nfe,
             nfe_per_s=rate,
@@ -227,7 +263,7 @@ class _Speed:
         limit = GROWTH * self._longest_nfe
         return limit if self._rate is None else min(limit, self._rate * self._item_s)
 
-    def add(self, result: Result | LossResult) -> None:
+    def add(self, result: Answer) -> None:
         if result.seconds <= 0 or not result.nfe:
             return
         rate = result.nfe / result.seconds

@@ -89,6 +89,11 @@ class Stages:
         return len(self.plan.sigmas) * len(self.plan.image_ids)
 
     @property
+    def votes_total(self) -> int:
+        """Votes asked for at most: images x sigmas x (n0 + n)."""
+        return self.images_total * (self.plan.n0 + self.plan.n)
+
+    @property
     def nfe_per_vote(self) -> float:
         """Mean evaluations per vote so far, or the guess."""
         return self._fresh_cost.mean
@@ -121,9 +126,9 @@ class Stages:
             if count >= held:
                 return self._refine_item(sigma, held)
         self._activate(2 * fresh * workers)
-        sigma = next((s for s in self.plan.sigmas if self._ready[s]), None)
-        if sigma is not None:
-            return self._sift_item(sigma, self._share(fresh, workers))
+        ready = next((s for s in self.plan.sigmas if self._ready[s]), None)
+        if ready is not None:
+            return self._sift_item(ready, self._share(fresh, workers))
         for sigma, count in self._open_votes.items():
             if count:
                 share = -(-count // workers)
@@ -285,11 +290,6 @@ class Stages:
         self._next_item += 1
         self._in_flight[item.item_id] = item
         return item
-
-
-def planned_votes(plan: Plan) -> int:
-    """Votes that a plan asks for at most: images x sigmas x (n0 + n)."""
-    return len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n)
 
 
 def all_units(plan: Plan) -> int:

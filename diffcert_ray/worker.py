@@ -13,6 +13,7 @@ from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.checkpoint import checkpoint_sha256, load_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.evaluate import evaluate_item
 from diffcert_ray.evaluate_losses import evaluate_loss_item
 from diffcert_ray.loss_work import LossItem, LossResult
@@ -158,7 +159,7 @@ def _object_sha256(denoiser: Denoiser) -> str:
     digest = hashlib.sha256(type(denoiser).__name__.encode())
     if isinstance(denoiser, torch.nn.Module):
         tensors = sorted(denoiser.state_dict().items())
-    elif hasattr(denoiser, "means"):
+    elif isinstance(denoiser, GaussianClasses):
         tensors = [("means", denoiser.means), ("tau", torch.tensor(denoiser.tau))]
     else:
         raise ConfigError(

@@ -39,6 +39,8 @@ import numpy as np
 import pandas as pd
 import torch
 from exact_mixtures import ExactMixtures
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
 
@@ -226,9 +228,8 @@ def save_pictures(figures: pd.DataFrame, settings: Settings, folder: Path) -> No
     """errors-METHOD.png for each method, and agreement.png: a panel per sigma and world."""
     for method in settings.methods:
         figure = drawn(figures[figures.method == method], settings, draw_errors)
-        figure.suptitle(
-            f"{method}: error of score differences / exact log ratio, levels up to s_max"
-        )
+        whose = "" if method == "epndc" else " (method: of the noisy image's; others: of its own)"
+        figure.suptitle(f"{method}: error of score differences, as a share of the log ratio{whose}")
         figure.savefig(folder / f"errors-{method}.png", dpi=110)
         plt.close(figure)
     figure = drawn(figures[figures.s_max == settings.s_max[0]], settings, draw_agreement)
@@ -242,8 +243,8 @@ def save_pictures(figures: pd.DataFrame, settings: Settings, folder: Path) -> No
 def drawn(
     figures: pd.DataFrame,
     settings: Settings,
-    draw: Callable[[plt.Axes, pd.DataFrame, Settings], None],
-) -> plt.Figure:
+    draw: Callable[[Axes, pd.DataFrame, Settings], None],
+) -> Figure:
     """A figure of panels, one row per sigma and one column per world, with one legend below."""
     names = list(figures.world.unique())
     size = (0.5 + 3.1 * len(names), 1.3 + 2.5 * len(settings.sigma))
@@ -274,7 +275,7 @@ def drawn(
     return figure
 
 
-def draw_errors(axes: plt.Axes, part: pd.DataFrame, settings: Settings) -> None:
+def draw_errors(axes: Axes, part: pd.DataFrame, settings: Settings) -> None:
     """Discretisation and sampling error against cost, and the range errors as horizontal lines."""
     near = part[part.s_max == settings.s_max[0]]
     for grid, colour in zip(settings.grids, ("tab:red", "tab:blue"), strict=False):
@@ -292,7 +293,7 @@ def draw_errors(axes: plt.Axes, part: pd.DataFrame, settings: Settings) -> None:
     axes.set_yscale("log")
 
 
-def draw_agreement(axes: plt.Axes, part: pd.DataFrame, settings: Settings) -> None:
+def draw_agreement(axes: Axes, part: pd.DataFrame, settings: Settings) -> None:
     """Agreement of sampled votes against cost."""
     colours = dict(zip(settings.methods, ("tab:blue", "tab:orange", "tab:green"), strict=False))
     styles = dict(zip(settings.grids, ("^:", "o-"), strict=False))

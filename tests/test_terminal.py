@@ -1,0 +1,56 @@
+"""What a person reads while a run goes on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from diffcert_ray.pool import PoolState
+from diffcert_ray.run import Progress
+from diffcert_ray.terminal import LineProgress, LiveProgress, duration, progress_line
+
+
+def progress(done: int = 3, **changes) -> Progress:
+    facts = {
+        "images_done": done, "images_total": 20, "votes_done": 1500, "votes_total": 5000,
+        "nfe": 45_000, "nfe_per_s": 7250.0, "seconds_left": 200.0,
+        "pool": PoolState(live=2, pending=1, requeued=4, note="waiting for a node"),
+    }  # fmt: skip
+    return Progress(**(facts | changes))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (0.4, "0 s"), (59, "59 s"), (60, "1 min 00 s"), (3661, "1 h 01 min")],
+)
+def test_durations_are_short(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_line_says_images_votes_speed_time_left_and_workers():
+    assert progress_line(progress()) == (
+        "3/20 images, 1,500/5,000 votes, 7,250 NFE/s, 3 min 20 s left, 2 workers (+1 starting), "
+        "4 items requeued; waiting for a node"
+    )
+
+
+def test_lines_come_every_ten_seconds_and_at_the_end():
+    now, console = [0.0], Console(file=io.StringIO(), width=200)
+    line = LineProgress(console, clock=lambda: now[0])
+    for second in range(25):
+        now[0] = float(second)
+        line(progress(done=second % 19))
+    now[0] = 26.0
+    line(progress(done=20))
+    written = console.file.getvalue().splitlines()
+    assert [w.split("/")[0] for w in written] == ["0", "10", "1", "20"]
+
+
+def test_the_live_bar_shows_the_same_facts():
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    with LiveProgress(console) as live:
+        live(progress())
+    shown = console.file.getvalue()
+    assert "3/20 images" in shown
+    assert "30 %" in shown
+    assert "7,250 NFE/s" in shown

@@ -1,0 +1,109 @@
+"""A worker: what identifies its networks and its numerics, and what it refuses to load."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.denoisers.checkpoint import load_denoiser
+from diffcert_ray.denoisers.checkpoint_file import CheckpointError
+from diffcert_ray.worker import WorkerSpec, numerics_kind, resolve_device, weights_of
+from tests.worlds import settings, small_world
+
+
+class Positional:
+    """A denoiser whose rows depend on where in the batch they stand."""
+
+    image_shape, num_classes, has_unconditional, s_range = (1, 2, 2), 3, True, (0.0, 9.0)
+
+    def __call__(self, u, s, y=None):
+        return u + torch.arange(len(u))[:, None, None, None]
+
+
+def test_numerics_kind_is_the_same_for_the_same_network_and_differs_for_another():
+    world, other = small_world()[0], small_world(seed=1)[0]
+    kind = numerics_kind(world, 32, "cpu")
+    assert kind == numerics_kind(small_world()[0], 32, "cpu")
+    assert kind != numerics_kind(other, 32, "cpu")
+    assert not kind.endswith("positional")
+
+
+def test_numerics_kind_of_the_shipped_network_does_not_depend_on_the_thread_count():
+    network = load_denoiser("digits")
+    threads = torch.get_num_threads()
+    try:
+        kinds = set()
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            kinds.add(numerics_kind(network, 128, "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(kinds) == 1
+
+
+def test_a_network_whose_rows_depend_on_their_position_gets_a_kind_of_its_own(caplog):
+    assert numerics_kind(Positional(), 8, "cpu").endswith("-positional")
+    assert "depend on their position" in caplog.text
+
+
+def test_weights_name_the_file_and_an_objects_parameters():
+    config = load_config({})
+    weights = weights_of(config)
+    assert set(weights) == {"denoiser"}
+    assert len(weights["denoiser"]) == 64
+    world = small_world()[0]
+    assert weights_of(config, world) == weights_of(config, small_world()[0])
+    assert weights_of(config, world) != weights_of(config, small_world(seed=1)[0])
+
+
+def test_a_second_checkpoint_is_part_of_the_weights():
+    config = load_config({"model": {"unconditional": "digits"}})
+    assert set(weights_of(config)) == {"denoiser", "unconditional"}
+
+
+def test_a_pinned_hash_of_another_file_is_refused():
+    config = load_config({"model": {"sha256": "0" * 64}})
+    with pytest.raises(ConfigError, match=r"model\.sha256 is 0{64}, but the file 'digits' has"):
+        weights_of(config)
+
+
+def test_an_object_without_parameters_is_refused():
+    with pytest.raises(ConfigError, match="Positional has no parameters"):
+        weights_of(load_config({}), Positional())
+
+
+def test_a_worker_with_another_file_than_the_drivers_is_refused():
+    spec = WorkerSpec(load_config({}), {"denoiser": "0" * 64})
+    with pytest.raises(CheckpointError, match="sha256"):
+        spec.load("w")
+
+
+def test_cuda_that_is_not_there_is_refused_with_the_remedy():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match=r'finds no GPU.*execution\.device = "cpu"'):
+        resolve_device("cuda")
+    assert resolve_device("auto") == "cpu"
+
+
+def test_apndc_needs_an_unconditional_mode_or_a_second_checkpoint():
+    from diffcert_ray.base_classifier import base_classifier
+
+    world, _ = small_world()
+    world.has_unconditional = False
+    config = load_config(settings())
+    with pytest.raises(ConfigError, match=r"trained without label dropout.*model\.unconditional"):
+        base_classifier(config, world, 0.25)
+    base_classifier(config, world, 0.25, unconditional=small_world()[0])
+    base_classifier(load_config(settings(method={"name": "epndc"})), world, 0.25)
+
+
+def test_a_spec_survives_being_sent():
+    import pickle
+
+    config = load_config(settings())
+    spec = WorkerSpec(config, {"denoiser": "ab"}, "cpu", *small_world())
+    again = pickle.loads(pickle.dumps(spec))
+    assert again.config == spec.config
+    assert dataclasses.asdict(again)["weights"] == {"denoiser": "ab"}
