@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from diffcert_ray.compaction import COMPACT_AT, compact
 from diffcert_ray.config import Config, ConfigError, load_config
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.image_votes import ImageVotes, Plan
@@ -23,9 +22,10 @@ from diffcert_ray.preflight import check_plan
 from diffcert_ray.results import certificate_row, recompute, stored_units, unit_row
 from diffcert_ray.run import Driver, Outcome, Progress
 from diffcert_ray.run_document import RunDocument
-from diffcert_ray.schemas import CertificateRow
 from diffcert_ray.stages import SettledUnit, Stages
-from diffcert_ray.store import RunStore
+from diffcert_ray.storage.compaction import COMPACT_AT, compact
+from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.storage.store import RunStore
 from diffcert_ray.work import Item, Part, Unit
 
 if TYPE_CHECKING:

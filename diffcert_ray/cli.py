@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffcert_ray.config import ConfigError, load_config, presets
-from diffcert_ray.create_only import StoreError
+from diffcert_ray.storage.create_only import StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -323,7 +323,7 @@ def compact(
     [dim]diffcert compact s3://bucket/run1[/]
     """
     from diffcert_ray.api import open_run
-    from diffcert_ray.compaction import compact as compact_store
+    from diffcert_ray.storage.compaction import compact as compact_store
 
     done = compact_store(open_run(run).store, delete_sources=delete_sources)
     out.print(

@@ -1,10 +1,11 @@
 """Votes on one worker: many votes fill fixed-shape batches, until each knows its class.
 
 The engine keeps a set of *lanes*, one for each vote under way, and a queue of rows
-(lane, entry of the sift rule, class). It fills batches of exactly ``batch`` rows from whatever is in
-the queue, so that votes of several units and images share a batch and a vote that ends makes room at
-once. Nothing that a vote returns depends on the lane, the batch or the neighbours: noise has an
-address, batches have one shape (the last is padded), and sums are taken in a fixed order in float64.
+(lane, entry of the sift rule, class). It fills batches of exactly ``batch`` rows from whatever is
+in the queue, so that votes of several units and images share a batch and a vote that ends makes
+room at once. Nothing that a vote returns depends on the lane, the batch or the neighbours: noise
+has an address, batches have one shape (the last is padded), and sums are taken in a fixed order in
+float64.
 """
 
 import time
@@ -31,9 +32,7 @@ from diffcert_ray.work import (
 )
 
 LANE_BYTES = 512 * 2**20  # what the losses of the votes under way may take
-CHUNK_BATCHES = (
-    8  # batches between two decisions: more spread numpy's overhead, fewer keep votes fresh
-)
+CHUNK_BATCHES = 8  # between two decisions: more spread their cost, fewer keep votes fresh
 DECIDE_BYTES = 32 * 2**20  # losses that one call of the sifting rule is given
 DENOISE = -1  # entry of the row that makes a vote's denoised input
 
@@ -306,7 +305,7 @@ class _ItemRun:
             self._count(group)
             self.padded += batch - len(group)
 
-    # ---- rows are queued and evaluated -----------------------------------------------------------
+    # ---- rows are queued and evaluated ---------------------------------------------------------
 
     def _queue_rounds(self, lanes: np.ndarray) -> None:
         """Queue the next round of each lane: rows in the order lane, entry, class."""
@@ -384,7 +383,7 @@ class _ItemRun:
         self._decide(np.flatnonzero(done))
 
     def _internal_noise(self, lane: np.ndarray, entry: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Noise of each (vote, level) in the rows, once for all classes; a zero row for denoising."""
+        """Noise of each (vote, level) in the rows, once for all classes; zeros for denoising."""
         level = self.level_of[entry]
         address = lane * (len(self.base.plan.s) + 1) + level
         _, first, inverse = np.unique(address, return_index=True, return_inverse=True)
@@ -408,7 +407,7 @@ class _ItemRun:
         units = self.votes.unit_index[self.of_vote[lane]]
         self.nfe += np.bincount(units, minlength=len(self.nfe))
 
-    # ---- votes leave -------------------------------------------------------------------------------
+    # ---- votes leave ---------------------------------------------------------------------------
 
     def _decide(self, lanes: np.ndarray) -> None:
         rounds = self.next_round[lanes]  # as it is before any of them moves on
@@ -475,7 +474,7 @@ class _ItemRun:
         losses = self.losses[lane, :seen][:, survivors]
         self.back.append((int(self.of_vote[lane]), round_index, survivors, losses.ravel()))
 
-    # ---- what the item returns -----------------------------------------------------------------------
+    # ---- what the item returns -----------------------------------------------------------------
 
     def tallies(self) -> tuple[Tally, ...]:
         """Counts of the settled votes, one tally for each unit."""

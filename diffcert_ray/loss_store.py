@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from diffcert_ray.create_only import StoreError
 from diffcert_ray.loss_work import LossUnit, UnitLosses
-from diffcert_ray.parts import (
+from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.storage.parts import (
     PART_NAME,
     Damage,
     ReadPart,
@@ -22,8 +22,8 @@ from diffcert_ray.parts import (
     read_files,
     reading_schema,
 )
-from diffcert_ray.schemas import LOSS_SCHEMA
-from diffcert_ray.store import RunStore
+from diffcert_ray.storage.schemas import LOSS_SCHEMA
+from diffcert_ray.storage.store import RunStore
 
 FOLDER = "losses"
 

@@ -3,8 +3,8 @@
 Nothing is drawn from a generator with a state, so a vote's noise is the same on every worker, after
 every restart and in every batch. The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011,
 "Parallel random numbers: as easy as 1, 2, 3"), followed by the Box-Muller transform in float64,
-rounded to float32 at the end: libraries differ in the last bits of a float64 logarithm or cosine, and
-almost none of these differences survives the rounding.
+rounded to float32 at the end: libraries differ in the last bits of a float64 logarithm or cosine,
+and almost none of these differences survives the rounding.
 
 Layout of an address. The 64-bit key is a hash of (seed, sigma), the 128-bit counter is
 ``[block of four numbers, vote, image, stream | purpose | level]``. Within one seed and sigma no two
@@ -49,8 +49,8 @@ def philox4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tenso
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # The product of two 32-bit numbers wraps in int64, but its 64 bits are those of the unsigned
-        # product; the shift is arithmetic, so the high word needs the mask.
+        # The product of two 32-bit numbers wraps in int64, but its 64 bits are those of the
+        # unsigned product; the shift is arithmetic, so the high word needs the mask.
         p0 = c0 * _MULTIPLIERS[0]
         p1 = c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
@@ -86,7 +86,8 @@ class NoiseSource:
             raise ValueError(f"seed is {self.seed}: it must be in [0, 2^63); choose another one")
         if not 1 <= self.elements < MAX_ELEMENTS:
             raise ValueError(
-                f"an image has {self.elements} elements: the noise address holds 1 to {MAX_ELEMENTS}"
+                f"an image has {self.elements} elements: "
+                f"the noise address holds 1 to {MAX_ELEMENTS - 1}"
             )
 
     @property

@@ -11,7 +11,7 @@ from diffcert_ray.loss_stages import ImageLosses
 from diffcert_ray.loss_store import StoredLosses
 from diffcert_ray.loss_work import NO_SMOOTHING, LossResult, UnitLosses
 from diffcert_ray.plain import PlainPlan
-from diffcert_ray.schemas import CertificateRow, LossRow
+from diffcert_ray.storage.schemas import CertificateRow, LossRow
 
 Bound = Literal["lipschitz", "local"]
 

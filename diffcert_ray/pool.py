@@ -4,7 +4,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-
 if TYPE_CHECKING:  # a worker brings torch, which planning and reporting do without
     from diffcert_ray.worker import WorkerSpec
 

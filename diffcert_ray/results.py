@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 
 from diffcert_ray.certificates import ABSTAIN
-from diffcert_ray.done_units import DoneUnits
 from diffcert_ray.image_votes import ImageVotes, Plan, UnitCounts, Verdict
-from diffcert_ray.schemas import CertificateRow, UnitRow
 from diffcert_ray.stages import SettledUnit
+from diffcert_ray.storage.done_units import DoneUnits
+from diffcert_ray.storage.schemas import CertificateRow, UnitRow
 from diffcert_ray.work import STREAM_NAMES, Unit
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from diffcert_ray.pool import Pool, PoolState
-from diffcert_ray.schemas import CertificateRow
-from diffcert_ray.writer import Writer
+from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
 

@@ -1,22 +1,24 @@
 """Which noise levels a vote visits, which classes it drops, and when it knows its class.
 
-One vote is a race between classes. Its terms are paired: every class sees the same noise at the same
-level. A rule visits the levels in *entries* grouped into *rounds*; after each round the pure function
-``Sift.step`` looks at the vote's own losses (nobody else's: pruning shared between the votes of an image
-would change the smoothed function) and says who is still in and which round comes next.
+One vote is a race between classes. Its terms are paired: every class sees the same noise at the
+same level. A rule visits the levels in *entries* grouped into *rounds*; after each round the pure
+function ``Sift.step`` looks at the vote's own losses (nobody else's: pruning shared between the
+votes of an image would change the smoothed function) and says who is still in, and what comes next.
 
 Rules (Chen et al. 2024, section 3.4 and appendix; "ours" where marked):
 
 - ``full``: every class at every level; the smallest weighted sum wins.
 - ``exact`` (ours): the same votes as ``full``, bit for bit, for fewer evaluations. Losses are not
   negative, so a class whose sum over some levels exceeds another's sum over all of them cannot win.
-  After a few levels for all classes the leader alone goes to the end; the others follow in rounds, each
-  until its partial sum exceeds the leader's full one.
-- ``paired-z`` (ours): after each round a class is dropped when its mean paired difference to the leader
-  exceeds z standard errors; the last one standing wins, after all levels the smallest sum does.
-- ``threshold`` (the paper's sift-and-refine): one level a round; a class is dropped when its summed loss
-  exceeds the smallest by the threshold; when at most ``keep`` classes are left, or the sifting levels are
-  used up, the best ``keep`` go on to all levels with fresh noise, and the sifting losses are discarded.
+  After a few levels for all classes the leader alone goes to the end; the others follow in rounds,
+  each until its partial sum exceeds the leader's full one.
+- ``paired-z`` (ours): after each round a class is dropped when its mean paired difference to the
+  leader exceeds z standard errors; the last one standing wins, after all levels the smallest sum
+  does.
+- ``threshold`` (the paper's sift-and-refine): one level a round; a class is dropped when its summed
+  loss exceeds the smallest by the threshold; when at most ``keep`` classes are left, or the sifting
+  levels are used up, the best ``keep`` go on to all levels with fresh noise, and the sifting losses
+  are discarded.
 """
 
 from dataclasses import dataclass
@@ -32,17 +34,17 @@ class Sift:
 
     Args:
         rule: "full", "exact", "paired-z" or "threshold".
-        order: int64 [E], index of the noise level of each entry. For ``threshold`` the first entries
-            are the sifting levels.
-        coefficient: float64 [E], what a loss is multiplied by in sums: the level's weight (for sifting
-            entries of ``threshold``: its density, without the spacing).
+        order: int64 [E], index of the noise level of each entry. For ``threshold`` the first
+            entries are the sifting levels.
+        coefficient: float64 [E], what a loss is multiplied by in sums: the level's weight (for
+            sifting entries of ``threshold``: its density, without the spacing).
         rounds: (start, stop) entries of each round.
         refine_round: first round whose losses count in the final sum (0 unless ``threshold``).
-        leader_round: round in which only the leader of the rounds before it is evaluated, up to the last
-            entry (``exact``); rounds after it begin again where it began, without that class.
+        leader_round: round in which only the leader of the rounds before it is evaluated, up to the
+            last entry (``exact``); rounds after it begin again where it began, without that class.
         z: standard errors of ``paired-z``.
-        first_ratio: after one level, when there is no standard error yet, ``paired-z`` drops a class
-            whose loss exceeds this many times the leader's.
+        first_ratio: after one level, when there is no standard error yet, ``paired-z`` drops a
+            class whose loss exceeds this many times the leader's.
         threshold: of the rule ``threshold``, in loss times density.
         keep: classes that ``threshold`` hands to the refining levels.
     """
@@ -91,9 +93,10 @@ class Sift:
         Args:
             round_index: the round just finished.
             losses: float64 [entries before the next round, N, K]; columns may be any subset of the
-                classes that contains all that are alive (in ascending order of class). Values of dropped
-                classes, and of entries that a class has not reached, are ignored, but for the very last
-                entry of a rule with a ``leader_round``: it is NaN where a class has not reached it.
+                classes that contains all that are alive (in ascending order of class). Values of
+                dropped classes, and of entries that a class has not reached, are ignored, but for
+                the very last entry of a rule with a ``leader_round``: it is NaN where a class has
+                not reached it.
             alive: bool [N, K], classes still in.
 
         Returns:
@@ -147,9 +150,9 @@ class Sift:
     def _standard_error(self, difference: np.ndarray) -> np.ndarray:
         """Standard error of the mean over all entries, from the n >= 2 that have been seen.
 
-        The entries are drawn from a finite set without putting back, hence the factor 1 - n/E, and cover
-        it evenly, so a trend over the levels cancels in the mean and must not count as noise: the
-        variance is taken from differences between neighbours in level.
+        The entries are drawn from a finite set without putting back, hence the factor 1 - n/E, and
+        cover it evenly, so a trend over the levels cancels in the mean and must not count as noise:
+        the variance is taken from differences between neighbours in level.
         """
         seen, entries = len(difference), len(self.order)
         by_level = difference[np.argsort(self.order[:seen])]
@@ -173,8 +176,8 @@ class Sift:
         complete = alive & _at_the_end(losses)
         best = self._final_sum(losses, complete).min(axis=1, keepdims=True)
         partial = sum_over_entries(self._terms(losses[:stop], alive & ~complete))
-        # A sum of E terms of one sign errs by less than E/2 spacings in any order: with this margin a
-        # dropped class has the larger final sum as computed, not only in real arithmetic.
+        # A sum of E terms of one sign errs by less than E/2 spacings in any order: with this margin
+        # a dropped class has the larger final sum as computed, not only in real arithmetic.
         margin = 1.0 - 4.0 * len(self.order) * np.finfo(np.float64).eps
         return alive & (complete | ~(partial * margin > best))
 
@@ -214,8 +217,8 @@ def _at_the_end(losses: np.ndarray) -> np.ndarray:
 def visiting_order(levels: int, first: float = 1 / 3) -> np.ndarray:
     """Order in which few visits cover the whole range of levels.
 
-    The first level lies a fraction ``first`` up the grid; the others follow a van der Corput sequence
-    (bit reversal), shifted so that it starts there.
+    The first level lies a fraction ``first`` up the grid; the others follow a van der Corput
+    sequence (bit reversal), shifted so that it starts there.
 
     Args:
         levels: T >= 1.
@@ -238,7 +241,7 @@ def visiting_order(levels: int, first: float = 1 / 3) -> np.ndarray:
 
 
 def growing_rounds(entries: int, first: int = 1) -> tuple[tuple[int, int], ...]:
-    """Rounds that end after first, 3, 7, 15, ... entries: each as long as all before it and a bit more.
+    """Rounds that end after first, 2 first + 1, ... entries: each as long as all before, plus one.
 
     Args:
         entries: E >= 1.

@@ -8,7 +8,7 @@ import pandas as pd
 from diffcert_ray.certificates import ABSTAIN
 from diffcert_ray.config import ConfigError
 from diffcert_ray.image_votes import Plan
-from diffcert_ray.schemas import CertificateRow
+from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.work import ALL_CLASSES, Item, Part, Unit
 from diffcert_ray.worker import Worker
 

@@ -2,11 +2,11 @@
 
     python jobs/sift_agreement.py [--world digits] [--sigma 0.25] [--votes 2000] [--images 50]
 
-Every vote is cast once in full (all classes at all 126 levels, apndc, the quantile grid) and once by
-each rule of sift_agreement.toml, on the same noise. The table gives evaluations of the network per
-vote (NFE), agreement with the full vote and the share of votes for the image's own class, with exact
-binomial intervals. Votes of one image are independent given the image; images are a fixed sample,
-and no setting of a rule was chosen on them (see the file).
+Every vote is cast once in full (all classes at all 126 levels, apndc, the quantile grid) and once
+by each rule of sift_agreement.toml, on the same noise. The table gives evaluations of the network
+per vote (NFE), agreement with the full vote and the share of votes for the image's own class, with
+exact binomial intervals. Votes of one image are independent given the image; the images are a fixed
+sample, and no setting of a rule was chosen on them (see the file).
 
 `--world gaussian-1000` is a world of ImageNet's number of classes: 192 dimensions, class means
 N(0, 0.2^2 I), standard deviation 0.3 in every class, so 126,001 evaluations of its exact denoiser

@@ -106,9 +106,7 @@ def test_plan_warns_of_radii_that_a_sigma_cannot_reach(tmp_path):
         (["report", "nowhere"], 1, "no run at"),
     ],
 )
-def test_bad_use_is_one_message_with_the_remedy_before_any_work(
-    arguments, code, message, tmp_path
-):
+def test_bad_use_is_one_message_with_the_remedy_before_any_work(arguments, code, message, tmp_path):
     (tmp_path / "blocked").write_text("a file where a folder should be")
     done = diffcert(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr

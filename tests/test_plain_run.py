@@ -8,7 +8,6 @@ import torch
 
 from diffcert_ray.api import certify, open_run, plan_of
 from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.create_only import StoreError
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import GaussianClasses, gaussian_world, labelled_images
 from diffcert_ray.evaluate_losses import (
@@ -25,6 +24,7 @@ from diffcert_ray.loss_work import LossItem, LossResult, LossUnit, UnitLosses
 from diffcert_ray.noise import NoiseSource
 from diffcert_ray.plain import plain_levels
 from diffcert_ray.plain_results import largest_loss, loss_row, recompute_plain
+from diffcert_ray.storage.create_only import StoreError
 
 DRAWS, UNIT, CLASSES = 80, 32, 4  # the last unit is shorter
 

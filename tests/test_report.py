@@ -4,8 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diffcert_ray.report import accuracy_cells, accuracy_markdown, accuracy_table, curve_png
-from diffcert_ray.report import report_files, summary
+from diffcert_ray.report import (
+    accuracy_cells,
+    accuracy_markdown,
+    accuracy_table,
+    curve_png,
+    report_files,
+    summary,
+)
 
 
 def certificates(radii, *, sigma: float = 0.25, correct=None) -> pd.DataFrame:

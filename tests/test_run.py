@@ -11,7 +11,7 @@ import pytest
 from diffcert_ray import ABSTAIN, certify, open_run
 from diffcert_ray.certificates import certificate
 from diffcert_ray.config import ConfigError
-from diffcert_ray.create_only import StoreError
+from diffcert_ray.storage.create_only import StoreError
 from tests.worlds import counts_of, settings, small_world
 
 

@@ -18,10 +18,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from diffcert_ray import local_folder
-from diffcert_ray.deliveries import Lists, packed_keys
-from diffcert_ray.schemas import CERTIFICATE_SCHEMA, UNIT_KEY, UNIT_SCHEMA
-from diffcert_ray.store import CertificateRow, RunStore, StoreError, UnitRow, open_location
+from diffcert_ray.storage import local_folder
+from diffcert_ray.storage.deliveries import Lists, packed_keys
+from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_KEY, UNIT_SCHEMA
+from diffcert_ray.storage.store import CertificateRow, RunStore, StoreError, UnitRow, open_location
 
 DOCUMENT = b'votes_id = "v1"\n'
 UNIT = UnitRow(
@@ -131,7 +131,7 @@ def test_of_many_simultaneous_creates_exactly_one_wins(tmp_path):
 def test_kill_before_the_link_leaves_nothing_that_readers_see(tmp_path):
     program = (
         "import os, signal\n"
-        "from diffcert_ray.location import open_location\n"
+        "from diffcert_ray.storage.location import open_location\n"
         "os.link = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"open_location({str(tmp_path)!r}).create('units/part-w-000000.parquet', b'x' * 9)\n"
     )

@@ -10,10 +10,10 @@ import fsspec
 import pytest
 from aiobotocore.session import AioSession
 
-from diffcert_ray import object_prefix
-from diffcert_ray.compaction import compact
-from diffcert_ray.schemas import ALL_CLASSES, UnitRow
-from diffcert_ray.store import RunStore, StoreError, open_location
+from diffcert_ray.storage import object_prefix
+from diffcert_ray.storage.compaction import compact
+from diffcert_ray.storage.schemas import ALL_CLASSES, UnitRow
+from diffcert_ray.storage.store import RunStore, StoreError, open_location
 from tests.s3_proxy import Faults, proxied
 
 moto_server = pytest.importorskip("moto.server")

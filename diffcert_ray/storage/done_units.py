@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from diffcert_ray.deliveries import Lists, dense
-from diffcert_ray.schemas import ALL_CLASSES
+from diffcert_ray.storage.deliveries import Lists, dense
+from diffcert_ray.storage.schemas import ALL_CLASSES
 
 Integers = npt.NDArray[Any]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from diffcert_ray.create_only import Location
-from diffcert_ray.deliveries import Resolution, resolve_certificates, resolve_units
-from diffcert_ray.manifest import Manifest, Manifests
-from diffcert_ray.parts import (
+from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.deliveries import Resolution, resolve_certificates, resolve_units
+from diffcert_ray.storage.manifest import Manifest, Manifests
+from diffcert_ray.storage.parts import (
     PART_NAME,
     Damage,
     ReadPart,
@@ -18,7 +18,7 @@ from diffcert_ray.parts import (
     read_files,
     reading_schema,
 )
-from diffcert_ray.schemas import CERTIFICATE_SCHEMA, UNIT_SCHEMA
+from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_SCHEMA
 
 SCHEMAS = {"units": UNIT_SCHEMA, "certificates": CERTIFICATE_SCHEMA}
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from diffcert_ray.create_only import StoreError
-from diffcert_ray.deliveries import Rows
-from diffcert_ray.manifest import FOLDER, FOLDERS, Manifest, Manifests
-from diffcert_ray.parts import PART_NAME, StoredFile, encode, read_files
-from diffcert_ray.schemas import CERTIFICATE_KEY, UNIT_COUNT_COLUMNS
-from diffcert_ray.store import RunStore
-from diffcert_ray.stored_rows import SCHEMAS, StoredRows
+from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.storage.deliveries import Rows
+from diffcert_ray.storage.manifest import FOLDER, FOLDERS, Manifest, Manifests
+from diffcert_ray.storage.parts import PART_NAME, StoredFile, encode, read_files
+from diffcert_ray.storage.schemas import CERTIFICATE_KEY, UNIT_COUNT_COLUMNS
+from diffcert_ray.storage.store import RunStore
+from diffcert_ray.storage.stored_rows import SCHEMAS, StoredRows
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diffcert_ray.create_only import StoreError
-from diffcert_ray.schemas import CERTIFICATE_KEY, UNIT_KEY
+from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.storage.schemas import CERTIFICATE_KEY, UNIT_KEY
 
 Rows = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from diffcert_ray.create_only import Location, StoreError
-from diffcert_ray.parts import StoredFile
+from diffcert_ray.storage.create_only import Location, StoreError
+from diffcert_ray.storage.parts import StoredFile
 
 FOLDER = "compact"
 MANIFEST_NAME = re.compile(rf"^{FOLDER}/(\d{{6,}})\.json$")

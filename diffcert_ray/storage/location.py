@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from diffcert_ray.create_only import Location, StoreError
-from diffcert_ray.local_folder import LocalFolder
-from diffcert_ray.object_prefix import ObjectPrefix
+from diffcert_ray.storage.create_only import Location, StoreError
+from diffcert_ray.storage.local_folder import LocalFolder
+from diffcert_ray.storage.object_prefix import ObjectPrefix
 
 __all__ = ["Location", "StoreError", "open_location"]
 

@@ -9,21 +9,21 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from diffcert_ray.done_units import DoneUnits, UnitCounts
-from diffcert_ray.location import Location, StoreError, open_location
-from diffcert_ray.manifest import Manifests
-from diffcert_ray.parts import (
+from diffcert_ray.storage.done_units import DoneUnits, UnitCounts
+from diffcert_ray.storage.location import Location, StoreError, open_location
+from diffcert_ray.storage.manifest import Manifests
+from diffcert_ray.storage.parts import (
     Damage,
 )
-from diffcert_ray.schemas import (
+from diffcert_ray.storage.schemas import (
     CERTIFICATE_SCHEMA,
     UNIT_COUNT_COLUMNS,
     UNIT_SCHEMA,
     CertificateRow,
     UnitRow,
 )
-from diffcert_ray.stored_rows import SCHEMAS, StoredRows, loose_parts, read_once
-from diffcert_ray.writer import Writer
+from diffcert_ray.storage.stored_rows import SCHEMAS, StoredRows, loose_parts, read_once
+from diffcert_ray.storage.writer import Writer
 
 __all__ = [
     "CertificateRow",

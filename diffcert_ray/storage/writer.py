@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from diffcert_ray.create_only import Location, StoreError
-from diffcert_ray.parts import encode, part_name
-from diffcert_ray.schemas import (
+from diffcert_ray.storage.create_only import Location, StoreError
+from diffcert_ray.storage.parts import encode, part_name
+from diffcert_ray.storage.schemas import (
     CertificateRow,
     LossRow,
     UnitRow,
