@@ -185,7 +185,8 @@ def certify(
     certify_image = certify_losses if plain else certify_votes
     with store.writer(flush_s=settings.execution.flush_s) as writer:
         if stages.all_stored():  # only certificates may be missing: no worker is needed
-            writer.add_certificates(r for i in stages.finished_images if (r := certify_image(i)))
+            finished: list[Any] = list(stages.finished_images)
+            writer.add_certificates(r for i in finished if (r := certify_image(i)))
             return Run(place, store, document, Outcome(complete=True))
         pool = _pool(spec, settings, local=local, address=address)
         try:

@@ -327,7 +327,8 @@ def compact(
 
     done = compact_store(open_run(run).store, delete_sources=delete_sources)
     out.print(
-        f"generation {done.generation}: {done.parts:,} parts taken over, {done.rows:,} rows written, "
+        f"generation {done.generation}: {done.parts:,} parts taken over, {done.rows:,} rows "
+        "written, "
         f"{done.deleted:,} part files deleted"
     )
 

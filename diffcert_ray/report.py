@@ -34,7 +34,8 @@ def accuracy_table(certificates: pd.DataFrame, radii: Sequence[float]) -> pd.Dat
 def accuracy_cells(table: pd.DataFrame) -> dict[float, list[str]]:
     """The table as text: sigma -> number of images, then a cell for each radius, ascending.
 
-    A cell is the certified accuracy with its 95 % interval for the population of images, in per cent.
+    A cell is the certified accuracy with its 95 % interval for the population of images, in per
+    cent.
     """
     cells: dict[float, list[str]] = {}
     for row in table.sort_values(["sigma", "radius"]).to_dict("records"):

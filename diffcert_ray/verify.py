@@ -52,16 +52,20 @@ def check_certifiable(plan: Plan, certificates: pd.DataFrame, units: pd.DataFram
     if len(wrong):
         row = wrong.iloc[0]
         raise ConfigError(
-            f"image {row['image_id']} has a {row['bound']} certificate from {row['n']} votes, but the "
-            f"run was started with {plan.bound} and n = {plan.n}: a fixed-n bound holds at the n fixed "
+            f"image {row['image_id']} has a {row['bound']} certificate from {row['n']} votes, "
+            "but the "
+            f"run was started with {plan.bound} and n = {plan.n}: a fixed-n bound holds at "
+            "the n fixed "
             "before the first vote only; counts that were stopped or extended may be certified by "
             '"sequential" only'
         )
     targeted = (units["stream"] == "estimate") & (units["target"] != ALL_CLASSES)
     if (certificates["bound"] == "two-class").any() and targeted.any():
         raise ConfigError(
-            f"{int(targeted.sum())} units hold votes that only said whether they are their target, and "
-            '"two-class" needs complete votes: certify with "clopper-pearson" or "sequential", or run '
+            f"{int(targeted.sum())} units hold votes that only said whether they are their "
+            "target, and "
+            '"two-class" needs complete votes: certify with "clopper-pearson" or '
+            '"sequential", or run '
             'again with votes.estimate = "complete"'
         )
 
@@ -102,8 +106,8 @@ def replay(
 ) -> None:
     """Evaluate a random sample of the stored units again and compare the counts.
 
-    Units of another numerics kind than this worker's may differ in rare votes; they are compared too,
-    and what differs is noted with that remark.
+    Units of another numerics kind than this worker's may differ in rare votes; they are compared
+    too, and what differs is noted with that remark.
 
     Args:
         units: the stored units, all columns.
@@ -116,7 +120,7 @@ def replay(
     for row in units.iloc[sorted(chosen)].to_dict("records"):
         unit = Unit(row["sigma"], row["image_id"], row["stream"], row["start"], row["stop"])
         part = Part(unit, unit.start, unit.stop, row["target"])
-        tally = worker.evaluate(Item(0, unit.sigma, (part,))).tallies[0]
+        tally = worker.cast_votes(Item(0, unit.sigma, (part,))).tallies[0]
         stored = dict(zip(row["classes"].tolist(), row["counts"].tolist(), strict=True))
         found.units += 1
         found.votes += unit.votes

@@ -93,8 +93,10 @@ class Worker:
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
         """Evaluate one item; what it returns depends on its votes or draws only."""
-        if isinstance(item, LossItem):
-            return self._evaluate_losses(item)
+        return self.draw_losses(item) if isinstance(item, LossItem) else self.cast_votes(item)
+
+    def cast_votes(self, item: Item) -> Result:
+        """Evaluate votes; the counts depend on the item's votes only."""
         base = self._at_sigma.get(item.sigma)
         if base is None:
             base = base_classifier(
@@ -109,7 +111,8 @@ class Worker:
             base, item, self._dataset.image, worker=self.name, numerics=self.numerics
         )
 
-    def _evaluate_losses(self, item: LossItem) -> LossResult:
+    def draw_losses(self, item: LossItem) -> LossResult:
+        """Evaluate losses of the plain classifier; they depend on the item's draws only."""
         return evaluate_loss_item(
             self.denoiser,
             item,

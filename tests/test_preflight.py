@@ -54,7 +54,7 @@ def test_image_ids_beyond_the_noise_address_are_refused(world):
 def test_radii_out_of_reach_name_the_n_that_would_do(world, bound):
     config = load_config(settings(votes={"bound": bound, "radii": [0.9]}))
     plan = plan_of(config, world[1])
-    with pytest.raises(ConfigError, match="set votes.n to") as caught:
+    with pytest.raises(ConfigError, match=r"set votes.n to") as caught:
         check_radii(plan)
     needed = int(str(caught.value).split("set votes.n to ")[1].split()[0])
     assert largest_radius(needed, 0.25, 0.001, bound) >= 0.9

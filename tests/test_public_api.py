@@ -63,7 +63,8 @@ def test_an_unknown_name_is_an_attribute_error():
         "import diffcert_ray",
         "import diffcert_ray.cli",
         "from diffcert_ray import certificate, certified_accuracy, open_run, load_dataset",
-        "import diffcert_ray.storage.store, diffcert_ray.stages, diffcert_ray.report, diffcert_ray.results",
+        "import diffcert_ray.storage.store, diffcert_ray.stages, diffcert_ray.report, "
+        "diffcert_ray.results",
     ],
 )
 def test_planning_storing_and_reporting_import_neither_torch_nor_ray(code):

@@ -1,4 +1,4 @@
-"""verify: finds any stored certificate or count that is not what the votes give, and refuses misuse."""
+"""verify: finds stored certificates and counts that are not what the votes give; refuses misuse."""
 
 import dataclasses
 
@@ -110,7 +110,7 @@ def test_a_fixed_n_certificate_in_a_sequential_run_is_refused(plan):
 
 
 def test_two_class_on_votes_that_stopped_at_their_target_is_refused(plan):
-    with pytest.raises(ConfigError, match="two-class.*needs complete votes"):
+    with pytest.raises(ConfigError, match=r"two-class.*needs complete votes"):
         check_certifiable(plan, certificates(bound="two-class"), UNITS.assign(target=3))
 
 

@@ -1,1 +1,1 @@
-"""Units, losses and certificates as Parquet in a folder or an S3 prefix, written once, read whole."""
+"""Units, losses and certificates as Parquet, in a folder or S3 prefix, each file written once."""
