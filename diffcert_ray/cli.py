@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from diffcert_ray.api import Run
+    from diffcert_ray.datasets import Dataset
 
 app = typer.Typer(
     help="Certify how robust a diffusion classifier is: guaranteed radii, for whole datasets.",
@@ -255,8 +256,11 @@ def status(run: RunArgument) -> None:
 
     found = open_run(run)
     votes, certificates = found.config.votes, found.certificates()
+    data = load_dataset(found.config.dataset)
+    if found.config.without_votes:
+        return _plain_status(found, data, len(certificates["image_id"].unique()))
     units = found.store.units(["start", "stop", "numerics"]).to_pandas()
-    images = len(load_dataset(found.config.dataset)) * len(votes.sigmas)
+    images = len(data) * len(votes.sigmas)
     cast = int((units["stop"] - units["start"]).sum())
     asked = images * (votes.n0 + votes.n)
     done = len(certificates[["sigma", "image_id"]].drop_duplicates())
@@ -267,6 +271,20 @@ def status(run: RunArgument) -> None:
     out.print(f"votes      {cast:,} of {asked:,}{most}")
     out.print(f"numerics   {', '.join(sorted(units['numerics'].unique())) or '-'}")
     out.print(f"state      {'complete' if done >= images else 'incomplete: run certify again'}")
+
+
+def _plain_status(run: "Run", data: "Dataset", done: int) -> None:
+    from diffcert_ray.loss_store import read_losses
+    from diffcert_ray.plain import plan_of_images
+
+    plan = plan_of_images(run.config, data)
+    units = read_losses(run.store, len(plan.s), plan.classes).units
+    drawn = int((units[:, 2] - units[:, 1]).sum())
+    out.print(f"run        {run.address}", soft_wrap=True)
+    out.print(f"votes_id   {run.document.votes_id}")
+    out.print(f"images     {done:,} of {len(data):,} certified, without votes")
+    out.print(f"draws      {drawn:,} of {len(data) * run.config.plain.draws:,}")
+    out.print(f"state      {'complete' if done >= len(data) else 'incomplete: run certify again'}")
 
 
 @app.command()
@@ -334,23 +352,47 @@ def compact(
 
 
 def _report(run: "Run") -> None:
-    from diffcert_ray.report import GUARANTEE, accuracy_table, report_files, summary
-
     certificates = run.certificates()
     if certificates.empty:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
-    radii = run.config.votes.radii
-    votes = run.config.votes
-    title = f"{run.config.name}: {run.config.method.name}, {votes.bound}, alpha {votes.alpha:g}"
+    asked = run.config.votes.bound
+    for bound in sorted(certificates["bound"].unique(), key=lambda bound: bound != asked):
+        _report_bound(run, certificates[certificates["bound"] == bound], str(bound))
+    counted = "losses" if run.config.without_votes else "units"
+    out.print(
+        f"\nresults: {run.address} (certificates/, {counted}/, report/curve.png)", soft_wrap=True
+    )
+
+
+def _report_bound(run: "Run", certificates: "pd.DataFrame", bound: str) -> None:
+    from diffcert_ray.report import accuracy_table, guarantee, report_files, summary
+
+    config, radii = run.config, run.config.votes.radii
+    title = f"{config.name}: {config.method.name}, {bound}, alpha {config.votes.alpha:g}"
     _print_accuracy(accuracy_table(certificates, radii), title)
     for figures in summary(certificates):
         out.print(str(figures))
-    out.print(f"\n{GUARANTEE}", soft_wrap=False)
+    if config.without_votes:
+        out.print(_plain_estimates(run, bound), soft_wrap=True)
+    out.print(f"\n{guarantee(bound)}", soft_wrap=False)
+    prefix = "" if bound == config.votes.bound else f"{bound}-"
     for name, data in report_files(certificates, radii, title).items():
         # A view of the stored truth, made anew each time: the one thing that may be replaced.
-        run.store.location.delete(f"report/{name}")
-        run.store.location.create(f"report/{name}", data)
-    out.print(f"\nresults: {run.address} (certificates/, units/, report/curve.png)", soft_wrap=True)
+        run.store.location.delete(f"report/{prefix}{name}")
+        run.store.location.create(f"report/{prefix}{name}", data)
+
+
+def _plain_estimates(run: "Run", bound: str) -> str:
+    """One line about the radii at the mean losses, which nothing guarantees."""
+    from diffcert_ray.datasets import load_dataset
+    from diffcert_ray.loss_store import read_losses
+    from diffcert_ray.plain import plan_of_images
+    from diffcert_ray.plain_results import estimates
+
+    data = load_dataset(run.config.dataset)
+    plan = plan_of_images(run.config, data)
+    losses = read_losses(run.store, len(plan.s), plan.classes)
+    return estimates(plan, losses, data.image, "local" if bound == "local" else "lipschitz")
 
 
 def _print_accuracy(table: "pd.DataFrame", title: str) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.config import Config, ConfigError
+from diffcert_ray.datasets import Dataset
 from diffcert_ray.loss_work import NO_SMOOTHING
 from diffcert_ray.noise_levels import noise_levels
 
@@ -67,6 +68,11 @@ class PlainPlan:
     def n0(self) -> int:
         """No draws only select: the class is chosen from those that bound it."""
         return 0
+
+
+def plan_of_images(config: Config, data: Dataset) -> PlainPlan:
+    """The plan of a configuration for all chosen images of a dataset."""
+    return plain_plan(config, data.ids, data.num_classes, int(np.prod(data.image_shape)))
 
 
 def plain_plan(

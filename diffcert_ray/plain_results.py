@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from diffcert_ray.certificates import ABSTAIN
+from diffcert_ray.certificates import ABSTAIN, round_radius_down
 from diffcert_ray.lipschitz import PlainCertificate, plain_certificate
 from diffcert_ray.loss_stages import ImageLosses
 from diffcert_ray.loss_store import StoredLosses
@@ -109,6 +109,28 @@ def recompute_plain(
             image.add(losses)
         if image.finished:
             yield image, image_certificate(image, pixels(image_id), bound)
+
+
+def estimates(
+    plan: PlainPlan, stored: StoredLosses, pixels: Callable[[int], np.ndarray], bound: Bound
+) -> str:
+    """One line that sets the radii at the mean losses beside the certified ones.
+
+    Args:
+        plan: what was asked.
+        stored: the run's losses.
+        pixels: image_id -> its pixels.
+        bound: "lipschitz" or "local".
+    """
+    found = [c for _, c in recompute_plain(plan, stored, pixels, bound)]
+    if not found:
+        return "no image has all of its draws yet"
+    certified = float(np.median([c.radius for c in found]))
+    estimated = float(np.median([c.estimated_radius for c in found]))
+    return (
+        f"median certified radius {round_radius_down(certified, 4)}; estimate, NOT certified: "
+        f"{estimated:.4f} at the mean losses of {plan.draws} draws"
+    )
 
 
 def loss_row(losses: UnitLosses, result: LossResult, image_sha: str) -> LossRow:

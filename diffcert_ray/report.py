@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from diffcert_ray.certificates import round_radius_down
+from diffcert_ray.config import PLAIN_BOUNDS
 from diffcert_ray.metrics import acr, certified_accuracy
 
 GUARANTEE = (
@@ -16,6 +17,19 @@ GUARANTEE = (
     "around the "
     "image, in [0,1] pixel space."
 )
+
+
+PLAIN_GUARANTEE = (
+    "With probability at least 1 - alpha over the noise draws, for each image, the plain diffusion "
+    "classifier with exact expectations, its input projected on [0,1]^D and its denoiser's output "
+    "clipped to it, returns the predicted class everywhere in the open l2 ball of the radius "
+    "around the image, in [0,1] pixel space. No smoothing, no votes (sigma is 0)."
+)
+
+
+def guarantee(bound: str) -> str:
+    """What a certificate by this bound says."""
+    return PLAIN_GUARANTEE if bound in PLAIN_BOUNDS else GUARANTEE
 
 
 def accuracy_table(certificates: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
@@ -162,7 +176,7 @@ def report_files(
     """The report of one run: name -> bytes of each file.
 
     Args:
-        certificates: rows of a run.
+        certificates: rows of a run, one bound.
         radii: of the table, pixel units.
         title: over the curve.
 
@@ -170,7 +184,8 @@ def report_files(
         table.csv, table.md and curve.png.
     """
     table = accuracy_table(certificates, radii)
-    text = f"# {title}\n\n{accuracy_markdown(table)}\n{GUARANTEE}\n"
+    bound = str(certificates["bound"].iloc[0])
+    text = f"# {title}\n\n{accuracy_markdown(table)}\n{guarantee(bound)}\n"
     return {
         "table.csv": table.to_csv(index=False).encode(),
         "table.md": text.encode(),

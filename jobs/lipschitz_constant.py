@@ -248,10 +248,13 @@ def picture(found: pd.DataFrame, path: Path) -> None:
             label=f"s = {levels}",
         )  # fmt: skip
         axes.axhline(block["constant_bound"].iloc[0], color=points[0].get_color(), ls=":", lw=1)
-    top = 1.05 * found["constant_bound"].max()
-    axes.plot([0, top], [0, top], color="0.5", lw=0.8)
-    axes.annotate("local bound", (0.7 * top, 0.72 * top), rotation=33, color="0.4", fontsize=8)
-    axes.set(xlim=(0, top), ylim=(0, top))
+    ends = np.array(
+        [found["low"].clip(lower=1e-3).min() / 1.5, 1.2 * found["constant_bound"].max()]
+    )
+    axes.plot(ends, ends, color="0.5", lw=0.8, label="slope = local bound")
+    axes.set(
+        xscale="log", yscale="log", ylim=ends, xlim=(found["local_bound"].min() / 1.5, ends[1])
+    )
     axes.set_xlabel("local bound at the point (per pixel unit, l2)")
     axes.set_ylabel("slope found")
     axes.set_title("Slopes of score differences; dotted: constant bounds", fontsize=10)

@@ -181,6 +181,7 @@ def test_node_without_a_file_is_left_out_and_named_while_the_other_works(
 ) -> None:
     good, bad = add_node(), add_node()
     script = Script(tmp_path, item_s=0.1, bad_node=bad.node_id)
+    actors_before = len(ray._private.state.actors())
     pool = RayPool(script, actors=2)
     try:
         run = Run(pool, plain_items(400))
@@ -189,10 +190,12 @@ def test_node_without_a_file_is_left_out_and_named_while_the_other_works(
         assert f"node {bad.node_id[:8]} is left out (there is no file" in pool.state().note
         assert f"node={bad.node_id[:8]}" in caplog.text
         before = len(run.results)
-        run.until(lambda: len(run.results) >= before + 30)
+        run.until(lambda: len(run.results) >= before + 60)
     finally:
         pool.close()
     assert {r.device for r in run.results.values()} == {good.node_id}
+    # Two, and a third that waits for another node, not one after the other on the bad one.
+    assert len(ray._private.state.actors()) - actors_before == 3
     assert len(script.loads()) == 2  # no worker was sent there again
 
 
