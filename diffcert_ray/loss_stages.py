@@ -128,14 +128,10 @@ class LossStages:
         units = max(1, int(nfe / (self.nfe_per_vote * self.plan.unit)))
         self._activate(2 * units * workers)
         units = min(units, max(1, len(self._ready) // (2 * workers)))
-        taken: list[LossUnit] = []
-        while self._ready and len(taken) < units:
-            unit = self._ready.popleft()
-            if unit.image_id in self._active:  # else its image was given up
-                taken.append(unit)
-        if not taken:
+        if not self._ready:
             return None
-        item = LossItem(self._next_item, tuple(taken))
+        taken = tuple(self._ready.popleft() for _ in range(min(units, len(self._ready))))
+        item = LossItem(self._next_item, taken)
         self._next_item += 1
         self._in_flight[item.item_id] = item
         return item
@@ -166,6 +162,7 @@ class LossStages:
         lost = sorted({unit.image_id for unit in item.units})
         for image_id in lost:
             self._active.pop(image_id, None)
+        self._ready = deque(unit for unit in self._ready if unit.image_id not in lost)
         return [(NO_SMOOTHING, image_id) for image_id in lost]
 
     def _activate(self, units: int) -> None:

@@ -1,6 +1,7 @@
 """Sift and refine: what a vote costs under each rule, and how often it is the full vote.
 
     python jobs/sift_agreement.py [--world digits] [--sigma 0.25] [--votes 2000] [--images 50]
+    python jobs/sift_agreement.py --rules "paired-z 2"
 
 Every vote is cast once in full (all classes at all 126 levels, apndc, the quantile grid) and once
 by each rule of sift_agreement.toml, on the same noise. The table gives evaluations of the network
@@ -208,10 +209,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--sigma", type=float, default=0.25, help="smoothing noise, [0, 1] pixels")
     parser.add_argument("--votes", type=int, help="of all images together")
     parser.add_argument("--images", type=int)
+    parser.add_argument("--rules", nargs="+", help="names in the file [default: all]")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/sift_agreement"))
     options = parser.parse_args(arguments)
     settings = Settings.model_validate(tomllib.loads(options.config.read_text("utf-8")))
+    if options.rules:
+        chosen = {name: settings.rules[name] for name in options.rules}
+        settings = settings.model_copy(update={"rules": chosen})
     default = settings.worlds[options.world]
     votes, images = options.votes or default.votes, options.images or default.images
     rows = measured(settings, options.world, options.sigma, votes, images, options.processes)

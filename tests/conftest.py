@@ -2,10 +2,13 @@
 
 import os
 
-os.environ["RAY_AUTH_MODE"] = "disabled"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_worker_niceness"] = (
-    "0"  # at Ray's 15 a busy machine starves them, and tests time out
+os.environ.update(
+    {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # At Ray's own niceness of 15 a busy machine starves its workers, and tests time out.
+        "RAY_worker_niceness": "0",
+    }
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -353,7 +353,7 @@ def test_unconditional_network_of_its_own_serves_the_denoising_step(rule: str) -
 def test_vote_about_a_class_says_so_only_if_the_complete_vote_does(method: str, rule: str) -> None:
     base = base_of(rule, method=method)
     complete, everything = evaluate_votes(base, item_of(*THREE_IMAGES), image)
-    for about in range(WORLD.num_classes):
+    for about in (0, 2, 4):
         parts = [replace(p, target=about) for p in THREE_IMAGES]
         found, evaluations = evaluate_votes(base, item_of(*parts), image)
         assert list(found) == [v if v == about else NOT_TARGET for v in complete]

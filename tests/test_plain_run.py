@@ -22,8 +22,9 @@ from diffcert_ray.loss_stages import ImageLosses, LossStages
 from diffcert_ray.loss_store import StoredLosses, read_losses
 from diffcert_ray.loss_work import LossItem, LossResult, LossUnit, UnitLosses
 from diffcert_ray.noise import NoiseSource
-from diffcert_ray.plain import plain_levels
-from diffcert_ray.plain_results import largest_loss, loss_row, recompute_plain
+from diffcert_ray.plain import plain_levels, plan_of_images
+from diffcert_ray.plain_results import estimates, largest_loss, loss_row, recompute_plain
+from diffcert_ray.report import report_files
 from diffcert_ray.storage.create_only import StoreError
 
 DRAWS, UNIT, CLASSES = 80, 32, 4  # the last unit is shorter
@@ -336,3 +337,36 @@ def test_score_gap_is_the_weighted_loss_difference_and_has_its_slope() -> None:
     central = (gaps(x + step * direction) - gaps(x - step * direction)) / (2 * step)
     slope = (gradient * direction).sum()
     torch.testing.assert_close(slope, central.mean(), rtol=1e-5, atol=1e-8)
+
+
+def test_estimate_is_never_called_certified(clean) -> None:
+    _, data = separated_world()
+    plan = plan_of_images(load_config(plain_settings()), data)
+    line = estimates(plan, stored(clean[0]), data.image, "local")
+    radii = [f for _, f in recompute_plain(plan, stored(clean[0]), data.image, "local")]
+    certified, estimated = (
+        np.median([getattr(f, name) for f in radii]) for name in ("radius", "estimated_radius")
+    )
+    before, after = line.split("; estimate, NOT certified: ")
+    assert 0 <= certified - float(before.rsplit(" ", 1)[1]) < 1e-4  # rounded down
+    assert after.startswith(f"{estimated:.4f}")
+
+
+def test_report_of_a_plain_run_promises_the_plain_classifier(clean) -> None:
+    table = clean[1].certificates()
+    for bound in ("local", "lipschitz"):
+        rows = table[table["bound"] == bound]
+        text = report_files(rows, [0.0], "title")["table.md"].decode()
+        assert "plain diffusion classifier" in " ".join(text.split())
+        assert "smoothed" not in text
+
+
+def test_no_more_draws_are_spent_on_a_given_up_image() -> None:
+    stages = LossStages(small_plan(), lambda image_id: [])
+    first = stages.take(1.0)
+    assert first is not None
+    ((_, lost),) = stages.abandon(first)
+    later = []
+    while (item := stages.take(1.0)) is not None:
+        later += [unit.image_id for unit in item.units]
+    assert sorted(set(later)) == [i for i in small_plan().image_ids if i != lost]
