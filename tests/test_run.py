@@ -223,16 +223,17 @@ def stop():  # SIGKILL between two polls, as a lost machine would
     if polls > int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     return False
-run = certify(settings(execution={"item_s": 0.01, "flush_s": 0.02}), sys.argv[1], local=True,
+run = certify(settings(execution={"item_s": 0.02, "flush_s": 0.02}), sys.argv[1], local=True,
               denoiser=world, dataset=data, should_stop=stop)
 print("complete", run.outcome.complete)
 """
 
 
+@pytest.mark.timeout(240)  # four programs that each import torch
 def test_a_killed_program_continues_and_ends_with_identical_counts(clean, tmp_path):
     folder, killed = tmp_path / "r", 0
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(["."]))
-    for polls in (3, 9, 20, 40, 10**6):
+    for polls in (3, 8, 10**6):
         done = subprocess.run(
             [sys.executable, "-c", KILLED, str(folder), str(polls)],
             capture_output=True, text=True, timeout=100, env=environment, check=False,
@@ -241,6 +242,6 @@ def test_a_killed_program_continues_and_ends_with_identical_counts(clean, tmp_pa
         killed += done.returncode == -signal.SIGKILL
         if "complete True" in done.stdout:
             break
-    assert killed >= 2
+    assert killed == 2
     assert "complete True" in done.stdout, done.stderr
     assert counts_of(open_run(folder)) == counts_of(clean)

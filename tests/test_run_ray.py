@@ -82,6 +82,7 @@ def wait_for(condition, seconds: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # two drivers that each start a Ray
 def test_a_killed_driver_on_ray_continues_and_ends_with_identical_counts(tmp_path):
     world, data = small_world(images=12)
     tables = settings(votes={"n": 200})
@@ -93,14 +94,14 @@ def test_a_killed_driver_on_ray_continues_and_ends_with_identical_counts(tmp_pat
     driver = subprocess.Popen(command, env=environment, cwd=root)
     parts = folder / "units"
     try:
-        wait_for(lambda: parts.is_dir() and len(list(parts.glob("part-*"))) >= 2, 60)
+        wait_for(lambda: parts.is_dir() and len(list(parts.glob("part-*"))) >= 2, 150)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait(30)
     before = len(open_run(folder).units())
     assert 0 < before < len(clean.units())
     done = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, timeout=100, check=False
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=150, check=False
     )
     assert "complete True" in done.stdout, done.stderr
     assert counts_of(open_run(folder)) == counts_of(clean)
