@@ -37,6 +37,7 @@ def clean(world, tmp_path_factory):
 @pytest.fixture(scope="module")
 def local_ray():
     ray.init(
+        address="local",
         num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 * 2**20,
         log_to_driver=False, logging_level="ERROR",
     )  # fmt: skip
