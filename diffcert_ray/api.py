@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -359,8 +359,10 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
     _check_same_images(run.store, data)
     labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
     found = Verification()
+    # Sigmas may have been added by later starts: the votes and certificates say which there are.
+    sigmas = tuple(sorted({*plan.sigmas, *units["sigma"], *certificates["sigma"]}))
     rows = recompute(
-        plan,
+        replace(plan, sigmas=sigmas),
         run.store.done_units(),
         labels.__getitem__,
         method=settings.method.name,

@@ -16,10 +16,11 @@ from torch import Tensor
 from diffcert_ray.classifier import row_losses, to_model_image
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.loss_work import NO_SMOOTHING, LossItem, LossResult, UnitLosses
-from diffcert_ray.noise import STREAMS, NoiseSource
+from diffcert_ray.noise import NoiseSource
+from diffcert_ray.work import STREAM_NAMES
 
 CHUNK_BATCHES = 8  # batches that noise is made for at a time
-ESTIMATE = STREAMS.index("estimate")
+ESTIMATE = STREAM_NAMES.index("estimate")
 
 
 def evaluate_loss_item(

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcert_ray.work import MAX_IMAGE_ID
+from diffcert_ray.work import MAX_IMAGE_ID, STREAM_NAMES
 
-STREAMS = ("select", "estimate")
 PURPOSES = ("smoothing", "internal")
 
 MAX_VOTE = 2**32 - 1
@@ -111,7 +110,7 @@ class NoiseSource:
 
         Args:
             image_id: int64 [N], in [0, 2^32).
-            stream: int64 [N], index into STREAMS.
+            stream: int64 [N], index into work.STREAM_NAMES.
             vote: int64 [N], in [0, 2^32).
             purpose: one of PURPOSES; what the noise is for, so that no internal noise of the base
                 classifier equals a smoothing noise.
@@ -128,7 +127,7 @@ class NoiseSource:
         _check_range("image_id", image_id, MAX_IMAGE_ID)
         _check_range("vote", vote, MAX_VOTE)
         _check_range("level", level, MAX_LEVEL)
-        _check_range("stream", stream, len(STREAMS) - 1)
+        _check_range("stream", stream, len(STREAM_NAMES) - 1)
         tag = np.asarray(stream, np.int64) | (_PURPOSE_BITS[purpose] << 1)
         words = np.empty((3, len(vote)), np.int64)
         words[0], words[1] = vote, image_id

@@ -73,6 +73,14 @@ def test_verify_recomputes_the_run(folder):
     assert "no difference" in done.stdout
 
 
+def test_verify_knows_sigmas_that_a_later_start_added(folder):
+    added = diffcert("certify", "digits-quick", *TINY, "--set", "votes.sigmas=[0.3]", cwd=folder)
+    assert added.returncode == 0, added.stderr
+    done = diffcert("verify", "runs/digits-quick", "--sample", "0", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 certificates recomputed" in done.stdout
+
+
 def test_plan_measures_and_stores_nothing(folder, tmp_path):
     done = diffcert("plan", "digits-quick", "--set", "dataset.first=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

