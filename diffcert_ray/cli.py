@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from diffcert_ray.api import Run
     from diffcert_ray.datasets import Dataset
+    from diffcert_ray.report.text_table import TextTable
 
 app = typer.Typer(
     help="Certify how robust a diffusion classifier is: guaranteed radii, for whole datasets.",
@@ -365,13 +367,12 @@ def _report(run: "Run") -> None:
 
 
 def _report_bound(run: "Run", certificates: "pd.DataFrame", bound: str) -> None:
-    from diffcert_ray.report import accuracy_table, guarantee, report_files, summary
+    from diffcert_ray.report import dataset_tables, guarantee, report_files
 
     config, radii = run.config, run.config.votes.radii
     title = f"{config.name}: {config.method.name}, {bound}, alpha {config.votes.alpha:g}"
-    _print_accuracy(accuracy_table(certificates, radii), title)
-    for figures in summary(certificates):
-        out.print(str(figures))
+    for table in dataset_tables(certificates, radii, title):
+        _print_table(table)
     if config.without_votes:
         out.print(_plain_estimates(run, bound), soft_wrap=True)
     out.print(f"\n{guarantee(bound)}", soft_wrap=False)
@@ -395,18 +396,16 @@ def _plain_estimates(run: "Run", bound: str) -> str:
     return estimates(plan, losses, data.image, "local" if bound == "local" else "lipschitz")
 
 
-def _print_accuracy(table: "pd.DataFrame", title: str) -> None:
-    from diffcert_ray.report import accuracy_cells
-
-    shown = Table(title=f"Certified accuracy, {title}")
-    shown.add_column("sigma", justify="right")
-    shown.add_column("images", justify="right")
-    for radius in sorted(table["radius"].unique()):
-        shown.add_column(f"r = {radius:g}", justify="right")
-    for sigma, cells in accuracy_cells(table).items():
-        shown.add_row(f"{sigma:g}", *cells)
-    out.print(shown)
-    out.print("[dim]in brackets: 95 % interval for the population of images[/]")
+def _print_table(table: "TextTable") -> None:
+    shown = Table(title=f"\n{_escaped(table.title)}", box=SIMPLE_HEAD, pad_edge=False)
+    for name in table.header:
+        shown.add_column(_escaped(name), justify="right")
+    for row in table.rows:
+        shown.add_row(*map(_escaped, row))
+    if table.rows:
+        out.print(shown)
+    for note in table.notes:
+        out.print(f"[dim]{_escaped(note)}[/]")
 
 
 @train_app.command("digits")

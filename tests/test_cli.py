@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 def test_certify_prints_the_table_on_stdout_and_progress_on_stderr(folder):
     stdout, stderr = (folder / "stdout").read_text(), (folder / "stderr").read_text()
-    assert "Certified accuracy, digits-quick" in stdout
+    assert "Certified accuracy, digits-quick" in " ".join(stdout.split())
     assert "With probability at least 1 - alpha" in stdout
     assert "results: runs/digits-quick" in stdout
     assert "2/2 images" in stderr

@@ -1,0 +1,198 @@
+"""The dataset figures of ``metrics`` as tables of text, rounded in the safe direction."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diffcert_ray.certificates import BOUNDS, round_radius_down
+from diffcert_ray.config import PLAIN_BOUNDS
+from diffcert_ray.metrics import (
+    abstention_rate,
+    acr,
+    best_sigma_per_radius,
+    certified_accuracy,
+)
+from diffcert_ray.report.text_table import TextTable
+
+RHO = 0.001
+"""Failure probability of the guaranteed figure, over the noise of all images."""
+P_LOW_EDGES = (0.5, 0.7, 0.9, 0.99, 0.999)
+
+GUARANTEE = (
+    "With probability at least 1 - alpha over the noise, for each image and sigma, the smoothed "
+    "classifier returns the predicted class everywhere in the open l2 ball of the radius "
+    "around the "
+    "image, in [0,1] pixel space."
+)
+PLAIN_GUARANTEE = (
+    "With probability at least 1 - alpha over the noise draws, for each image, the plain diffusion "
+    "classifier with exact expectations, its input projected on [0,1]^D and its denoiser's output "
+    "clipped to it, returns the predicted class everywhere in the open l2 ball of the radius "
+    "around the image, in [0,1] pixel space. No smoothing, no votes (sigma is 0)."
+)
+INTERVAL_NOTE = (
+    "In brackets: exact 95 % binomial interval for the population that the images are a random "
+    "sample of."
+)
+GUARANTEED_NOTE = (
+    f"After ≥: guaranteed for these very images. With probability at least 1 - {RHO:g} over the "
+    "noise, for each sigma, their true certified accuracy is at least this at all radii together "
+    "(each certificate may fail with probability alpha; the binomial quantile of such failures is "
+    "taken off)."
+)
+CUT_OFF_NOTE = (
+    "The bound sequential stops at the largest radius asked for, so radii, ACR and p_low are cut "
+    "off there: not comparable with a fixed number of votes."
+)
+
+
+def guarantee(bound: str) -> str:
+    """What a certificate by this bound says."""
+    return PLAIN_GUARANTEE if bound in PLAIN_BOUNDS else GUARANTEE
+
+
+def dataset_tables(
+    certificates: pd.DataFrame, radii: Sequence[float], title: str
+) -> list[TextTable]:
+    """All figures of a dataset, as far as its certificates support them.
+
+    Args:
+        certificates: rows of a run, one bound and alpha.
+        radii: asked radii, pixel units.
+        title: what was certified, in words.
+
+    Returns:
+        Tables with the labels accuracy, images, p_low (bounds from votes only) and best_sigma (two
+        sigmas or more).
+
+    Raises:
+        ValueError: rows that must not be compared with each other.
+    """
+    found = [accuracy_text(certificates, radii, title), images_text(certificates)]
+    if certificates["bound"].iloc[0] in BOUNDS:
+        found.append(p_low_text(certificates))
+    if certificates["sigma"].nunique() > 1:
+        found.append(best_sigma_text(certificates, radii))
+    return found
+
+
+def accuracy_text(certificates: pd.DataFrame, radii: Sequence[float], title: str) -> TextTable:
+    """Certified accuracy with both intervals: a row for each sigma, radii across.
+
+    Args:
+        certificates: rows of a run, one bound and alpha.
+        radii: asked radii, pixel units.
+        title: what was certified, in words.
+    """
+    radii = sorted(radii)
+    table = certified_accuracy(certificates, radii, rho=RHO)
+    rows = [
+        (f"{sigma:g}", str(len(part)), *(_accuracy_cell(row) for row in block.to_dict("records")))
+        for (sigma, block), (_, part) in zip(
+            table.groupby("sigma"), certificates.groupby("sigma"), strict=True
+        )
+    ]
+    return TextTable(
+        f"Certified accuracy, {title}",
+        ("sigma", "images", *(f"r = {r:g}" for r in radii)),
+        tuple(rows),
+        (INTERVAL_NOTE, GUARANTEED_NOTE),
+        "accuracy",
+    )
+
+
+def images_text(certificates: pd.DataFrame) -> TextTable:
+    """ACR, abstentions, wrong classes and cost: a row for each sigma."""
+    averages = acr(certificates)
+    figures = averages.merge(abstention_rate(certificates), on="sigma").to_dict("records")
+    rows = []
+    for share, (sigma, part) in zip(figures, certificates.groupby("sigma"), strict=True):
+        votes = float((part["n"] + part["n0"]).mean())
+        nfe = float(part["nfe"].mean())
+        interval = _interval(share["interval_low"], share["interval_high"])
+        rows.append(
+            (
+                f"{sigma:g}",
+                round_radius_down(float(share["acr"]), 3),
+                f"{100 * share['abstention_rate']:.1f} %\n({interval})",
+                f"{100 * float((~part['correct'] & ~part['abstained']).mean()):.1f} %",
+                f"{votes:,.0f}",
+                f"{nfe:,.0f}",
+                f"{nfe / max(votes, 1.0):.1f}",
+                f"{float(part['seconds'].mean()):.2f}",
+            )
+        )
+    header = ("sigma", "ACR", "abstain", "wrong", "votes", "NFE", "NFE/vote", "worker s")
+    notes = ["Votes, NFE and worker seconds are means per image, selection included."]
+    notes += [CUT_OFF_NOTE] if averages["cut_off"].any() else []
+    return TextTable("Radius, abstentions, cost", header, tuple(rows), tuple(notes), "images")
+
+
+def p_low_text(certificates: pd.DataFrame) -> TextTable:
+    """Where the lower bounds on the class probability lie: a row for each sigma.
+
+    Args:
+        certificates: rows of a run by a bound from votes.
+    """
+    rows = []
+    for sigma, part in certificates.groupby("sigma"):
+        values = part["p_low"].to_numpy(dtype=float)
+        shares = [f"{_down(100 * float((values >= p).mean()), 1):.1f} %" for p in P_LOW_EDGES]
+        median = _down(float(np.quantile(values, 0.5, method="lower")), 4)
+        rows.append((f"{sigma:g}", *shares, f"{median:.4f}"))
+    header = ("sigma", *(f"≥ {p:g}" for p in P_LOW_EDGES), "median")
+    notes = (
+        "Share of images whose p_low, the lower confidence bound on the probability of the "
+        "predicted class, right or wrong, is at least this; below 0.5 nothing is certified.",
+    )
+    return TextTable("Distribution of p_low", header, tuple(rows), notes, "p_low")
+
+
+def best_sigma_text(certificates: pd.DataFrame, radii: Sequence[float]) -> TextTable:
+    """The sigma with the highest certified accuracy at each radius, marked as a selection.
+
+    Args:
+        certificates: rows of a run at two sigmas or more.
+        radii: asked radii, pixel units.
+
+    Returns:
+        The table; without rows, and with the reason, where the sigmas lack images of each other.
+    """
+    title, header = "Best sigma per radius: a selection", ("radius", "sigma", "certified accuracy")
+    sigmas = certificates["sigma"].nunique()
+    if not (certificates.groupby("image_id")["sigma"].nunique() == sigmas).all():
+        reason = "Left out: the sigmas do not have the same images; finish the run first."
+        return TextTable(title, header, (), (reason,), "best_sigma")
+    best = best_sigma_per_radius(certificates, sorted(radii), rho=RHO)
+    alpha = float(best["alpha_per_image"].iloc[0])
+    note = (
+        f"Chosen after seeing the results of {sigmas} sigmas: each radius has a classifier "
+        "of its own, and an image's certificates at all sigmas hold together with probability "
+        f"1 - {alpha:g} only. Interval and guaranteed figure allow for the choice (errors split "
+        f"by {sigmas}). Name a sigma before you look to avoid this."
+    )
+    rows = tuple(
+        (f"{row['radius']:g}", f"{row['sigma']:g}", _accuracy_cell(row))
+        for row in best.to_dict("records")
+    )
+    return TextTable(title, header, rows, (note,), "best_sigma")
+
+
+def _accuracy_cell(row: dict[Any, Any]) -> str:
+    interval = _interval(row["interval_low"], row["interval_high"])
+    guaranteed = _down(100 * row["guaranteed_low"], 1)
+    return f"{100 * row['certified_accuracy']:.1f} %\n({interval})\n≥ {guaranteed:.1f}"
+
+
+def _interval(low: float, high: float) -> str:
+    """Per cent, rounded outwards."""
+    return f"{_down(100 * low, 1):.1f}-{-_down(-100 * high, 1):.1f}"
+
+
+def _down(value: float, decimals: int) -> float:
+    """Rounded towards minus infinity; a float that is a decimal up to its last bits stays it."""
+    scale = 10**decimals
+    return math.floor(value * scale + 1e-9) / scale
