@@ -197,7 +197,7 @@ def certify(
                 record_losses if plain else record_votes,
                 certify_image,
                 item_s=settings.execution.item_s,
-                on_progress=on_progress,
+                on_progress=on_progress if local else _watched(on_progress, settings.name),
                 should_stop=should_stop,
             ).run()
         finally:
@@ -242,6 +242,20 @@ def plan_of(
         settings: the configuration.
         dataset: the chosen images.
         images: positions start:stop in them, or None for all.
+def _watched(on_progress: Callable[[Progress], None], run_name: str) -> Callable[[Progress], None]:
+    """The same, with every progress also exported as metrics of the Ray cluster."""
+    from diffcert_ray.monitoring import COUNTERS, GAUGES, Monitor
+    from diffcert_ray.ray_pool import RayRecorder
+
+    monitor = Monitor(RayRecorder(run_name, COUNTERS, GAUGES))
+
+    def watched(progress: Progress) -> None:
+        monitor(progress)
+        on_progress(progress)
+
+    return watched
+
+
 
     Raises:
         ConfigError: the range is empty or goes beyond the subset.

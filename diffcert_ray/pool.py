@@ -21,12 +21,14 @@ class PoolState:
         pending: workers asked for that have not started.
         requeued: items put back after a loss, so far.
         note: one sentence about what the pool waits for, or "".
+        draining: nodes that will go soon and are not fed any more.
     """
 
     live: int
     pending: int = 0
     requeued: int = 0
     note: str = ""
+    draining: int = 0
 
 
 class Pool(Protocol):

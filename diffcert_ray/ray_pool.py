@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ if "ray" not in sys.modules:  # Ray reads it while it is imported, and never aga
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # calls of a lost actor are dropped
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter as RayCounter
+from ray.util.metrics import Gauge as RayGauge
 
 from diffcert_ray.dispatch import Deadline, Dispatch
 from diffcert_ray.pool import PoolError, PoolState
@@ -190,7 +192,8 @@ class RayPool:
         """What the pool is doing."""
         pending = sum(a.phase != "live" for a in self._actors.values())
         note = self._waits_for() if pending else ""
-        return PoolState(self._dispatch.live, pending, self._dispatch.requeued, note)
+        draining = len(self._draining & self._nodes.keys())
+        return PoolState(self._dispatch.live, pending, self._dispatch.requeued, note, draining)
 
     def close(self) -> None:
         """Stop the actors, and Ray if this pool started or joined it."""
@@ -374,6 +377,31 @@ class RayPool:
             self._lose(actor, str(error), blame=blame)
         elif self._dispatch.fail(actor.name, item_id, error, self._clock()):
             self._lose(actor, f"{type(error).__name__}: {error}", blame=False)
+
+
+class RayRecorder:
+    """Numbers exported by Ray's agent on the driver's node, as ``ray_NAME`` (counters: ``_total``).
+
+    Args:
+        run: the run's name, the only tag; Ray adds node, session and process.
+        counters: descriptions by name.
+        gauges: descriptions by name.
+    """
+
+    def __init__(self, run: str, counters: Mapping[str, str], gauges: Mapping[str, str]) -> None:
+        tag, keys = {"run": run}, ("run",)
+        self._counters = {n: RayCounter(n, d, keys) for n, d in counters.items()}
+        self._gauges = {n: RayGauge(n, d, keys) for n, d in gauges.items()}
+        for metric in (*self._counters.values(), *self._gauges.values()):
+            metric.set_default_tags(tag)
+
+    def add(self, name: str, amount: float) -> None:
+        """Let a counter grow by ``amount`` > 0."""
+        self._counters[name].inc(amount)
+
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge."""
+        self._gauges[name].set(value)
 
 
 def _connect(address: str | None, actors: int | None) -> bool:

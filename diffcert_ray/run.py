@@ -101,6 +101,10 @@ class Progress:
         nfe_per_s: evaluations per second of wall time, recently.
         seconds_left: estimate, or None while nothing is known.
         pool: what the workers do.
+        votes: votes settled in this start.
+        items: items evaluated in this start.
+        item_seconds: sum of their compute times on the workers.
+        bytes_written: bytes of the parts stored in this start.
     """
 
     images_done: int
@@ -111,6 +115,10 @@ class Progress:
     nfe_per_s: float
     seconds_left: float | None
     pool: PoolState
+    votes: int = 0
+    items: int = 0
+    item_seconds: float = 0.0
+    bytes_written: int = 0
 
 
 @dataclass
@@ -247,6 +255,10 @@ class Driver:
             nfe_per_s=rate,
             seconds_left=left / rate if rate else None,
             pool=self.pool.state(),
+            votes=outcome.votes,
+            items=outcome.items,
+            item_seconds=outcome.item_seconds,
+            bytes_written=self.writer.bytes_written,
         )
 
 
