@@ -1,6 +1,7 @@
 """The public names: certify a dataset, open a run, ask a classifier for votes."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -40,6 +41,9 @@ class Run:
     """A stored run.
 
     Args:
+PREDICT_VOTES = 4096  # votes that share batches when a batch of images is predicted
+SELECTORS = ("first", "every", "ids", "sample", "seed")
+"""Settings that choose a part of a dataset."""
         address: its folder or object prefix.
         store: reads it.
         document: its run.toml.
@@ -444,15 +448,15 @@ class Classifier:
         """
         from diffcert_ray.evaluate import evaluate_votes
 
-        image = np.asarray(image, np.float32)
-        if image.shape != tuple(self._base.denoiser.image_shape):
-            raise ConfigError(
-                f"image has shape {image.shape}, the network takes "
-                f"{self._base.denoiser.image_shape}"
-            )
-        unit = Unit(self.sigma, image_id, stream, start, stop)
-        item = Item(0, self.sigma, (Part(unit, start, stop),))
-        winners, nfe = evaluate_votes(self._base, item, lambda _: image)
+        for image in images.values():
+            if image.shape != tuple(self._base.denoiser.image_shape):
+                raise ConfigError(
+                    f"image has shape {image.shape}, the network takes "
+                    f"{self._base.denoiser.image_shape}"
+                )
+        parts = tuple(Part(unit, unit.start, unit.stop) for unit in images)
+        pixels = {unit.image_id: image for unit, image in images.items()}
+        winners, nfe = evaluate_votes(self._base, Item(0, self.sigma, parts), pixels.__getitem__)
         self.nfe += nfe
         return winners
 
@@ -470,3 +474,53 @@ class Classifier:
         from diffcert_ray.evaluate import shared_noise_logits
 
         return shared_noise_logits(self._base, u, draws, seed)
+        unit = Unit(self.sigma, image_id, stream, start, stop)
+        return self._cast({unit: np.asarray(image, np.float32)})
+
+    def _cast(self, images: Mapping[Unit, np.ndarray]) -> np.ndarray:
+        """All votes of some units, one after the other; images that share batches cost less."""
+    def predict(
+        self, images: np.ndarray, image_ids: Sequence[int] = (), *, n: int = 100,
+        alpha: float = 0.001,
+    ) -> np.ndarray:  # fmt: skip
+        """The class that the smoothed classifier returns, or ABSTAIN; certifies no radius.
+
+        For each image, with probability at least 1 - alpha over the noise, this abstains or returns
+        the class of the smoothed classifier itself.
+
+        Args:
+            images: float32 [C, H, W], or a batch [B, C, H, W], in [0, 1].
+            image_ids: what the noise of each is addressed by, >= 0 and distinct; by default 0, 1,
+                ... B - 1.
+            n: votes for each image (of its estimation stream).
+            alpha: failure probability for each image, in (0, 1).
+
+        Returns:
+            int64 [] for one image, [B] for a batch: classes, -1 where it abstains. The same
+            arguments always give the same answer. ``self.nfe`` grows by the evaluations spent.
+
+        Raises:
+            ConfigError: images of another shape than the network's, or ids that do not fit them.
+            ValueError: alpha or n is out of range.
+
+        Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 3.2.1 (PREDICT).
+        """
+        from diffcert_ray.prediction import check_prediction, prediction
+
+        check_prediction(n, alpha)
+        images = np.asarray(images, np.float32)
+        batch = images.reshape(-1, *images.shape[-3:]) if images.ndim >= 3 else images
+        ids = [int(i) for i in image_ids] or list(range(len(batch)))
+        if len(ids) != len(batch) or len(set(ids)) < len(ids):
+            raise ConfigError(
+                f"{len(ids)} image_ids for {len(batch)} images: give each image an id of its own"
+            )
+        units = [Unit(self.sigma, i, "estimate", 0, n) for i in ids]
+        together = max(1, PREDICT_VOTES // n)
+        found: list[int] = []
+        for first in range(0, len(units), together):
+            chosen = slice(first, first + together)
+            votes = self._cast(dict(zip(units[chosen], batch[chosen], strict=True)))
+            found += [prediction(Counter(v.tolist()), alpha=alpha) for v in votes.reshape(-1, n)]
+        return np.array(found, np.int64).reshape(images.shape[:-3])
+
