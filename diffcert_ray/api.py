@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from diffcert_ray.verify import Verification
 
 RUNS_FOLDER = "runs"
+PREDICT_VOTES = 4096  # votes that share batches when a batch of images is predicted
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,6 @@ class Run:
     """A stored run.
 
     Args:
-PREDICT_VOTES = 4096  # votes that share batches when a batch of images is predicted
-SELECTORS = ("first", "every", "ids", "sample", "seed")
-"""Settings that choose a part of a dataset."""
         address: its folder or object prefix.
         store: reads it.
         document: its run.toml.
@@ -446,6 +444,11 @@ class Classifier:
             int64 [stop - start], class of each vote, -2 where unresolved. The same arguments always
             give the same votes. ``self.nfe`` grows by the evaluations spent.
         """
+        unit = Unit(self.sigma, image_id, stream, start, stop)
+        return self._cast({unit: np.asarray(image, np.float32)})
+
+    def _cast(self, images: Mapping[Unit, np.ndarray]) -> np.ndarray:
+        """All votes of some units, one after the other; images that share batches cost less."""
         from diffcert_ray.evaluate import evaluate_votes
 
         for image in images.values():
@@ -460,25 +463,6 @@ class Classifier:
         self.nfe += nfe
         return winners
 
-    def logits(self, u: Any, draws: int = 1, seed: int = 0) -> Any:
-        """Scores f_y of clean inputs: minus the weighted denoising errors, larger is better.
-
-        Args:
-            u: tensor [B, C, H, W] in model space [-1, 1] (2x - 1 for pixels x).
-            draws: noise draws for each level.
-            seed: of the noise, which all inputs and classes share.
-
-        Returns:
-            Tensor [B, K], differentiable with respect to u.
-        """
-        from diffcert_ray.evaluate import shared_noise_logits
-
-        return shared_noise_logits(self._base, u, draws, seed)
-        unit = Unit(self.sigma, image_id, stream, start, stop)
-        return self._cast({unit: np.asarray(image, np.float32)})
-
-    def _cast(self, images: Mapping[Unit, np.ndarray]) -> np.ndarray:
-        """All votes of some units, one after the other; images that share batches cost less."""
     def predict(
         self, images: np.ndarray, image_ids: Sequence[int] = (), *, n: int = 100,
         alpha: float = 0.001,
@@ -524,3 +508,17 @@ class Classifier:
             found += [prediction(Counter(v.tolist()), alpha=alpha) for v in votes.reshape(-1, n)]
         return np.array(found, np.int64).reshape(images.shape[:-3])
 
+    def logits(self, u: Any, draws: int = 1, seed: int = 0) -> Any:
+        """Scores f_y of clean inputs: minus the weighted denoising errors, larger is better.
+
+        Args:
+            u: tensor [B, C, H, W] in model space [-1, 1] (2x - 1 for pixels x).
+            draws: noise draws for each level.
+            seed: of the noise, which all inputs and classes share.
+
+        Returns:
+            Tensor [B, K], differentiable with respect to u.
+        """
+        from diffcert_ray.evaluate import shared_noise_logits
+
+        return shared_noise_logits(self._base, u, draws, seed)
