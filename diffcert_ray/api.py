@@ -235,15 +235,6 @@ def _pool(spec: Any, settings: Config, *, local: bool, address: str | None) -> A
     )
 
 
-def plan_of(
-    settings: Config, dataset: Dataset, images: tuple[int, int] | None = None
-) -> Plan | PlainPlan:
-    """What a configuration asks of a dataset's images.
-
-    Args:
-        settings: the configuration.
-        dataset: the chosen images.
-        images: positions start:stop in them, or None for all.
 def _watched(on_progress: Callable[[Progress], None], run_name: str) -> Callable[[Progress], None]:
     """The same, with every progress also exported as metrics of the Ray cluster."""
     from diffcert_ray.monitoring import COUNTERS, GAUGES, Monitor
@@ -258,6 +249,15 @@ def _watched(on_progress: Callable[[Progress], None], run_name: str) -> Callable
     return watched
 
 
+def plan_of(
+    settings: Config, dataset: Dataset, images: tuple[int, int] | None = None
+) -> Plan | PlainPlan:
+    """What a configuration asks of a dataset's images.
+
+    Args:
+        settings: the configuration.
+        dataset: the chosen images.
+        images: positions start:stop in them, or None for all.
 
     Raises:
         ConfigError: the range is empty or goes beyond the subset.
