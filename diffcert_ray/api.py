@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
 from diffcert_ray.config import Config, ConfigError, load_config
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.image_votes import ImageVotes, Plan
@@ -18,9 +19,15 @@ from diffcert_ray.loss_stages import ImageLosses, LossStages
 from diffcert_ray.loss_store import read_losses
 from diffcert_ray.loss_work import LossResult, UnitLosses
 from diffcert_ray.plain import PlainPlan, plain_plan
-from diffcert_ray.plain_results import image_certificate, loss_row, plain_row
+from diffcert_ray.plain_results import image_certificate, loss_row, plain_row, recompute_plain
 from diffcert_ray.preflight import check_plan
-from diffcert_ray.results import certificate_row, recompute, stored_units, unit_row
+from diffcert_ray.results import (
+    certificate_row,
+    recompute,
+    recompute_stopped,
+    stored_units,
+    unit_row,
+)
 from diffcert_ray.run import Driver, Outcome, Progress
 from diffcert_ray.run_document import RunDocument
 from diffcert_ray.stages import SettledUnit, Stages
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 
 RUNS_FOLDER = "runs"
 PREDICT_VOTES = 4096  # votes that share batches when a batch of images is predicted
+SELECTORS = ("first", "every", "ids", "sample", "seed")
+"""Settings that choose a part of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ def certify(
     stages = _stages(settings, plan, store)
     if plan.bound != "sequential" and stages.nothing_to_do({key[:2] for key in stored}):
         return Run(place, store, document, Outcome(complete=True))
-    labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
+    labels = _labels(data)
 
     image_sha = cache(data.image_sha)
 
@@ -310,6 +319,10 @@ def _open_or_create(
     return store, document, settings
 
 
+def _labels(data: Dataset) -> dict[int, int]:
+    return dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
+
+
 def _about(data: Dataset) -> dict[str, Any]:
     """What run.toml says about a dataset."""
     return {
@@ -350,7 +363,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
     """Recompute a run's certificates from its counts, and a sample of its units from its images.
 
     Args:
-        run: an opened run of votes whose checkpoint and dataset are at hand.
+        run: an opened run whose checkpoint and dataset are at hand.
         sample: units to evaluate again.
         seed: of the choice.
 
@@ -360,36 +373,74 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
     Raises:
         ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
     """
-    from diffcert_ray.verify import Verification, check_certifiable, compare_certificates, replay
+    from diffcert_ray.verify import Verification, compare_certificates, replay, replay_losses
     from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
 
-    settings = run.config
+    settings, certificates = run.config, run.certificates()
     weights = weights_of(settings)
-    data = load_dataset(settings.dataset)
+    # Later starts may have added images and sigmas: the votes and certificates say which there are.
+    data = load_dataset(settings.dataset.model_copy(update=dict.fromkeys(SELECTORS)))
     run.document.check_continues(RunDocument.of(settings, weights, _about(data)))
-    plan = plan_of(settings, data)
-    if isinstance(plan, PlainPlan):
-        raise ConfigError("verify recomputes votes; this run certifies the plain classifier")
-    units, certificates = run.units(), run.certificates()
-    check_certifiable(plan, certificates, units)
-    _check_same_images(run.store, data)
-    labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
-    found = Verification()
-    # Sigmas may have been added by later starts: the votes and certificates say which there are.
-    sigmas = tuple(sorted({*plan.sigmas, *units["sigma"], *certificates["sigma"]}))
-    rows = recompute(
-        replace(plan, sigmas=sigmas),
-        run.store.done_units(),
-        labels.__getitem__,
-        method=settings.method.name,
-        votes_id=run.document.votes_id,
-    )
-    compare_certificates(certificates, list(rows), found)
+    found, plain = Verification(), settings.without_votes
+    label = _labels(data).__getitem__
+    if plain:
+        plan = plan_of(settings, data)
+        assert isinstance(plan, PlainPlan)
+        losses = read_losses(run.store, len(plan.s), plan.classes)
+        for bound in ("lipschitz", "local"):
+            rows = [
+                plain_row(image, c, label(image.image_id), votes_id=run.document.votes_id)
+                for image, c in recompute_plain(plan, losses, data.image, bound)
+            ]
+            stored = certificates[certificates["bound"] == bound]
+            if bound == plan.bound or len(stored):
+                compare_certificates(stored, rows, found)
+    else:
+        check_certifiable(run, certificates)
+        _check_same_images(run.store, data)
+        compare_certificates(certificates, _recomputed(run, data, certificates), found)
     if sample:
         device = resolve_device(settings.execution.device)
-        worker = WorkerSpec(settings, weights, device).load("verify")
-        replay(units, worker, found, sample=sample, seed=seed)
+        spec = WorkerSpec(settings, weights, device, dataset=data)
+        if plain:
+            replay_losses(losses, spec.load("verify"), found, sample=sample, seed=seed)
+        else:
+            replay(run.units(), spec.load("verify"), found, sample=sample, seed=seed)
     return found
+
+
+def check_certifiable(run: Run, certificates: pd.DataFrame) -> None:
+    """Refuse certificates that rest on counts which their bound does not hold for.
+
+    Args:
+        run: an opened run of votes.
+        certificates: its certificates.
+
+    Raises:
+        ConfigError: fixed-n bounds on stopped or extended counts, ``two-class`` on votes that only
+            said whether they are their target.
+    """
+    votes = run.config.votes
+    check_fixed_n(certificates, votes.bound, votes.n)
+    if (certificates["bound"] == "two-class").any():
+        check_complete_votes(certificates, run.store.units(["stream", "target"]).to_pandas())
+
+
+def _recomputed(run: Run, data: Dataset, certificates: pd.DataFrame) -> list[CertificateRow]:
+    """The certificates that the votes of a run give."""
+    plan = plan_of(run.config, data)
+    assert isinstance(plan, Plan)
+    units = run.units()
+    images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
+    sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
+    plan = replace(plan, image_ids=images, sigmas=sigmas)
+    done, label = run.store.done_units(), _labels(data).__getitem__
+    name, votes_id = run.config.method.name, run.document.votes_id
+    if plan.bound != "sequential":
+        return list(recompute(plan, done, label, method=name, votes_id=votes_id))
+    columns = [certificates[c].tolist() for c in ("sigma", "image_id", "n")]
+    stored = zip(*columns, strict=True)
+    return list(recompute_stopped(plan, done, stored, label, method=name, votes_id=votes_id))
 
 
 class Classifier:

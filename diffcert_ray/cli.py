@@ -354,9 +354,13 @@ def compact(
 
 
 def _report(run: "Run") -> None:
+    from diffcert_ray.api import check_certifiable
+
     certificates = run.certificates()
     if certificates.empty:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
+    if not run.config.without_votes:
+        check_certifiable(run, certificates)
     asked = run.config.votes.bound
     for bound in sorted(certificates["bound"].unique(), key=lambda bound: bound != asked):
         _report_bound(run, certificates[certificates["bound"] == bound], str(bound))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffcert_ray.certificates import ABSTAIN, certificate, two_class_counts
-from diffcert_ray.stopping import sequential_decision
+from diffcert_ray.stopping import SequentialLooks
 from diffcert_ray.work import ALL_CLASSES, NOT_TARGET, Unit
 
 
@@ -97,10 +97,20 @@ class ImageVotes:
         plan: what is asked.
         sigma: smoothing noise, pixel units.
         image_id: the image.
+        stop_at: take no decision at looks, and stop at this many estimation votes: how a stored
+            ``sequential`` certificate is recomputed, whatever made its image stop there.
     """
 
-    def __init__(self, plan: Plan, sigma: float, image_id: int) -> None:
+    def __init__(
+        self, plan: Plan, sigma: float, image_id: int, *, stop_at: int | None = None
+    ) -> None:
         self.plan, self.sigma, self.image_id = plan, sigma, image_id
+        self._stop_at = stop_at
+        self._looks = (
+            SequentialLooks(plan.n, sigma, plan.radii, plan.alpha, plan.futility)
+            if plan.bound == "sequential" and stop_at is None
+            else None
+        )
         self.chosen: int | None = None
         self.stopped: str | None = None
         self.nfe = 0
@@ -185,19 +195,11 @@ class ImageVotes:
             self._look()
 
     def _look(self) -> None:
-        plan = self.plan
-        if plan.bound != "sequential":
-            self.stopped = "cap" if self.prefix == plan.n else None
+        if self._looks is None:
+            stop_at = self.plan.n if self._stop_at is None else self._stop_at
+            self.stopped = "cap" if self.prefix == stop_at else None
             return
-        decision = sequential_decision(
-            self._looks_a,
-            self._looks_n,
-            cap=plan.n,
-            sigma=self.sigma,
-            radii=plan.radii,
-            alpha=plan.alpha,
-            futility_level=plan.futility,
-        )
+        decision = self._looks.look(self._looks_a[-1], self.prefix)
         self.stopped = None if decision == "continue" else decision
 
     def _check_kind(self, units: UnitCounts) -> None:

@@ -1,6 +1,7 @@
 """Between votes and the store: units and certificates as rows, stored units as votes again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from diffcert_ray.certificates import ABSTAIN
 from diffcert_ray.image_votes import ImageVotes, Plan, UnitCounts, Verdict
@@ -106,7 +107,7 @@ def certificate_row(
 def recompute(
     plan: Plan, done: DoneUnits, label: Callable[[int], int], *, method: str, votes_id: str
 ) -> Iterator[CertificateRow]:
-    """Every certificate that a store's units support, computed anew.
+    """Every fixed-n certificate that a store's units support, computed anew.
 
     Args:
         plan: what was asked.
@@ -124,10 +125,49 @@ def recompute(
     units = stored_units(done, plan)
     for sigma in plan.sigmas:
         for image_id in plan.image_ids.tolist():
-            image = ImageVotes(plan, sigma, image_id)
-            for counts in units(sigma, image_id):
-                image.add(counts)
-            verdict = image.verdict()
-            if verdict is not None:
+            image = _image(ImageVotes(plan, sigma, image_id), units)
+            if (verdict := image.verdict()) is not None:
                 found = label(image_id)
                 yield certificate_row(image, verdict, found, method=method, votes_id=votes_id)
+
+
+def recompute_stopped(
+    plan: Plan,
+    done: DoneUnits,
+    stored: Iterable[tuple[float, int, int]],
+    label: Callable[[int], int],
+    *,
+    method: str,
+    votes_id: str,
+) -> Iterator[CertificateRow]:
+    """Every stored ``sequential`` certificate, computed anew from the votes up to where it stopped.
+
+    Its bound holds at any stopping time, so it does not matter which start of the run, with which
+    n and radii, made the image stop there; the looks are the ends of the units in any case.
+
+    Args:
+        plan: what was asked; only n0, the size of units, alpha and the bound are used.
+        done: what the store holds.
+        stored: (sigma, image_id, estimation votes used) of each stored certificate.
+        label: image_id -> true class.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+
+    Yields:
+        A row for each stored certificate whose votes are all there.
+
+    Raises:
+        VotesError: counts of a kind that the bound must not certify.
+    """
+    for sigma, image_id, n in stored:
+        cut = replace(plan, n=max(n, 1))
+        units = stored_units(done, cut)
+        image = _image(ImageVotes(cut, sigma, image_id, stop_at=n), units)
+        if image.finished and (verdict := image.verdict()) is not None:
+            yield certificate_row(image, verdict, label(image_id), method=method, votes_id=votes_id)
+
+
+def _image(image: ImageVotes, units: Callable[[float, int], list[UnitCounts]]) -> ImageVotes:
+    for counts in units(image.sigma, image.image_id):
+        image.add(counts)
+    return image

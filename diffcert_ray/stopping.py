@@ -2,28 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 from scipy import special
 
 from diffcert_ray.certificates import certificate, check_sigma
 from diffcert_ray.sequential import LOG_MARGIN, Counts, cumulative_looks, sequential_log_e
 
+NEAR = 1e-6
+"""Relative slack of the quick test, far above the rounding of an e-value's logarithm."""
+
 Decision = Literal["continue", "certified", "futile", "cap"]
 
 
-def sequential_decision(
-    k: Counts,
-    n: Counts,
-    *,
-    cap: int,
-    sigma: float,
-    radii: Sequence[float],
-    alpha: float,
-    futility_level: float,
-) -> Decision:
-    """Decide whether one image goes on, from its counts at all looks so far.
+@dataclass
+class SequentialLooks:
+    """The looks at one image so far, and whether it goes on.
 
     The rules, in this order, where "certified" means by the best of the looks so far:
 
@@ -39,39 +34,103 @@ def sequential_decision(
     probability of at most futility_level by the first condition; the second gives up none).
 
     Args:
-        k: votes for the class up to each look, cumulative, [looks] or one number.
-        n: votes up to each look, cumulative, [looks] or one number, at most the cap.
         cap: votes at which the image stops in any case, >= 1.
         sigma: smoothing noise, pixel units, > 0.
         radii: asked radii, pixel units, >= 0, not empty.
         alpha: failure probability of the certificate, in (0, 1).
         futility_level: failure probability of the upper bound, in (0, 1).
 
-    Returns:
-        "certified", "cap", "futile" or "continue".
-
     Raises:
-        ValueError: a value is out of range, or votes go beyond the cap.
+        ValueError: a value is out of range.
 
     Source: ours. The likelihood ratio of a success is at least 1 for every p > p0, so the
         e-value never falls with one: unanimous votes to the cap are the best that can come.
     """
+
+    cap: int
+    sigma: float
+    radii: Sequence[float]
+    alpha: float
+    futility_level: float
+
+    def __post_init__(self) -> None:
+        _check(self.radii, self.sigma, self.alpha, self.futility_level)
+        self._missing = sorted(self.radii)
+
+    def look(self, k: int, n: int) -> Decision:
+        """Take the next look.
+
+        Args:
+            k: votes for the class so far, 0 <= k <= n.
+            n: votes so far, more than at the last look and at most the cap.
+
+        Raises:
+            ValueError: the look is beyond the cap, or counts are out of range.
+        """
+        if n > self.cap:
+            raise ValueError(
+                f"n={n} votes are beyond the cap of {self.cap}; pass looks up to the cap only"
+            )
+        self._certify(k, n)
+        if not self._missing:
+            return "certified"
+        if n == self.cap:
+            return "cap"
+        z = self._missing[0] / self.sigma
+        p_r, q_r = float(special.ndtr(z)), float(special.ndtr(-z))
+        if _refuted(n - k, n, q_r, p_r, self.futility_level):
+            return "futile"
+        if not _refuted(k + self.cap - n, self.cap, p_r, q_r, self.alpha):
+            return "futile"
+        return "continue"
+
+    def _certify(self, k: int, n: int) -> None:
+        """Drop the radii that this look certifies."""
+        if not self._missing:
+            return
+        z = self._missing[0] / self.sigma
+        p_r, q_r = float(special.ndtr(z)), float(special.ndtr(-z))
+        # One e-value says whether the bound, a hundred of them, is worth computing.
+        if not _refuted(k, n, p_r, q_r, self.alpha * (1 + NEAR)):
+            return
+        found = certificate(k, n, sigma=self.sigma, alpha=self.alpha, bound="sequential")
+        if not found.abstained:
+            self._missing = [r for r in self._missing if found.radius < r]
+
+
+def sequential_decision(
+    k: Counts,
+    n: Counts,
+    *,
+    cap: int,
+    sigma: float,
+    radii: Sequence[float],
+    alpha: float,
+    futility_level: float,
+) -> Decision:
+    """Decide whether one image goes on, from its counts at all looks so far.
+
+    Args:
+        k: votes for the class up to each look, cumulative, [looks] or one number.
+        n: votes up to each look, cumulative, [looks] or one number, at most the cap.
+        cap: as in `SequentialLooks`, like all that follow.
+        sigma: smoothing noise, pixel units, > 0.
+        radii: asked radii, pixel units, >= 0, not empty.
+        alpha: failure probability of the certificate, in (0, 1).
+        futility_level: failure probability of the upper bound, in (0, 1).
+
+    Returns:
+        What the last of the looks says.
+
+    Raises:
+        ValueError: a value is out of range, or votes go beyond the cap.
+
+    Source: ours, see `SequentialLooks`.
+    """
     k_looks, n_looks = cumulative_looks(k, n)
-    _check(radii, n_looks, cap, sigma, futility_level)
-    certified = certificate(k_looks, n_looks, sigma=sigma, alpha=alpha, bound="sequential")
-    missing = [r for r in radii if certified.abstained or certified.radius < r]
-    if not missing:
-        return "certified"
-    k_now, n_now = int(k_looks[-1]), int(n_looks[-1])
-    if n_now == cap:
-        return "cap"
-    z = min(missing) / sigma
-    p_r, q_r = float(special.ndtr(z)), float(special.ndtr(-z))
-    if _refuted(n_now - k_now, n_now, q_r, p_r, futility_level):
-        return "futile"
-    if not _refuted(k_now + cap - n_now, cap, p_r, q_r, alpha):
-        return "futile"
-    return "continue"
+    looks = SequentialLooks(cap, sigma, tuple(radii), alpha, futility_level)
+    decisions = [looks.look(a, b) for a, b in zip(k_looks.tolist(), n_looks.tolist(), strict=True)]
+    return decisions[-1]
 
 
 def _refuted(k: int, n: int, p0: float, q0: float, level: float) -> bool:
@@ -79,9 +138,7 @@ def _refuted(k: int, n: int, p0: float, q0: float, level: float) -> bool:
     return bool(sequential_log_e(k, n, p0, q0=q0) >= LOG_MARGIN - math.log(level))
 
 
-def _check(
-    radii: Sequence[float], n_looks: np.ndarray, cap: int, sigma: float, level: float
-) -> None:
+def _check(radii: Sequence[float], sigma: float, alpha: float, level: float) -> None:
     check_sigma(sigma)
     if len(radii) == 0 or not all(0.0 <= r < math.inf for r in radii):
         raise ValueError(f"radii={list(radii)}: give at least one, finite and at least 0")
@@ -90,9 +147,7 @@ def _check(
             f"radius {max(radii)} is more than 8 sigma (sigma={sigma}) and out of reach of any "
             "number of votes; ask for smaller radii or use a larger sigma"
         )
-    if n_looks[-1] > cap:
-        raise ValueError(
-            f"n={n_looks[-1]} votes are beyond the cap of {cap}; pass looks up to the cap only"
-        )
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha={alpha!r} must lie in (0, 1), for example 0.001")
     if not 0.0 < level < 1.0:
         raise ValueError(f"futility_level={level!r} must lie in (0, 1), for example 0.01")

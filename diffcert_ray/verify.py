@@ -1,16 +1,20 @@
-"""Recompute a run: every certificate from its counts, and a sample of its units from the images."""
+"""Compare a run with what its counts give, and a sample of its units with what its images give."""
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from diffcert_ray.certificates import ABSTAIN
-from diffcert_ray.config import ConfigError
-from diffcert_ray.image_votes import Plan
+from diffcert_ray.loss_store import StoredLosses
+from diffcert_ray.loss_work import LossItem, LossUnit
 from diffcert_ray.storage.schemas import CertificateRow
-from diffcert_ray.work import ALL_CLASSES, Item, Part, Unit
+from diffcert_ray.work import Item, Part, Unit
 from diffcert_ray.worker import Worker
+
+LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in float32
 
 COMPARED = ("predicted", "radius", "p_low", "n_a", "n")
 
@@ -34,42 +38,6 @@ class Verification:
     differences: list[str] = field(default_factory=list)
 
 
-def check_certifiable(plan: Plan, certificates: pd.DataFrame, units: pd.DataFrame) -> None:
-    """Refuse certificates that rest on counts which their bound does not hold for.
-
-    Args:
-        plan: what the run was started with.
-        certificates: the stored certificates.
-        units: the stored units, at least the columns stream and target.
-
-    Raises:
-        ConfigError: a fixed-n bound at another n than the run's (stopped early, or extended after a
-            look), or ``two-class`` on votes that only said whether they are their target.
-    """
-    fixed = certificates["bound"].isin(["clopper-pearson", "two-class"])
-    used = certificates.loc[fixed & (certificates["n"] > 0)]
-    wrong = used[used["n"] != plan.n] if plan.bound != "sequential" else used
-    if len(wrong):
-        row = wrong.iloc[0]
-        raise ConfigError(
-            f"image {row['image_id']} has a {row['bound']} certificate from {row['n']} votes, "
-            "but the "
-            f"run was started with {plan.bound} and n = {plan.n}: a fixed-n bound holds at "
-            "the n fixed "
-            "before the first vote only; counts that were stopped or extended may be certified by "
-            '"sequential" only'
-        )
-    targeted = (units["stream"] == "estimate") & (units["target"] != ALL_CLASSES)
-    if (certificates["bound"] == "two-class").any() and targeted.any():
-        raise ConfigError(
-            f"{int(targeted.sum())} units hold votes that only said whether they are their "
-            "target, and "
-            '"two-class" needs complete votes: certify with "clopper-pearson" or '
-            '"sequential", or run '
-            'again with votes.estimate = "complete"'
-        )
-
-
 def compare_certificates(
     stored: pd.DataFrame, recomputed: list[CertificateRow], found: Verification
 ) -> None:
@@ -90,7 +58,7 @@ def compare_certificates(
             found.differences.append(f"{where} has all its votes, but no certificate is stored")
             continue
         for name in COMPARED:
-            if kept[name] != getattr(row, name):
+            if not _same(kept[name], getattr(row, name)):
                 found.differences.append(
                     f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
                 )
@@ -99,6 +67,11 @@ def compare_certificates(
             found.differences.append(
                 f"image {image_id} at sigma {sigma:g} has a certificate, but not the votes for it"
             )
+
+
+def _same(stored: Any, recomputed: Any) -> bool:
+    """Whether two values are equal; p_low is no number in certificates without votes."""
+    return bool(stored == recomputed or (stored != stored and recomputed != recomputed))
 
 
 def replay(
@@ -131,4 +104,31 @@ def replay(
             found.differences.append(
                 f"image {unit.image_id} at sigma {unit.sigma:g}, {unit.stream} votes "
                 f"{unit.start}:{unit.stop}: stored {stored}, evaluated again {tally.counts}{remark}"
+            )
+
+
+def replay_losses(
+    losses: StoredLosses, worker: Worker, found: Verification, *, sample: int, seed: int = 0
+) -> None:
+    """Evaluate a random sample of the stored losses again and compare their sums.
+
+    Args:
+        losses: the run's losses.
+        worker: loaded with the run's configuration.
+        found: where differences are noted; draws count as votes.
+        sample: number of units, at most all.
+        seed: of the choice.
+    """
+    keys = losses.units.tolist()
+    for row in sorted(random.Random(seed).sample(range(len(keys)), min(sample, len(keys)))):
+        unit = LossUnit(*keys[row])
+        again = worker.draw_losses(LossItem(0, (unit,))).tallies[0]
+        found.units += 1
+        found.votes += unit.draws
+        gap = float(np.abs(again.sums - losses.sums[row]).max()) / unit.draws
+        # Losses lie in [0, 1]; another device rounds the network's last bits another way.
+        if gap > LOSS_TOLERANCE:
+            found.differences.append(
+                f"image {unit.image_id}, draws {unit.start}:{unit.stop}: a mean loss differs by "
+                f"{gap:.2g} when evaluated again (limit {LOSS_TOLERANCE:g})"
             )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcert_ray.certificates import certificate, sequential_upper_bound
-from diffcert_ray.stopping import sequential_decision
+from diffcert_ray.stopping import SequentialLooks, sequential_decision
 
 PLAN = {"cap": 1000, "sigma": 0.25, "radii": (0.25, 0.5), "alpha": 0.001, "futility_level": 0.01}
 
@@ -107,3 +107,17 @@ def test_futility_gives_up_reachable_images_no_more_often_than_its_level():
 def test_bad_input_is_refused_with_the_remedy(changes, message):
     with pytest.raises(ValueError, match=message):
         decide(90, 100, **changes)
+
+
+@given(seed=st.integers(0, 10**6), p=st.sampled_from([0.6, 0.85, 0.97, 1.0]))
+@settings(derandomize=True, deadline=None, max_examples=60)
+def test_looks_taken_one_by_one_certify_what_the_best_of_all_looks_certifies(seed, p):
+    votes = np.random.default_rng(seed).random(500) < p
+    k, n = np.cumsum(votes)[19::20], np.arange(20, 501, 20)
+    looks = SequentialLooks(**{**PLAN, "futility_level": 1e-300})
+    for at in range(len(n)):
+        decision = looks.look(int(k[at]), int(n[at]))
+        best = certificate(k[: at + 1], n[: at + 1], sigma=0.25, bound="sequential")
+        assert (decision == "certified") == (best.radius >= max(PLAN["radii"]))
+        if decision != "continue":
+            return

@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 
 from diffcert_ray import certify
-from diffcert_ray.api import plan_of
+from diffcert_ray.api import check_certifiable, plan_of, verify_run
+from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
 from diffcert_ray.config import ConfigError, load_config
 from diffcert_ray.results import recompute
-from diffcert_ray.verify import Verification, check_certifiable, compare_certificates, replay
+from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.verify import Verification, compare_certificates, replay
 from diffcert_ray.worker import WorkerSpec, weights_of
 from tests.worlds import settings, small_world
 
@@ -98,22 +100,92 @@ UNITS = pd.DataFrame([{"stream": "estimate", "target": -1}])
 
 
 @pytest.mark.parametrize(("n", "bound"), [(40, "clopper-pearson"), (80, "two-class")])
-def test_a_fixed_n_certificate_of_stopped_or_extended_counts_is_refused(plan, n, bound):
+def test_a_fixed_n_certificate_of_stopped_or_extended_counts_is_refused(n, bound):
     with pytest.raises(ConfigError, match=rf"{bound} certificate from {n} votes.*n = 60"):
-        check_certifiable(plan, certificates(n=n, bound=bound), UNITS)
+        check_fixed_n(certificates(n=n, bound=bound), "clopper-pearson", 60)
 
 
-def test_a_fixed_n_certificate_in_a_sequential_run_is_refused(plan):
-    sequential = dataclasses.replace(plan, bound="sequential")
+def test_a_fixed_n_certificate_in_a_sequential_run_is_refused():
     with pytest.raises(ConfigError, match="started with sequential"):
-        check_certifiable(sequential, certificates(), UNITS)
+        check_fixed_n(certificates(), "sequential", 60)
 
 
-def test_two_class_on_votes_that_stopped_at_their_target_is_refused(plan):
+def test_two_class_on_votes_that_stopped_at_their_target_is_refused():
     with pytest.raises(ConfigError, match=r"two-class.*needs complete votes"):
-        check_certifiable(plan, certificates(bound="two-class"), UNITS.assign(target=3))
+        check_complete_votes(certificates(bound="two-class"), UNITS.assign(target=3))
 
 
-def test_honest_certificates_pass(plan, run):
-    check_certifiable(plan, run.certificates(), run.units())
-    check_certifiable(plan, certificates(n=0, predicted=-1), UNITS)
+def test_honest_certificates_pass(run):
+    check_fixed_n(run.certificates(), "clopper-pearson", 60)
+    check_fixed_n(certificates(n=0, predicted=-1), "clopper-pearson", 60)
+    check_complete_votes(run.certificates().assign(bound="two-class"), run.units())
+
+
+def add_certificate(run, **columns):
+    """Store one more certificate, made from the first, as a cheating driver might."""
+    row = run.certificates().iloc[0].to_dict() | columns
+    with run.store.writer() as writer:
+        writer.add_certificates([CertificateRow(**row)])
+
+
+def test_report_and_verify_refuse_a_certificate_of_extended_counts(world, tmp_path):
+    run = certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
+    check_certifiable(run, run.certificates())
+    add_certificate(run, n=80, n_a=80)
+    with pytest.raises(ConfigError, match="certificate from 80 votes"):
+        check_certifiable(run, run.certificates())
+
+
+DIGITS = {
+    "votes": {
+        "sigmas": [0.25],
+        "n0": 4,
+        "n": 40,
+        "unit": 20,
+        "radii": [0.0],
+        "bound": "sequential",
+    },
+    "noise_levels": {"levels": 6},
+    "dataset": {"name": "digits", "first": 2},
+}
+
+
+def test_a_sequential_run_that_grew_in_images_votes_and_sigmas_is_verified(tmp_path):
+    run = certify(DIGITS, tmp_path / "run", local=True)
+    more = {"n": 80, "radii": [0.0, 0.25], "sigmas": [0.25, 0.5]}
+    tables = DIGITS | {"votes": DIGITS["votes"] | more, "dataset": {"name": "digits", "first": 3}}
+    run = certify(tables, tmp_path / "run", local=True)
+    found = verify_run(run, sample=3)
+    assert found.differences == []
+    assert (found.certificates, found.units) == (6, 3)
+    assert run.certificates()["n"].max() > 40
+
+
+def test_a_stored_sequential_certificate_with_another_count_is_found(tmp_path):
+    run = certify(DIGITS, tmp_path / "run", local=True)
+    certificates = run.certificates()
+    row = certificates.iloc[0].to_dict()
+    with run.store.writer() as writer:
+        writer.add_certificates([CertificateRow(**row | {"n": row["n"] + 1})])
+    found = verify_run(run, sample=0)
+    assert any("not the votes for it" in d for d in found.differences)
+
+
+PLAIN = {
+    "method": {"name": "dc"},
+    "votes": {"bound": "local", "radii": [0.0]},
+    "plain": {"draws": 8, "unit": 4},
+    "noise_levels": {"levels": 4},
+    "dataset": {"name": "digits", "first": 2},
+}
+
+
+def test_a_plain_run_is_verified_and_a_changed_radius_found(tmp_path):
+    run = certify(PLAIN, tmp_path / "run", local=True)
+    found = verify_run(run, sample=2)
+    assert found.differences == []
+    assert (found.certificates, found.units, found.votes) == (2, 2, 8)
+    changed = run.certificates().iloc[0].to_dict() | {"radius": 0.5, "n": 9}
+    with run.store.writer() as writer:
+        writer.add_certificates([CertificateRow(**changed)])
+    assert any("stored radius 0.5" in d for d in verify_run(run, sample=0).differences)
