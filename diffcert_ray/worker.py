@@ -12,6 +12,7 @@ from diffcert_ray.base_classifier import BaseClassifier, base_classifier
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.checkpoint import checkpoint_sha256, load_denoiser
+from diffcert_ray.denoisers.compiled import compilation_failures, compile_denoiser, no_compiler
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.evaluate import evaluate_item
@@ -68,7 +69,15 @@ class WorkerSpec:
                     sha256=self.weights["unconditional"],
                 )
         dataset = self.dataset or load_dataset(self.config.dataset)
-        return Worker(name, self.config, denoiser, unconditional, dataset, self.device)
+        if not self.config.numerics.compile:
+            return Worker(name, self.config, denoiser, unconditional, dataset, self.device)
+        for network in (denoiser, unconditional):
+            if network is not None:
+                compile_denoiser(network)
+        try:  # the probe batch compiles
+            return Worker(name, self.config, denoiser, unconditional, dataset, self.device)
+        except compilation_failures() as error:
+            raise no_compiler(error) from error
 
 
 class Worker:

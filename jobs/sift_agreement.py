@@ -37,6 +37,7 @@ from diffcert_ray.base_classifier import base_classifier
 from diffcert_ray.config import load_config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.denoisers.checkpoint import load_denoiser
+from diffcert_ray.denoisers.compiled import compile_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
 from diffcert_ray.evaluate import evaluate_votes
@@ -74,13 +75,16 @@ class World:
 
 
 @cache
-def world_of(name: str, images: int) -> World:
+def world_of(name: str, images: int, compiled: bool) -> World:
     """A world by name, once per process."""
     torch.set_num_threads(1)
     if name == "digits":
         data = load_dataset({"name": "digits", "split": "test", "first": images})
         ids, labels = data.ids.tolist(), data.labels.tolist()
-        return World(load_denoiser("digits"), ids, labels, data.image)
+        network = load_denoiser("digits")
+        if compiled:
+            compile_denoiser(network)
+        return World(network, ids, labels, data.image)
     world = gaussian_world(1000, 192, 0.3, 0.2, seed=0, image_shape=(3, 8, 8))
     u, label = labelled_images(world, images, seed=0)
     pixels = ((u + 1.0) / 2.0).float().numpy()
@@ -88,10 +92,16 @@ def world_of(name: str, images: int) -> World:
 
 
 def votes_of_image(
-    settings: Settings, world_name: str, sigma: float, images: int, position: int, votes: int
+    settings: Settings,
+    world_name: str,
+    compiled: bool,
+    sigma: float,
+    images: int,
+    position: int,
+    votes: int,
 ) -> pd.DataFrame:
     """Votes of one image under every rule: rule, image_id, votes, agree, correct, nfe, seconds."""
-    world = world_of(world_name, images)
+    world = world_of(world_name, images, compiled)
     image_id, label = world.ids[position], world.labels[position]
     unit = Unit(sigma, image_id, "estimate", 0, votes)
     item = Item(0, sigma, (Part(unit, 0, votes),))
@@ -121,7 +131,13 @@ def votes_of_image(
 
 
 def measured(
-    settings: Settings, world: str, sigma: float, votes: int, images: int, processes: int
+    settings: Settings,
+    world: str,
+    compiled: bool,
+    sigma: float,
+    votes: int,
+    images: int,
+    processes: int,
 ) -> pd.DataFrame:
     """The rows of all images, computed in several processes; progress on stderr."""
     share = np.diff(np.linspace(0, votes, images + 1).astype(int)).tolist()
@@ -130,7 +146,7 @@ def measured(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
         calls = [
-            pool.submit(votes_of_image, settings, world, sigma, images, position, count)
+            pool.submit(votes_of_image, settings, world, compiled, sigma, images, position, count)
             for position, count in enumerate(share)
             if count
         ]
@@ -211,6 +227,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", type=int)
     parser.add_argument("--rules", nargs="+", help="names in the file [default: all]")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="the network, to take less time")
     parser.add_argument("--output", type=Path, default=Path("runs/sift_agreement"))
     options = parser.parse_args(arguments)
     settings = Settings.model_validate(tomllib.loads(options.config.read_text("utf-8")))
@@ -219,7 +236,15 @@ def main(arguments: list[str]) -> int:
         settings = settings.model_copy(update={"rules": chosen})
     default = settings.worlds[options.world]
     votes, images = options.votes or default.votes, options.images or default.images
-    rows = measured(settings, options.world, options.sigma, votes, images, options.processes)
+    rows = measured(
+        settings,
+        options.world,
+        options.compile,
+        options.sigma,
+        votes,
+        images,
+        options.processes,
+    )
     found = summary(rows, settings)
     name = f"{options.world}-sigma-{options.sigma:g}"
     title = f"{options.world}, sigma {options.sigma:g}: {votes} votes of {images} images"

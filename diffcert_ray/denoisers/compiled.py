@@ -1,0 +1,52 @@
+"""Compile a denoiser once for one batch shape, for runs long enough to pay for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from diffcert_ray.denoisers.checkpoint_file import CheckpointError
+from diffcert_ray.denoisers.denoiser import Denoiser
+
+REMEDY = "set numerics.compile = false, or give a new run folder if this one was started compiled"
+
+
+def compile_denoiser(denoiser: Denoiser) -> None:
+    """Compile a denoiser in place; the first call with a batch shape then takes a minute or so.
+
+    Weights become constants of the compiled code, so they must not change afterwards. What it
+    returns may differ from the eager network's in the last bits: another numerics kind.
+
+    Args:
+        denoiser: a torch module, in evaluation mode and without gradients for its weights.
+
+    Raises:
+        CheckpointError: it is no torch module.
+    """
+    if not isinstance(denoiser, nn.Module):
+        raise CheckpointError(
+            f"numerics.compile is true, but a {type(denoiser).__name__} is no torch module, and "
+            f"only those can be compiled: {REMEDY}"
+        )
+    # No autotuning: a kernel chosen by timing would make the last bits depend on the moment.
+    options = {"freezing": True, "max_autotune": False}
+    denoiser.compile(fullgraph=True, dynamic=False, options=options)
+
+
+def compilation_failures() -> tuple[type[Exception], ...]:
+    """What a compiled denoiser's first call raises where it cannot be compiled."""
+    from torch._dynamo.exc import BackendCompilerFailed, Unsupported
+    from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
+
+    return (
+        BackendCompilerFailed, Unsupported, CppCompileError, InductorError, InvalidCxxCompiler,
+    )  # fmt: skip
+
+
+def no_compiler(error: Exception) -> CheckpointError:
+    """The one error for a denoiser that could not be compiled on this machine."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CheckpointError(
+        f"numerics.compile is true, but the network cannot be compiled on this machine ({reason}): "
+        f"install a C++ compiler (g++), or {REMEDY}; torch {torch.__version__}"
+    )

@@ -1,0 +1,70 @@
+"""Compiled denoisers: the same votes, a numerics kind of their own, and a clear error without."""
+
+import copy
+import shutil
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from diffcert_ray.config import load_config
+from diffcert_ray.denoisers.checkpoint_file import CheckpointError
+from diffcert_ray.denoisers.compiled import compile_denoiser
+from diffcert_ray.work import Item, Part, Unit
+from diffcert_ray.worker import WorkerSpec, weights_of
+from tests.worlds import small_world
+
+SMALL = {"noise_levels": {"levels": 8}, "numerics": {"batch": 16}, "dataset": {"first": 2}}
+
+
+class Templates(nn.Module):
+    """A denoiser of one line, which compiles in seconds: pulls images toward their class's own."""
+
+    image_shape, num_classes, has_unconditional, s_range = (1, 8, 8), 10, True, (0.002, 80.0)
+
+    def __init__(self):
+        super().__init__()
+        means = torch.randn(11, 64, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("means", means)
+
+    def forward(self, u, s, y=None):
+        rows = torch.full_like(s, -1, dtype=torch.int64) if y is None else y
+        pull = (s**2 / (s**2 + 0.25))[:, None]
+        return torch.lerp(u.flatten(1), self.means[rows + 1], pull).view_as(u)
+
+
+def worker(denoiser, compiled: bool):
+    numerics = SMALL["numerics"] | {"compile": compiled}
+    config = load_config(SMALL | {"numerics": numerics})
+    return WorkerSpec(config, weights_of(config, denoiser), denoiser=denoiser).load("test")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler (g++)")
+def test_a_compiled_network_casts_the_same_votes_wherever_its_rows_stand():
+    denoiser = Templates()
+    eager = worker(copy.deepcopy(denoiser), compiled=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        compiled = worker(denoiser, compiled=True)
+    assert denoiser._compiled_call_impl is not None
+    assert not compiled.numerics.endswith("-positional")
+    image_id = int(eager._dataset.ids[0])
+    unit = Unit(0.25, image_id, "estimate", 0, 40)
+    item = Item(0, 0.25, (Part(unit, 0, 40),))
+    counts = [dict(w.cast_votes(item).tallies[0].counts) for w in (eager, compiled)]
+    assert len(counts[0]) > 1
+    assert counts[0] == counts[1]
+
+
+def test_a_denoiser_that_is_no_module_is_refused():
+    with pytest.raises(CheckpointError, match="no torch module"):
+        compile_denoiser(small_world()[0])
+
+
+def test_without_a_compiler_the_remedy_is_named(monkeypatch, tmp_path):
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "missing"),))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    with pytest.raises(CheckpointError, match=r"cannot be compiled.*numerics\.compile = false"):
+        worker(Templates(), compiled=True)
