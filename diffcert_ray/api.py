@@ -13,20 +13,21 @@ import pandas as pd
 
 from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
 from diffcert_ray.config import Config, ConfigError, load_config
-from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.datasets import Dataset, check_images, load_dataset
 from diffcert_ray.image_votes import ImageVotes, Plan
 from diffcert_ray.loss_stages import ImageLosses, LossStages
 from diffcert_ray.loss_store import read_losses
 from diffcert_ray.loss_work import LossResult, UnitLosses
 from diffcert_ray.plain import PlainPlan, plain_plan
 from diffcert_ray.plain_results import image_certificate, loss_row, plain_row, recompute_plain
-from diffcert_ray.preflight import check_plan
+from diffcert_ray.preflight import check_plan, leave_out_corrupt
 from diffcert_ray.results import (
     certificate_row,
     recompute,
     recompute_stopped,
     stored_units,
     unit_row,
+    unread_rows,
 )
 from diffcert_ray.run import Driver, Outcome, Progress
 from diffcert_ray.run_document import RunDocument
@@ -147,13 +148,17 @@ def certify(
     from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
 
     settings = load_config(config, overrides)
-    data = dataset if dataset is not None else load_dataset(settings.dataset)
+    given = settings.execution.storage_options
+    data = dataset if dataset is not None else load_dataset(settings.dataset, given)
     weights = weights_of(settings, denoiser)
-    options = settings.execution.storage_options or None
     place = str(run) if run is not None else os.path.join(RUNS_FOLDER, settings.name)
     device = resolve_device(settings.execution.device)
     plan = plan_of(settings, data, images)
     check_plan(settings, plan, data, denoiser)
+    checked = check_images(data, plan.image_ids)
+    plan, unreadable = leave_out_corrupt(settings, plan, checked)
+    image_sha = cache(lambda image_id: checked.shas.get(image_id) or data.image_sha(image_id))
+    options = _store_options(settings, place)
     store, document, settings = _open_or_create(
         place, settings, weights, data, options, on_damaged=on_damaged
     )
@@ -161,14 +166,18 @@ def certify(
     on_start(Run(place, store, document))
     if store.loose_part_count() > COMPACT_AT:
         compact(store)
-    stored = _stored_certificates(store, plan)
-    _check_same_images(store, data)
+    labels = _labels(data)
+    stored = _stored_certificates(store, plan, unreadable)
+    _check_same_images(store, set(labels).difference(unreadable), image_sha)
+    unread = unread_rows(
+        plan, unreadable, labels, method=settings.method.name, votes_id=document.votes_id
+    )
+    if unreadable:
+        with store.writer() as writer:
+            writer.add_certificates(r for r in unread if (r.sigma, r.image_id, r.n) not in stored)
     stages = _stages(settings, plan, store)
     if plan.bound != "sequential" and stages.nothing_to_do({key[:2] for key in stored}):
-        return Run(place, store, document, Outcome(complete=True))
-    labels = _labels(data)
-
-    image_sha = cache(data.image_sha)
+        return Run(place, store, document, Outcome(complete=True, unreadable=unreadable))
 
     def certify_votes(image: ImageVotes) -> CertificateRow | None:
         verdict = image.verdict()
@@ -198,7 +207,7 @@ def certify(
         if stages.all_stored():  # only certificates may be missing: no worker is needed
             finished: list[Any] = list(stages.finished_images)
             writer.add_certificates(r for i in finished if (r := certify_image(i)))
-            return Run(place, store, document, Outcome(complete=True))
+            return Run(place, store, document, Outcome(complete=True, unreadable=unreadable))
         pool = _pool(spec, settings, local=local, address=address)
         try:
             outcome = Driver(
@@ -213,6 +222,7 @@ def certify(
             ).run()
         finally:
             pool.close()
+    outcome.unreadable = unreadable
     return Run(place, store, document, outcome)
 
 
@@ -323,6 +333,14 @@ def _labels(data: Dataset) -> dict[int, int]:
     return dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
 
 
+def _store_options(settings: Config, place: str) -> dict[str, Any] | None:
+    """Storage options of the run folder: those that open only its inputs are not the folder's."""
+    inputs = (settings.dataset.path or "", settings.model.checkpoint)
+    if "://" not in place and any("://" in address for address in inputs):
+        return None
+    return settings.execution.storage_options or None
+
+
 def _about(data: Dataset) -> dict[str, Any]:
     """What run.toml says about a dataset."""
     return {
@@ -335,23 +353,28 @@ def _about(data: Dataset) -> dict[str, Any]:
     }
 
 
-def _stored_certificates(store: RunStore, plan: Plan | PlainPlan) -> set[tuple[float, int, int]]:
-    """(sigma, image_id, votes used) of the plan's certificates that are stored already."""
-    columns = ["sigma", "image_id", "alpha", "bound", "n0", "n"]
+def _stored_certificates(
+    store: RunStore, plan: Plan | PlainPlan, unreadable: Sequence[int]
+) -> set[tuple[float, int, int]]:
+    """(sigma, image_id, votes used) of the plan's certificates that are stored already.
+
+    The row of an image that could not be read counts only while that is so.
+    """
+    columns = ["sigma", "image_id", "alpha", "bound", "n0", "n", "nfe"]
     table = store.certificates().select(columns).to_pandas()
     same = (table["alpha"] == plan.alpha) & (table["bound"] == plan.bound)
-    rows = table[same & (table["n0"] == plan.n0)]
+    read = (table["nfe"] > 0) | table["image_id"].isin(unreadable)
+    rows = table[same & read & (table["n0"] == plan.n0)]
     return set(
         zip(rows["sigma"].tolist(), rows["image_id"].tolist(), rows["n"].tolist(), strict=True)
     )
 
 
-def _check_same_images(store: RunStore, data: Dataset) -> None:
+def _check_same_images(store: RunStore, known: set[int], image_sha: Callable[[int], str]) -> None:
     """Refuse to continue with other pixels under a stored image_id."""
     stored = store.units(["image_id", "image_sha"]).to_pandas().drop_duplicates("image_id")
-    known = set(data.ids.tolist())
     for image_id, sha in zip(stored["image_id"].tolist(), stored["image_sha"], strict=True):
-        if image_id in known and (found := data.image_sha(image_id)) != sha:
+        if image_id in known and (found := image_sha(image_id)) != sha:
             raise ConfigError(
                 f"image {image_id} has pixels {found}, but the run's votes were cast on "
                 f"{sha}: the data "
@@ -379,7 +402,8 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
     settings, certificates = run.config, run.certificates()
     weights = weights_of(settings)
     # Later starts may have added images and sigmas: the votes and certificates say which there are.
-    data = load_dataset(settings.dataset.model_copy(update=dict.fromkeys(SELECTORS)))
+    whole = settings.dataset.model_copy(update=dict.fromkeys(SELECTORS))
+    data = load_dataset(whole, settings.execution.storage_options)
     run.document.check_continues(RunDocument.of(settings, weights, _about(data)))
     found, plain = Verification(), settings.without_votes
     label = _labels(data).__getitem__
@@ -397,7 +421,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
                 compare_certificates(stored, rows, found)
     else:
         check_certifiable(run, certificates)
-        _check_same_images(run.store, data)
+        _check_same_images(run.store, set(data.ids.tolist()), data.image_sha)
         compare_certificates(certificates, _recomputed(run, data, certificates), found)
     if sample:
         device = resolve_device(settings.execution.device)

@@ -133,6 +133,12 @@ def certify(
             f"{outcome.votes:,} votes, {outcome.nfe:,} NFE, {outcome.items} items in "
             f"{outcome.seconds:.1f} s; numerics {', '.join(sorted(outcome.numerics))}"
         )
+    if outcome.unreadable:
+        shown = ", ".join(map(str, outcome.unreadable[:20]))
+        err.print(
+            f"[bold]warning:[/] {len(outcome.unreadable)} images could not be read and count as "
+            f"abstentions: image_id {shown}"
+        )
     if outcome.complete and images is None:
         _report(found)
         return
@@ -197,17 +203,18 @@ def plan(config: ConfigArgument, overrides: SetOption = None, images: ImagesOpti
     [dim]diffcert plan digits --set votes.n=10000[/]
     """
     from diffcert_ray.api import plan_of
-    from diffcert_ray.datasets import load_dataset
+    from diffcert_ray.datasets import check_images, load_dataset
     from diffcert_ray.plain import PlainPlan
     from diffcert_ray.planning import estimate
-    from diffcert_ray.preflight import check_plan
+    from diffcert_ray.preflight import check_plan, leave_out_corrupt
     from diffcert_ray.terminal import duration
     from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
 
     settings = load_config(config, overrides or ())
-    data = load_dataset(settings.dataset)
+    data = load_dataset(settings.dataset, settings.execution.storage_options)
     asked = plan_of(settings, data, _range(images))
     check_plan(settings, asked, data)
+    asked, _ = leave_out_corrupt(settings, asked, check_images(data, asked.image_ids))
     if isinstance(asked, PlainPlan):
         draws = len(asked.image_ids) * asked.draws
         out.print(

@@ -31,11 +31,24 @@ class _Table(BaseModel):
 class DatasetConfig(_Table):
     """Which images; image ids are positions in the whole dataset, so a subset keeps them.
 
-    ``first``, ``every``, ``ids`` and ``sample`` exclude each other.
+    ``first``, ``every``, ``ids`` and ``sample`` exclude each other. All but ``digits`` need
+    ``path`` (``execution.storage_options`` opens a remote one); the columns are those of Parquet.
+    ``label_map`` is the network's number of each class, ``image_shape`` (channels, height, width)
+    is for files that do not say it, ``num_classes`` for a network that has more. ``on_corrupt``:
+    an image that cannot be decoded stops the run before any work, or it is reported, skipped and
+    counted as an abstention.
     """
 
     name: str = "digits"
-    split: Literal["test", "train", "all"] = "test"
+    split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
+    path: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    id_column: str | None = None
+    label_map: tuple[int, ...] | dict[str, int] | str | None = None
+    num_classes: Count | None = None
+    image_shape: tuple[Count, Count, Count] | None = None
+    on_corrupt: Literal["stop", "skip"] = "stop"
     first: Count | None = None
     every: Count | None = None
     ids: tuple[int, ...] | None = None
@@ -371,13 +384,13 @@ def plan_identity(config: Config, votes_id: str) -> dict[str, Any]:
     if config.without_votes:
         return {
             "votes_id": votes_id,
-            "dataset": config.dataset.model_dump(mode="json"),
+            "dataset": _subset(config.dataset),
             "draws": config.plain.draws,
             "alpha": votes.alpha,
         }
     return {
         "votes_id": votes_id,
-        "dataset": config.dataset.model_dump(mode="json"),
+        "dataset": _subset(config.dataset),
         "sigmas": list(votes.sigmas),
         "n0": votes.n0,
         "n": votes.n,
@@ -386,3 +399,10 @@ def plan_identity(config: Config, votes_id: str) -> dict[str, Any]:
         "radii": list(votes.radii),
         "futility": votes.futility,
     }
+
+
+def _subset(dataset: DatasetConfig) -> dict[str, Any]:
+    """Which images are asked for, wherever they are; keys added later only where they are set."""
+    first_keys = ("name", "split", "first", "every", "ids", "sample", "seed")
+    tables = dataset.model_dump(mode="json", exclude={"path", "on_corrupt"})
+    return {k: v for k, v in tables.items() if k in first_keys or v is not None}

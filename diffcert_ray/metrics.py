@@ -295,7 +295,8 @@ def _check_one_value(certificates: pd.DataFrame) -> None:
             f"bound={bound!r} is no certificate; certified figures are made from "
             f"{', '.join(CERTIFIED_BOUNDS)}"
         )
-    if bound != "sequential" and certificates["n"].nunique(dropna=False) > 1:
+    used = certificates.loc[certificates["n"] != 0, "n"]  # an abstention without votes fits any n
+    if bound != "sequential" and used.nunique(dropna=False) > 1:
         raise ValueError(
             f"the table mixes n={sorted(certificates['n'].unique())} under the fixed-n bound "
             f"{bound!r}; summarise each n by itself, or certify with bound 'sequential'"

@@ -1,16 +1,25 @@
 """What can be checked before the first evaluation: failures name value, limit and remedy."""
 
-from typing import TYPE_CHECKING
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from diffcert_ray.certificates import largest_radius, required_n
 from diffcert_ray.config import Config, ConfigError
-from diffcert_ray.datasets import Dataset
+from diffcert_ray.datasets import Checked, Dataset
 from diffcert_ray.image_votes import Plan
 from diffcert_ray.plain import PlainPlan
 from diffcert_ray.work import MAX_IMAGE_ID
 
 if TYPE_CHECKING:
     from diffcert_ray.denoisers.denoiser import Denoiser
+
+logger = logging.getLogger(__name__)
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan | PlainPlan)
+SHOWN_IDS = 20
 
 
 def check_plan(
@@ -48,14 +57,45 @@ def check_plan(
     if classes != dataset.num_classes:
         raise ConfigError(
             f"dataset {dataset.name} has {dataset.num_classes} classes, the network of {name} has "
-            f"{classes}: use a class-conditional network trained on this dataset's classes"
+            f"{classes}: use a class-conditional network trained on this dataset's classes, or say "
+            "with dataset.label_map and dataset.num_classes which of its classes they are"
         )
     if tuple(shape) != tuple(dataset.image_shape):
         raise ConfigError(
             f"images of {dataset.name} are {tuple(dataset.image_shape)} (channels, height, "
             "width), the "
-            f"network of {name} takes {tuple(shape)}: choose the network or dataset that fits"
+            f"network of {name} takes {tuple(shape)}: choose the network or dataset that fits (for "
+            "grey images stored as colours, or lists of numbers, set dataset.image_shape)"
         )
+
+
+def leave_out_corrupt(config: Config, plan: AnyPlan, checked: Checked) -> tuple[AnyPlan, list[int]]:
+    """Do with corrupt images what ``dataset.on_corrupt`` says.
+
+    Args:
+        config: the configuration.
+        plan: what is asked of every image.
+        checked: what reading the plan's images found.
+
+    Returns:
+        The plan of the readable images, and the ids of the others, which are warned of.
+
+    Raises:
+        ConfigError: there are corrupt images and the run is to stop at them, or all are corrupt.
+    """
+    corrupt = sorted(checked.corrupt)
+    if not corrupt:
+        return plan, []
+    shown = ", ".join(map(str, corrupt[:SHOWN_IDS])) + ("..." if len(corrupt) > SHOWN_IDS else "")
+    about = (
+        f"{len(corrupt)} of {len(plan.image_ids)} images cannot be read (image_id {shown}); the "
+        f"first: {checked.corrupt[corrupt[0]]}"
+    )
+    if config.dataset.on_corrupt == "stop" or len(corrupt) == len(plan.image_ids):
+        raise ConfigError(about)
+    logger.warning("%s; each counts as an abstention", about)
+    readable = plan.image_ids[~np.isin(plan.image_ids, corrupt)]
+    return replace(plan, image_ids=readable), corrupt
 
 
 def check_radii(plan: Plan) -> None:

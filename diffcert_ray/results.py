@@ -1,10 +1,11 @@
 """Between votes and the store: units and certificates as rows, stored units as votes again."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from diffcert_ray.certificates import ABSTAIN
 from diffcert_ray.image_votes import ImageVotes, Plan, UnitCounts, Verdict
+from diffcert_ray.plain import PlainPlan
 from diffcert_ray.stages import SettledUnit
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.schemas import CertificateRow, UnitRow
@@ -102,6 +103,49 @@ def certificate_row(
         method=method,
         votes_id=votes_id,
     )
+
+
+def unread_rows(
+    plan: Plan | PlainPlan,
+    image_ids: Iterable[int],
+    labels: Mapping[int, int],
+    *,
+    method: str,
+    votes_id: str,
+) -> Iterator[CertificateRow]:
+    """Certificates of images that could not be read: abstentions without votes or evaluations.
+
+    Args:
+        plan: what was asked.
+        image_ids: the images.
+        labels: true class by image_id.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+
+    Yields:
+        A row for each sigma and image; no other row has ``nfe`` 0.
+    """
+    for sigma in plan.sigmas:
+        for image_id in image_ids:
+            yield CertificateRow(
+                sigma=sigma,
+                image_id=image_id,
+                label=labels[image_id],
+                predicted=ABSTAIN,
+                correct=False,
+                abstained=True,
+                radius=0.0,
+                p_low=0.0 if isinstance(plan, Plan) else float("nan"),
+                n_a=0,
+                n=0,
+                n0=plan.n0,
+                alpha=plan.alpha,
+                bound=plan.bound,
+                nfe=0,
+                seconds=0.0,
+                method=method,
+                votes_id=votes_id,
+            )
 
 
 def recompute(

@@ -136,6 +136,7 @@ class Outcome:
         items: items evaluated.
         requeued: items put back after a loss.
         numerics: numerics kinds of the workers.
+        unreadable: image_id of images that could not be decoded; they count as abstentions.
     """
 
     complete: bool
@@ -149,6 +150,7 @@ class Outcome:
     items: int = 0
     requeued: int = 0
     numerics: set[str] = field(default_factory=set)
+    unreadable: list[int] = field(default_factory=list)
 
 
 @dataclass

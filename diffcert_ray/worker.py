@@ -68,7 +68,9 @@ class WorkerSpec:
                     dtype=dtype,
                     sha256=self.weights["unconditional"],
                 )
-        dataset = self.dataset or load_dataset(self.config.dataset)
+        dataset = self.dataset or load_dataset(
+            self.config.dataset, self.config.execution.storage_options
+        )
         if not self.config.numerics.compile:
             return Worker(name, self.config, denoiser, unconditional, dataset, self.device)
         for network in (denoiser, unconditional):

@@ -16,7 +16,7 @@ SIGNATURES = {
     "certificate": ["n_a", "n", "sigma", "n_b", "alpha", "bound"],
     "certified_accuracy": ["certificates", "radii"],
     "certify": ["config", "run"],
-    "load_dataset": ["spec"],
+    "load_dataset": ["spec", "storage_options"],
     "load_denoiser": ["source"],
     "open_run": ["address"],
 }

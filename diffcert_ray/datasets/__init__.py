@@ -1,0 +1,15 @@
+"""Datasets: which images there are, their stable ids, pixels and labels."""
+
+from diffcert_ray.datasets.checked import Checked, check_images
+from diffcert_ray.datasets.dataset import Dataset
+from diffcert_ray.datasets.errors import CorruptImageError, DatasetError
+from diffcert_ray.datasets.loading import load_dataset
+
+__all__ = [
+    "Checked",
+    "CorruptImageError",
+    "Dataset",
+    "DatasetError",
+    "check_images",
+    "load_dataset",
+]

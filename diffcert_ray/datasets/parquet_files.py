@@ -1,0 +1,164 @@
+"""Parquet files by row group: footers read once, single columns of single row groups on demand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from diffcert_ray.datasets.errors import DatasetError
+from diffcert_ray.datasets.place import Place, RangeFile
+
+TAIL_BYTES = 64 * 2**10  # of a file in the first request: holds most footers
+KEPT_BYTES = 64 * 2**20  # of row groups in memory; at least one is kept, whatever its size
+REQUESTS_AT_ONCE = 8
+MAGIC = b"PAR1"
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file and its footer."""
+
+    name: str
+    size: int
+    metadata: Any
+    footer_sha: str
+
+
+class RowGroups:
+    """The row groups of several files, end to end; rows are numbered through all of them.
+
+    Args:
+        place: where the files are.
+        files: their footers, in order.
+        kept_bytes: how much of them may stay in memory.
+    """
+
+    def __init__(self, place: Place, files: list[_File], kept_bytes: int = KEPT_BYTES) -> None:
+        self._place, self._files, self._kept_bytes = place, files, kept_bytes
+        self._places = [
+            (file, index) for file in files for index in range(file.metadata.num_row_groups)
+        ]
+        sizes = [file.metadata.row_group(index).num_rows for file, index in self._places]
+        self._starts = np.cumsum([0, *sizes])
+        self._kept: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        self.schema = files[0].metadata.schema.to_arrow_schema()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": OrderedDict()}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self._starts[-1])
+
+    @property
+    def identity(self) -> str:
+        """Names, sizes, row counts and footer hashes of the files."""
+        facts = [(f.name, f.size, f.metadata.num_rows, f.footer_sha) for f in self._files]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The row group that a row is in, and its place there."""
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return group, row - int(self._starts[group])
+
+    def read(self, group: int, column: str) -> Any:
+        """One column of one row group as an Arrow column; the last ones read are kept."""
+        key = (group, column)
+        if key not in self._kept:
+            self._kept[key] = self._fetch(group, column)
+            while len(self._kept) > 1 and self._bytes() > self._kept_bytes:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def values(self, column: str, rows: Ints | None = None) -> Any:
+        """A column of small values: of all rows, or of some in their order; not kept."""
+        if rows is None:
+            rows = np.arange(self.rows)
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        needed = np.unique(groups)
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            parts = list(pool.map(lambda group: self._fetch(int(group), column), needed))
+        if not parts:
+            return pa.chunked_array([], self.schema.field(column).type)
+        chunks = [chunk for part in parts for chunk in part.chunks]
+        offsets = np.cumsum([0, *map(len, parts)])[np.searchsorted(needed, groups)]
+        return pa.chunked_array(chunks).take(pa.array(offsets + rows - self._starts[groups]))
+
+    def largest(self, column: str) -> int:
+        """The largest value of a column of whole numbers, from statistics where there are any."""
+        found = []
+        for file, index in self._places:
+            group = file.metadata.row_group(index)
+            chunks = (group.column(j) for j in range(group.num_columns))
+            chunk = next(c for c in chunks if c.path_in_schema == column)
+            if not (chunk.is_stats_set and chunk.statistics.has_min_max):
+                return int(np.max(self.values(column).drop_null().to_numpy(), initial=-1))
+            found.append(chunk.statistics.max)
+        return int(max(found, default=-1))
+
+    def _bytes(self) -> int:
+        return sum(column.nbytes for column in self._kept.values())
+
+    def _fetch(self, group: int, column: str) -> Any:
+        file, index = self._places[group]
+        source = RangeFile(self._place, file.name, file.size)
+        try:
+            with pq.ParquetFile(source, metadata=file.metadata) as opened:
+                table = opened.read_row_group(index, columns=[column], use_threads=False)
+        except pa.ArrowInvalid as error:
+            raise DatasetError(
+                f"{self._place.address}/{file.name} is damaged in row group {index} ({error}): "
+                "write it again"
+            ) from None
+        return table.column(0)
+
+
+def open_row_groups(place: Place, sizes: dict[str, int]) -> RowGroups:
+    """Read the footers of files.
+
+    Args:
+        place: where they are.
+        sizes: bytes of each, by name, in the order of their rows.
+
+    Raises:
+        DatasetError: one is no Parquet file, or has other columns than the first.
+    """
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        files = list(pool.map(lambda item: _footer(place, *item), sizes.items()))
+    first = files[0].metadata.schema.to_arrow_schema()
+    for file in files[1:]:
+        if not file.metadata.schema.to_arrow_schema().equals(first):
+            raise DatasetError(
+                f"{place.address}/{file.name} has other columns than {files[0].name}: give "
+                "dataset.path the folder of one dataset only"
+            )
+    return RowGroups(place, files)
+
+
+def _footer(place: Place, name: str, size: int) -> _File:
+    tail = place.read(name, max(0, size - TAIL_BYTES), size)
+    length = int.from_bytes(tail[-8:-4], "little")
+    if len(tail) < 12 or tail[-4:] != MAGIC or length + 12 > size:
+        raise DatasetError(
+            f"{place.address}/{name} is no Parquet file, or its end is missing: write it again"
+        )
+    if length + 8 > len(tail):
+        tail = place.read(name, size - length - 8, size)
+    footer = tail[-(length + 8) :]
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DatasetError(f"{place.address}/{name} has a damaged footer: {error}") from None
+    return _File(name, size, metadata, hashlib.sha256(footer).hexdigest())

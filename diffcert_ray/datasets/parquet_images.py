@@ -1,0 +1,131 @@
+"""One image out of a Parquet column: encoded bytes, or nested lists of numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from diffcert_ray.datasets.encoded import decode_image
+from diffcert_ray.datasets.errors import DatasetError, UndecodableError
+from diffcert_ray.datasets.pixels import from_bytes
+
+Shape = tuple[int, int, int]
+
+
+def image_leaf(field: Any) -> str:
+    """The column to read for a field of images: the field itself, or the bytes of its struct.
+
+    Args:
+        field: an Arrow field.
+
+    Returns:
+        Its path in the Parquet schema.
+
+    Raises:
+        DatasetError: it holds neither bytes nor lists of numbers.
+    """
+    kind = field.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return f"{field.name}.bytes"
+    if _is_binary(kind) or _is_list(kind):
+        return str(field.name)
+    raise DatasetError(
+        f"column {field.name!r} is {kind}, which is no image: it must be encoded bytes, a struct "
+        "with bytes (as Hugging Face writes it) or nested lists of numbers; set "
+        "dataset.image_column"
+    )
+
+
+def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[np.float32]:
+    """Pixels of one image.
+
+    Args:
+        column: Arrow column of one row group, as ``image_leaf`` named it.
+        row: which one.
+        image_shape: (C, H, W), or None: three channels of encoded images; what the nesting of
+            lists says.
+
+    Returns:
+        float32 [C, H, W] in [0, 1].
+
+    Raises:
+        UndecodableError: why there are none.
+    """
+    cell = column.slice(row, 1).combine_chunks()
+    if isinstance(cell, pa.ChunkedArray):
+        cell = cell.chunk(0)
+    if pa.types.is_struct(cell.type):
+        cell = cell.field("bytes") if cell.null_count == 0 else cell
+    if cell.null_count:
+        raise UndecodableError("there are no bytes in its row")
+    if _is_binary(cell.type):
+        pixels = from_bytes(decode_image(cell[0].as_py(), image_shape[0] if image_shape else 3))
+    else:
+        pixels = _scaled(_unnested(cell, image_shape))
+    if image_shape is not None and pixels.shape != tuple(image_shape):
+        raise UndecodableError(f"its shape is {pixels.shape}, dataset.image_shape {image_shape}")
+    return pixels
+
+
+def _unnested(cell: Any, image_shape: Shape | None) -> NDArray[Any]:
+    """Nested lists as an array [C, H, W] of their numbers."""
+    shape: list[int] = []
+    while _is_list(cell.type):
+        lengths = pc.unique(pc.list_value_length(cell))
+        if cell.null_count or len(lengths) != 1:
+            raise UndecodableError("its rows are not of one length")
+        shape.append(lengths[0].as_py())
+        cell = cell.flatten()
+    if cell.null_count:
+        raise UndecodableError("it has empty numbers")
+    values = cell.to_numpy(zero_copy_only=False)
+    if image_shape is not None:
+        channels, height, width = image_shape
+        if shape == [height, width, channels] and shape != list(image_shape):
+            return values.reshape(shape).transpose(2, 0, 1)
+        if values.size != channels * height * width:
+            raise UndecodableError(f"it has {shape} numbers, dataset.image_shape is {image_shape}")
+        return values.reshape(image_shape)
+    return _guessed(values, shape)
+
+
+def _guessed(values: NDArray[Any], shape: list[int]) -> NDArray[Any]:
+    """The array [C, H, W] that the nesting of the lists can only mean."""
+    if len(shape) == 2:
+        return values.reshape(1, *shape)
+    if len(shape) == 3:
+        first, last = shape[0] in (1, 3), shape[-1] in (1, 3)
+        if last and not first:
+            return values.reshape(shape).transpose(2, 0, 1)
+        if first and not last:
+            return values.reshape(shape)
+    raise UndecodableError(
+        f"lists of {shape} do not say which of them are channels: set dataset.image_shape = "
+        "[channels, height, width]"
+    )
+
+
+def _scaled(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Grey levels 0..255, or floats that lie in [0, 1] already."""
+    low, high = values.min(initial=0), values.max(initial=0)
+    if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 255:
+        return from_bytes(values.astype(np.uint8))
+    if np.issubdtype(values.dtype, np.floating) and low >= 0 and high <= 1:  # refuses NaN too
+        return np.ascontiguousarray(values, dtype=np.float32)
+    raise UndecodableError(
+        f"its {values.dtype} numbers go from {low} to {high}: use 0..255 as whole numbers, or "
+        "floats in [0, 1]"
+    )
+
+
+def _is_binary(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(kind) for is_kind in lists)
