@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,11 +22,10 @@ from diffcert_ray.config import ConfigError, load_config, presets
 from diffcert_ray.storage.create_only import StoreError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from diffcert_ray.api import Run
     from diffcert_ray.datasets import Dataset
     from diffcert_ray.report.text_table import TextTable
+    from diffcert_ray.reporting import Sources
 
 app = typer.Typer(
     help="Certify how robust a diffusion classifier is: guaranteed radii, for whole datasets.",
@@ -140,7 +139,7 @@ def certify(
             f"abstentions: image_id {shown}"
         )
     if outcome.complete and images is None:
-        _report(found)
+        _report_run(found)
         return
     if outcome.complete:
         out.print(f"images {images} are done; run: {found.address}")
@@ -154,6 +153,12 @@ def certify(
     else:
         err.print("[bold]stopped:[/] what has come back is stored; the same command continues")
     raise typer.Exit(INCOMPLETE)
+
+
+def _report_run(run: "Run") -> None:
+    from diffcert_ray.reporting import Sources, series_of_run
+
+    _report(Sources(tuple(series_of_run(run)), (run,)))
 
 
 def _say_where(run: "Run") -> None:
@@ -298,16 +303,57 @@ def _plain_status(run: "Run", data: "Dataset", done: int) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or prefixes")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|LOG...", help="Run folders or prefixes, and logs of Cohen et al. (.tsv)"
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the files [default: report/ of the first run, or LOG-report]",
+            show_default=False,
+        ),
+    ] = None,
+    log_sigma: Annotated[
+        float | None, typer.Option(min=0, help="Sigma of logs whose names do not tell")
+    ] = None,
+    log_alpha: Annotated[float, typer.Option(min=0, max=1, help="Alpha of logs")] = 0.001,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare with published rows of this dataset too, e.g. cifar10"),
+    ] = None,
 ) -> None:
-    """Print a run's certified accuracies and write table and curve into its folder.
+    """Print the figures of runs and logs, and write them with pictures and a page to look at.
 
     [dim]diffcert report runs/digits-demo[/]
+    [dim]diffcert report runs/new runs/old published-sigma-0.25.tsv --output compared[/]
+
+    The page, index.html, needs no other file.
+    """
+    from diffcert_ray.reporting import open_sources
+
+    found = open_sources(sources, log_sigma=log_sigma, log_alpha=log_alpha)
+    _report(found, output or (None if found.runs else f"{sources[0]}-report"), published or ())
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    output: Annotated[Path, typer.Option(help="Folder of the logs")] = Path(),
+) -> None:
+    """Write a run's certificates as tab-separated logs of Cohen et al., one for each sigma.
+
+    [dim]diffcert export runs/digits --output logs[/]
     """
     from diffcert_ray.api import open_run
+    from diffcert_ray.reporting import export_logs
 
-    for run in runs:
-        _report(open_run(run))
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in export_logs(open_run(run)).items():
+        (output / name).write_text(text, encoding="utf-8")
+        out.print(f"{output / name}", soft_wrap=True)
 
 
 @app.command()
@@ -360,51 +406,30 @@ def compact(
     )
 
 
-def _report(run: "Run") -> None:
-    from diffcert_ray.api import check_certifiable
+def _report(sources: "Sources", output: str | None = None, datasets: Sequence[str] = ()) -> None:
+    """Print the figures; write the files to a folder, by default the first run's report/."""
+    from diffcert_ray.report import guarantees, published_rows, report_files, report_tables
+    from diffcert_ray.reporting import pictures_of, replace_file
+    from diffcert_ray.storage.location import open_location
 
-    certificates = run.certificates()
-    if certificates.empty:
-        raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
-    if not run.config.without_votes:
-        check_certifiable(run, certificates)
-    asked = run.config.votes.bound
-    for bound in sorted(certificates["bound"].unique(), key=lambda bound: bound != asked):
-        _report_bound(run, certificates[certificates["bound"] == bound], str(bound))
-    counted = "losses" if run.config.without_votes else "units"
-    out.print(
-        f"\nresults: {run.address} (certificates/, {counted}/, report/curve.png)", soft_wrap=True
-    )
-
-
-def _report_bound(run: "Run", certificates: "pd.DataFrame", bound: str) -> None:
-    from diffcert_ray.report import dataset_tables, guarantee, report_files
-
-    config, radii = run.config, run.config.votes.radii
-    title = f"{config.name}: {config.method.name}, {bound}, alpha {config.votes.alpha:g}"
-    for table in dataset_tables(certificates, radii, title):
+    series, runs = sources.series, sources.runs
+    published = published_rows([*dict.fromkeys(one.dataset for one in series), *datasets])
+    for table in report_tables(series, published):
         _print_table(table)
-    if config.without_votes:
-        out.print(_plain_estimates(run, bound), soft_wrap=True)
-    out.print(f"\n{guarantee(bound)}", soft_wrap=False)
-    prefix = "" if bound == config.votes.bound else f"{bound}-"
-    for name, data in report_files(certificates, radii, title).items():
-        # A view of the stored truth, made anew each time: the one thing that may be replaced.
-        run.store.location.delete(f"report/{prefix}{name}")
-        run.store.location.create(f"report/{prefix}{name}", data)
-
-
-def _plain_estimates(run: "Run", bound: str) -> str:
-    """One line about the radii at the mean losses, which nothing guarantees."""
-    from diffcert_ray.datasets import load_dataset
-    from diffcert_ray.loss_store import read_losses
-    from diffcert_ray.plain import plan_of_images
-    from diffcert_ray.plain_results import estimates
-
-    data = load_dataset(run.config.dataset)
-    plan = plan_of_images(run.config, data)
-    losses = read_losses(run.store, len(plan.s), plan.classes)
-    return estimates(plan, losses, data.image, "local" if bound == "local" else "lipschitz")
+    for note in dict.fromkeys(note for one in series for note in one.notes):
+        out.print(_escaped(note), soft_wrap=True)
+    for sentence in guarantees(series):
+        out.print(f"\n{sentence}", soft_wrap=False)
+    files = report_files(series, published, pictures_of(runs[0]) if runs else None)
+    location = open_location(output) if output else runs[0].store.location
+    folder = "" if output else "report/"
+    for name, data in files.items():
+        replace_file(location, folder + name, data)
+    for run in runs:
+        counted = "losses" if run.config.without_votes else "units"
+        out.print(f"\nresults: {run.address} (certificates/, {counted}/)", soft_wrap=True)
+    place = output or f"{runs[0].address.rstrip('/')}/report"
+    out.print(f"report: {place}/index.html", soft_wrap=True)
 
 
 def _print_table(table: "TextTable") -> None:
@@ -424,11 +449,13 @@ def train_digits(
     output: Annotated[Path, typer.Option(help="The .safetensors file to write")] = Path(
         "digits.safetensors"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam")] = 4000,
-    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 128,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam")] = 5000,
+    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and everything drawn")] = 0,
+    network: Annotated[str, typer.Option(help="ddpmpp, ncsnpp or adm")] = "ddpmpp",
+    channels: Annotated[int, typer.Option(min=1, help="Of the first level")] = 16,
 ) -> None:
-    """Train the demo model on the 1437 training digits (a few minutes on 2 cores).
+    """Train the demo model on the 1437 training digits (some 20 minutes on 2 cores).
 
     [dim]diffcert train digits --output my-digits.safetensors[/]
     """
@@ -445,7 +472,15 @@ def train_digits(
             if step % 20 == 0 or step == steps:
                 bar.update(task, completed=step, loss=f"{loss:.4f}")
 
-        written = train(output, steps=steps, batch=batch, seed=seed, on_progress=on_progress)
+        written = train(
+            output,
+            network=network,
+            channels=channels,
+            steps=steps,
+            batch=batch,
+            seed=seed,
+            on_progress=on_progress,
+        )
     out.print(f"{written}", soft_wrap=True)
 
 

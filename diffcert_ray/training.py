@@ -11,7 +11,9 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +38,36 @@ DIGITS_CONFIGURATION = EdmConfiguration(
     s_range=(0.02, 20.0),
     has_unconditional=True,
 )
+NETWORKS: dict[str, dict[str, Any]] = {
+    "ddpmpp": {},
+    "ncsnpp": {
+        "embedding_type": "fourier",
+        "encoder_type": "residual",
+        "channel_mult_noise": 2,
+        "resample_filter": (1, 3, 3, 1),
+    },
+    "adm": {"model_type": "DhariwalUNet", "num_heads": 1},
+}
+"""What each family changes in DIGITS_CONFIGURATION: Karras et al. 2022, table 7."""
+
+
+def digits_configuration(network: str = "ddpmpp", channels: int = 16) -> EdmConfiguration:
+    """The configuration of a network for the digits.
+
+    Args:
+        network: "ddpmpp" (the shipped model's), "ncsnpp" or "adm".
+        channels: of the first level, >= 1; the second level has twice as many.
+
+    Raises:
+        ValueError: another network, or no channel.
+    """
+    if network not in NETWORKS or channels < 1:
+        raise ValueError(
+            f"network {network!r} with {channels} channels: give one of {', '.join(NETWORKS)} and "
+            "at least 1 channel"
+        )
+    changes = NETWORKS[network] | {"model_channels": channels}
+    return EdmConfiguration.model_validate(DIGITS_CONFIGURATION.model_dump() | changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +87,8 @@ class Recipe:
         ema_decay: decay per step of the moving average of the weights, which is what is kept.
     """
 
-    steps: int = 4000
-    batch: int = 128
+    steps: int = 5000
+    batch: int = 256
     seed: int = 0
     learning_rate: float = 2e-3
     warmup_steps: int = 200
@@ -117,7 +149,7 @@ def train(
         ValueError: the dataset's images or classes do not fit the network.
     """
     _check_fits(configuration, dataset)
-    images = torch.tensor(dataset.pixels) * 2 - 1
+    images = torch.tensor(np.asarray(dataset.pixels)) * 2 - 1
     labels = torch.tensor(dataset.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -141,6 +173,8 @@ def train(
 def train_digits(
     output: str | Path,
     *,
+    network: str = "ddpmpp",
+    channels: int = 16,
     steps: int = Recipe.steps,
     batch: int = Recipe.batch,
     seed: int = Recipe.seed,
@@ -150,6 +184,8 @@ def train_digits(
 
     Args:
         output: the .safetensors file to write.
+        network: "ddpmpp", "ncsnpp" or "adm".
+        channels: of its first level.
         steps: steps of Adam.
         batch: images per step.
         seed: of the weights and of everything drawn.
@@ -160,12 +196,12 @@ def train_digits(
         taken stand in the file under "recipe".
 
     Raises:
-        ValueError: steps, batch or output is not usable.
+        ValueError: network, channels, steps, batch or output is not usable.
     """
-    recipe = Recipe(steps=steps, batch=batch, seed=seed)
+    recipe, configuration = Recipe(steps, batch, seed), digits_configuration(network, channels)
     dataset = load_dataset({"name": "digits", "split": "train"})
     started = time.monotonic()
-    denoiser = train(DIGITS_CONFIGURATION, dataset, recipe, on_progress)
+    denoiser = train(configuration, dataset, recipe, on_progress)
     save_denoiser(
         output,
         denoiser,

@@ -1,0 +1,56 @@
+"""The job that trains network families alike and compares what they certify."""
+
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tomli_w
+
+from diffcert_ray.denoisers.checkpoint_file import read_configuration
+from diffcert_ray.training import digits_configuration
+from jobs.ablation import main
+
+FILE = Path(__file__).parents[1] / "jobs" / "ablation.toml"
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("ddpmpp", ("SongUNet", "positional", "standard")),
+        ("ncsnpp", ("SongUNet", "fourier", "residual")),
+        ("adm", ("DhariwalUNet", "positional", "standard")),
+    ],
+)
+def test_each_family_has_its_network(network, expected):
+    found = digits_configuration(network, 8)
+    assert (found.model_type, found.embedding_type, found.encoder_type) == expected
+    assert found.model_channels == 8
+
+
+def test_another_family_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"'unet' with 8 channels.*ddpmpp, ncsnpp, adm"):
+        digits_configuration("unet", 8)
+
+
+def test_networks_are_trained_once_and_certify_the_same_images(tmp_path, capsys):
+    tables = tomllib.loads(FILE.read_text("utf-8"))
+    tables["training"] = {"steps": 2, "batch": 8}
+    tables["networks"] = {"ddpmpp": [4], "adm": [4]}
+    tables["run"]["dataset"] = {"name": "digits", "first": 2}
+    tables["run"]["noise_levels"]["levels"] = 4
+    tables["run"]["votes"] |= {"n0": 2, "n": 12, "radii": [0.0]}
+    config, out = tmp_path / "ablation.toml", tmp_path / "out"
+    config.write_text(tomli_w.dumps(tables))
+    arguments = ["--config", str(config), "--output", str(out), "--local"]
+    assert main(arguments) == 0
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    assert set(made) == {"ddpmpp-4-2x8.safetensors", "adm-4-2x8.safetensors"}
+    assert read_configuration(str(out / "adm-4-2x8.safetensors")).model_type == "DhariwalUNet"
+    table = pd.read_csv(out / "ablation.csv")
+    assert list(table["network"]) == ["ddpmpp", "adm"]
+    assert (table["nfe_per_vote"] > 0).all()
+    first = capsys.readouterr().out
+    assert main(arguments) == 0
+    assert made == {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    assert capsys.readouterr().out == first
