@@ -1,25 +1,42 @@
-"""Checkpoint files as such: where they are, their hash, their configuration; needs no torch."""
+"""Checkpoint files as such: where they are, their format, hash and configuration; needs no torch.
+
+Only a state dict (.pt) without a configuration beside it has to be opened with torch.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from diffcert_ray.denoisers.checkpoint_cache import FOLDER_SUFFIXES, cached_content, local_copy
+from diffcert_ray.denoisers.checkpoint_error import CheckpointError
 from diffcert_ray.denoisers.configuration import EdmConfiguration
+from diffcert_ray.denoisers.configuration_text import (
+    METADATA_KEY,
+    changed,
+    no_configuration,
+    parsed,
+    read_json,
+)
+from diffcert_ray.denoisers.diffusers_configuration import (
+    DiffusersConfiguration,
+    read_diffusers_configuration,
+)
+from diffcert_ray.denoisers.edm_pickle import read_edm_pickle
 
-METADATA_KEY = "diffcert"
 FORMAT = 1
 
+CheckpointFormat = Literal["safetensors", "EDM pickle", "state dict", "diffusers folder"]
 
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, not the expected one, or not safe to read."""
+_ZIP = b"PK\x03\x04"
+_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote before 1.6
+_PICKLE_PROTOCOLS = (2, 3, 4, 5)
 
 
 def shipped_models() -> dict[str, Path]:
@@ -28,68 +45,137 @@ def shipped_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def checkpoint_path(source: str) -> Path:
-    """Find a checkpoint.
+def checkpoint_path(source: str | Path, sha256: str | None = None) -> Path:
+    """Find a checkpoint, fetching it first if it is at a remote address.
 
     Args:
-        source: name of a shipped model, such as "digits", or path of a safetensors file.
+        source: name of a shipped model, such as "digits"; path of a file or folder; or an address
+            that fsspec knows, such as "s3://bucket/model.pkl".
+        sha256: what its hash is known to be; a copy that this machine has is then taken without
+            asking at the address.
 
     Returns:
-        The path of an existing safetensors file.
+        The path of an existing local file or folder.
 
     Raises:
-        CheckpointError: no such model or file, or a format that is not read.
+        CheckpointError: no such model, file or folder.
     """
+    source = str(source)
     shipped = shipped_models()
     if source in shipped:
         return shipped[source]
-    path = Path(source)
-    if not path.is_file():
+    if source.startswith("file://"):
+        source = source.removeprefix("file://")
+    elif "://" in source:
+        known = cached_content(sha256) if sha256 else None
+        return known or local_copy(source, sha256_of_path)
+    path = Path(source).expanduser()
+    if not path.exists():
         near = difflib.get_close_matches(source, list(shipped), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise CheckpointError(
-            f"checkpoint {source!r} does not exist: {hint}give the path of a .safetensors file, "
-            f"or one of the shipped models: {', '.join(shipped) or 'none'}"
-        )
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"checkpoint {source!r} is not a .safetensors file: other formats may run code when "
-            "they are read and are not opened; convert it first"
+            f"checkpoint {source!r} does not exist: {hint}give the path of a checkpoint, its "
+            f"address, or one of the shipped models: {', '.join(shipped) or 'none'}"
         )
     return path
 
 
-def checkpoint_sha256(source: str) -> str:
-    """The sha256 of a checkpoint's bytes.
+def checkpoint_format(path: Path) -> CheckpointFormat:
+    """The format of a checkpoint, by its first bytes and never by its name.
 
     Args:
-        source: name of a shipped model or path of a safetensors file.
+        path: a local file or folder.
 
     Returns:
-        64 hex digits: of the file itself or, where its configuration stands in a JSON file beside
-        it, of the two files one after the other (`cat NAME.safetensors NAME.json | sha256sum`).
+        One of "safetensors", "EDM pickle", "state dict" (torch.save) and "diffusers folder".
 
     Raises:
-        CheckpointError: no such file, or it is not readable as safetensors.
+        CheckpointError: none of them.
     """
-    path = checkpoint_path(source)
+    if path.is_dir():
+        return "diffusers folder"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size - 8, 0):
+        return "safetensors"
+    if head.startswith((_ZIP, _OLD_TORCH)):
+        return "state dict"
+    if head[:1] == b"\x80" and head[1:2] and head[1] in _PICKLE_PROTOCOLS:
+        return "EDM pickle"
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or not a safetensors file: fetch it again"
+        )
+    raise CheckpointError(
+        f"checkpoint {path} begins with {head[:8]!r} and is in no known format: those read are "
+        "safetensors, EDM pickles (.pkl), state dicts (.pt of torch.save) and diffusers folders"
+    )
+
+
+def checkpoint_sha256(source: str | Path) -> str:
+    """The hash that identifies a checkpoint.
+
+    Args:
+        source: as `checkpoint_path`.
+
+    Returns:
+        64 hex digits: the sha256 of the file itself or, where its configuration stands in a JSON
+        file beside it, of the two files one after the other (`cat NAME.pt NAME.json | sha256sum`).
+        Of a folder: `find . -name '*.json' -o -name '*.safetensors' | sort | xargs sha256sum |
+        sha256sum`, with names as "unet/config.json" and hidden ones left out.
+
+    Raises:
+        CheckpointError: nothing there, or in no known format.
+    """
+    return sha256_of_path(checkpoint_path(source))
+
+
+def sha256_of_path(path: Path) -> str:
+    """`checkpoint_sha256` of a local file or folder."""
+    kind = checkpoint_format(path)
+    if kind == "diffusers folder":
+        return _folder_sha256(path)
+    beside = path.with_suffix(".json")
+    with_json = (kind == "safetensors" and METADATA_KEY not in _metadata(path)) or (
+        kind == "state dict" and beside.is_file()
+    )
     digest = hashlib.sha256()
-    beside = [] if METADATA_KEY in _metadata(path) else [path.with_suffix(".json")]
-    for part in (path, *beside):
+    for part in (path, beside) if with_json else (path,):
         try:
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+            _add_to(digest, part)
         except FileNotFoundError:
-            raise _no_configuration(path) from None
+            raise no_configuration(path) from None
     return digest.hexdigest()
 
 
-def read_metadata(source: str) -> dict[str, Any]:
-    """What a checkpoint says of itself: "format", "configuration" and, if it has one, "recipe".
+def _folder_sha256(folder: Path) -> str:
+    names = sorted(
+        found.relative_to(folder).as_posix()
+        for found in folder.rglob("*")
+        if found.suffix in FOLDER_SUFFIXES
+        and found.is_file()
+        and not any(part.startswith(".") for part in found.relative_to(folder).parts)
+    )
+    digest = hashlib.sha256()
+    for name in names:
+        one = hashlib.sha256()
+        _add_to(one, folder / name)
+        digest.update(f"{one.hexdigest()}  {name}\n".encode())
+    return digest.hexdigest()
+
+
+def _add_to(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
+def read_metadata(source: str | Path) -> dict[str, Any]:
+    """What a safetensors checkpoint says of itself: "format", "configuration" and maybe "recipe".
 
     Args:
-        source: name of a shipped model or path of a safetensors file.
+        source: as `checkpoint_path`.
 
     Returns:
         The JSON object kept in the file, or else in NAME.json beside it.
@@ -99,41 +185,45 @@ def read_metadata(source: str) -> dict[str, Any]:
     """
     path = checkpoint_path(source)
     text = _metadata(path).get(METADATA_KEY)
-    try:
-        if text is None:
-            text = path.with_suffix(".json").read_text("utf-8")
-        found = json.loads(text)
-    except FileNotFoundError:
-        raise _no_configuration(path) from None
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {path}: its configuration is no JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        seen = found.get("format") if isinstance(found, dict) else found
+    found = read_json(path.with_suffix(".json"), path) if text is None else parsed(text, path)
+    if "model_type" in found:  # the bare configuration, as beside a state dict
+        return {"format": FORMAT, "configuration": found}
+    if found.get("format") != FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} has format {seen!r}: this version reads format {FORMAT}"
+            f"checkpoint {path} has format {found.get('format')!r}: this version reads format "
+            f"{FORMAT}"
         )
     return found
 
 
-def read_configuration(source: str) -> EdmConfiguration:
+def read_configuration(
+    source: str | Path, config: Mapping[str, Any] | None = None
+) -> EdmConfiguration | DiffusersConfiguration:
     """The network and preconditioning of a checkpoint, without its weights.
 
     Args:
-        source: name of a shipped model or path of a safetensors file.
+        source: as `checkpoint_path`.
+        config: settings that replace or complete those found.
 
     Returns:
-        The validated configuration.
+        The validated configuration; both kinds have `image_shape`, `label_dim`, `noise_range` and
+        `unconditional`.
 
     Raises:
-        CheckpointError: as `read_metadata`, or the configuration is not valid.
+        CheckpointError: nothing there, in no known format, refused, or the configuration is missing
+            or not valid.
     """
-    metadata = read_metadata(source)
-    try:
-        return EdmConfiguration.model_validate(metadata.get("configuration"))
-    except ValidationError as error:
-        raise CheckpointError(
-            f"checkpoint {source!r}: its configuration is not valid: {error}"
-        ) from None
+    path = checkpoint_path(source)
+    kind = checkpoint_format(path)
+    if kind == "diffusers folder":
+        return read_diffusers_configuration(path, config)
+    if kind == "EDM pickle":
+        return changed(path, read_edm_pickle(path)[0].model_dump(exclude_unset=True), config)
+    if kind == "safetensors":
+        return changed(path, read_metadata(path).get("configuration"), config)
+    from diffcert_ray.denoisers.state_dict import read_state_dict
+
+    return read_state_dict(path, config).configuration
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -144,10 +234,3 @@ def _metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(
             f"checkpoint {path} is damaged or not a safetensors file ({error}): fetch it again"
         ) from None
-
-
-def _no_configuration(path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {path} has no configuration: neither under {METADATA_KEY!r} in its metadata "
-        f"nor in {path.with_suffix('.json').name} beside it; convert the checkpoint again"
-    )

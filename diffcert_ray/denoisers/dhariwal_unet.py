@@ -45,25 +45,29 @@ class DhariwalUNet(nn.Module):
 
     def _build_ladder(self, c: EdmConfiguration, emb_channels: int) -> None:
         style = BlockStyle(
-            emb_channels, _EPS, 1.0, adaptive_scale=True, resample_proj=False, dropout=c.dropout
-        )
+            emb_channels, _EPS, 1.0, adaptive_scale=True, resample_proj=False, dropout=c.dropout,
+            norm_groups=c.norm_groups, qkv_order=c.qkv_order,
+        )  # fmt: skip
 
         def block(
             n_in: int, n_out: int, *, attention: bool = False, up: bool = False, down: bool = False
         ) -> UNetBlock:
-            heads = n_out // _CHANNELS_PER_HEAD if attention else 0
-            return UNetBlock(n_in, n_out, style, up=up, down=down, heads=heads)
+            heads = c.num_heads or n_out // _CHANNELS_PER_HEAD
+            return UNetBlock(n_in, n_out, style, up=up, down=down, heads=heads if attention else 0)
 
         widths = tuple(c.model_channels * mult for mult in c.channel_mult)
-        ladder = Ladder(c.img_resolution, widths, c.num_blocks, c.attn_resolutions)
+        ladder = Ladder(
+            c.img_resolution, widths, c.num_blocks, c.attn_resolutions,
+            convolutions=c.resampling == "convolution",
+        )  # fmt: skip
         self.enc, skip_channels = build_encoder(
             ladder, block, img_channels=c.img_channels, first_channels=widths[0]
         )
         self.dec = build_decoder(
             ladder, block, skip_channels=skip_channels, attention_everywhere=True
         )
-        self.out_norm = group_norm(widths[0], _EPS)
-        self.out_conv = zeroed(Conv2d(widths[0], c.img_channels, 3))
+        self.out_norm = group_norm(widths[0], _EPS, c.norm_groups)
+        self.out_conv = zeroed(Conv2d(widths[0], c.out_channels, 3))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, classes: Tensor, augment_labels: Tensor | None = None
@@ -77,7 +81,7 @@ class DhariwalUNet(nn.Module):
             augment_labels: how a training image was augmented [B, augment_dim]; None for not.
 
         Returns:
-            The raw output [B, C, H, W].
+            The raw output [B, C, H, W], with 2C channels if a variance is learned.
         """
         emb = self.map_noise(c_noise).to(x.dtype)
         if self.map_augment is not None and augment_labels is not None:

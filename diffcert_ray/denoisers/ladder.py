@@ -27,12 +27,14 @@ class Ladder:
         widths: channels of each level, from the highest resolution down.
         num_blocks: blocks of a level on the way down; one more on the way up.
         attn_resolutions: resolutions whose blocks have attention.
+        convolutions: a mere convolution, in place of a block, changes the resolution.
     """
 
     img_resolution: int
     widths: tuple[int, ...]
     num_blocks: int
     attn_resolutions: tuple[int, ...]
+    convolutions: bool = False
 
     def levels(self) -> list[tuple[int, int]]:
         """(resolution, channels) of each level, from the highest resolution down."""
@@ -67,7 +69,11 @@ def build_encoder(
         if level == 0:
             layers[f"{name}_conv"] = Conv2d(img_channels, first_channels, 3)
         else:
-            layers[f"{name}_down"] = block(channels, channels, down=True)
+            layers[f"{name}_down"] = (
+                nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+                if ladder.convolutions
+                else block(channels, channels, down=True)
+            )
             skip_channels.append(channels)
             if residual_filter is not None:
                 layers[f"{name}_aux_residual"] = Conv2d(
@@ -106,7 +112,11 @@ def build_decoder(
             blocks[f"{name}_in0"] = block(channels, channels, attention=True)
             blocks[f"{name}_in1"] = block(channels, channels)
         else:
-            blocks[f"{name}_up"] = block(channels, channels, up=True)
+            blocks[f"{name}_up"] = (
+                Conv2d(channels, channels, 3, up=True)
+                if ladder.convolutions
+                else block(channels, channels, up=True)
+            )
         for index in range(ladder.num_blocks + 1):
             here = attention_everywhere or index == ladder.num_blocks
             attention = here and res in ladder.attn_resolutions
@@ -132,9 +142,11 @@ def encode(layers: nn.ModuleDict, x: Tensor, emb: Tensor) -> tuple[Tensor, list[
 def decode(blocks: nn.ModuleDict, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
     """Go up the ladder, using up the skips."""
     for name, block in blocks.items():
-        if not isinstance(block, UNetBlock):
-            continue  # a layer of the network's head, which checkpoints file under the decoder
         if "_block" in name:
             x = torch.cat([x, skips.pop()], dim=1)
-        x = block(x, emb)
+        if isinstance(block, UNetBlock):
+            x = block(x, emb)
+        elif name.endswith("_up"):
+            x = block(x)
+        # Anything else is a layer of the network's head, which checkpoints file under the decoder.
     return x

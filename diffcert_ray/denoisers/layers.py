@@ -13,6 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# The axes that the channels of a qkv layer stand for, in the orders that checkpoints have.
+_QKV_AXES = {
+    "interleaved": ("heads", "channels", "qkv"),
+    "head": ("heads", "qkv", "channels"),
+    "parts": ("qkv", "heads", "channels"),
+}
+
 
 @dataclass(frozen=True)
 class BlockStyle:
@@ -26,6 +33,9 @@ class BlockStyle:
         resample_proj: a block that resamples has a 1x1 convolution on its skip path.
         resample_filter: taps of the separable low-pass filter used when resampling.
         dropout: probability of dropping an activation while training.
+        norm_groups: groups of every group norm; None for 32, or fewer so that each has four
+            channels.
+        qkv_order: "interleaved", "head" or "parts", see `EdmConfiguration`.
     """
 
     emb_channels: int
@@ -35,11 +45,13 @@ class BlockStyle:
     resample_proj: bool
     resample_filter: tuple[int, ...] = (1, 1)
     dropout: float = 0.0
+    norm_groups: int | None = None
+    qkv_order: str = "interleaved"
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Group norm with groups of at least four channels, and 32 groups at most."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
+def group_norm(channels: int, eps: float, groups: int | None = None) -> nn.GroupNorm:
+    """Group norm; if no groups are given, with 32, or fewer of four channels each."""
+    return nn.GroupNorm(groups or min(32, channels // 4), channels, eps=eps)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -82,7 +94,8 @@ class Conv2d(nn.Module):
             self.register_parameter("weight", None)
             self.register_parameter("bias", None)
         if up or down:
-            taps = torch.tensor(resample_filter, dtype=torch.float32)
+            # On the CPU even where weights are not made yet (meta): it is a constant.
+            taps = torch.tensor(resample_filter, dtype=torch.float32, device="cpu")
             separable = torch.outer(taps, taps) / taps.sum() ** 2
             self.register_buffer("resample_filter", separable[None, None])
 
@@ -120,7 +133,7 @@ class PositionalEmbedding(nn.Module):
     def __init__(self, channels: int, *, endpoint: bool) -> None:
         super().__init__()
         half = channels // 2
-        steps = torch.arange(half, dtype=torch.float32) / (half - int(endpoint))
+        steps = torch.arange(half, dtype=torch.float32, device="cpu") / (half - int(endpoint))
         self.register_buffer("freqs", (1 / 10000) ** steps, persistent=False)
 
     def forward(self, c_noise: Tensor) -> Tensor:
@@ -161,17 +174,17 @@ class UNetBlock(nn.Module):
         self.style, self.heads = style, heads
         resampled = partial(Conv2d, up=up, down=down, resample_filter=style.resample_filter)
         affine_channels = out_channels * (2 if style.adaptive_scale else 1)
-        self.norm0 = group_norm(in_channels, style.eps)
+        self.norm0 = group_norm(in_channels, style.eps, style.norm_groups)
         self.conv0 = resampled(in_channels, out_channels, 3)
         self.affine = nn.Linear(style.emb_channels, affine_channels)
-        self.norm1 = group_norm(out_channels, style.eps)
+        self.norm1 = group_norm(out_channels, style.eps, style.norm_groups)
         self.conv1 = zeroed(Conv2d(out_channels, out_channels, 3))
         self.skip = None
         if in_channels != out_channels or up or down:
             project = in_channels != out_channels or style.resample_proj
             self.skip = resampled(in_channels, out_channels, int(project))
         if heads:
-            self.norm2 = group_norm(out_channels, style.eps)
+            self.norm2 = group_norm(out_channels, style.eps, style.norm_groups)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1)
             self.proj = zeroed(Conv2d(out_channels, out_channels, 1))
 
@@ -192,7 +205,9 @@ class UNetBlock(nn.Module):
 
     def _attend(self, h: Tensor) -> Tensor:
         """Let every pixel of [B, C, H, W] look at all the others; softmax is taken in float32."""
-        # Checkpoints interleave q, k, v within a head's channels: [B, heads, C/heads, 3, P].
-        qkv = self.qkv(h).reshape(h.shape[0], self.heads, h.shape[1] // self.heads, 3, -1)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2)
+        sizes = {"heads": self.heads, "channels": h.shape[1] // self.heads, "qkv": 3}
+        axes = _QKV_AXES[self.style.qkv_order]
+        qkv = self.qkv(h).reshape(h.shape[0], *(sizes[axis] for axis in axes), -1)
+        order = [1 + axes.index(axis) for axis in ("qkv", "heads", "channels")]
+        q, k, v = qkv.permute(order[0], 0, order[1], 4, order[2])  # each [B, heads, P, C/heads]
         return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(h.shape)

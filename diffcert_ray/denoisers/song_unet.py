@@ -76,7 +76,7 @@ class SongUNet(nn.Module):
         )
         self.head = f"{c.img_resolution}x{c.img_resolution}_aux"
         self.dec[f"{self.head}_norm"] = group_norm(widths[0], _EPS)
-        self.dec[f"{self.head}_conv"] = zeroed(Conv2d(widths[0], c.img_channels, 3))
+        self.dec[f"{self.head}_conv"] = zeroed(Conv2d(widths[0], c.out_channels, 3))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, classes: Tensor, augment_labels: Tensor | None = None
@@ -90,7 +90,7 @@ class SongUNet(nn.Module):
             augment_labels: how a training image was augmented [B, augment_dim]; None for not.
 
         Returns:
-            The raw output [B, C, H, W].
+            The raw output [B, C, H, W], with 2C channels if a variance is learned.
         """
         cosines, sines = self.map_noise(c_noise).to(x.dtype).chunk(2, dim=1)
         emb = torch.cat([sines, cosines], dim=1)
