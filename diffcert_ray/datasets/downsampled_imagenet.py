@@ -81,14 +81,14 @@ def _labels(place: Place, name: str, row_bytes: int, digest: Any) -> Ints:
             shape = _data_shape(file)
         with archive.open("labels.npy") as file:
             found = np.lib.format.read_array(file, allow_pickle=False)
+        if found.shape != shape[:1] or not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(f"{found.shape} labels of {found.dtype} for {shape[0]} images")
         info = archive.getinfo("data.npy")
     if shape[1:] != (row_bytes,):
         raise DatasetError(
             f"{place.address}/{name} has rows of {shape[1:]} bytes, not {row_bytes}: it is of the "
             "other resolution; use dataset.name imagenet64 or imagenet32 as it fits"
         )
-    if found.shape != shape[:1] or not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(f"{len(found)} labels for {shape[0]} images")
     digest.update(f"{name} {info.file_size} {info.CRC:08x}".encode())
     return found.astype(np.int64) - 1
 

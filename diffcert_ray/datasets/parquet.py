@@ -88,7 +88,7 @@ def read_parquet(request: Request) -> Split:
 
     def labels(positions: Ints) -> Ints:
         found = groups.values(label, positions)
-        return np.array([coded(value) for value in found], dtype=np.int64)
+        return np.array([coded(value) for value in found.to_pylist()], dtype=np.int64)
 
     return Split(
         ids=ids,

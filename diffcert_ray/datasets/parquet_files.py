@@ -43,7 +43,7 @@ class RowGroups:
         kept_bytes: how much of them may stay in memory.
     """
 
-    def __init__(self, place: Place, files: list[_File], kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, place: Place, files: list[_File], kept_bytes: int) -> None:
         self._place, self._files, self._kept_bytes = place, files, kept_bytes
         self._places = [
             (file, index) for file in files for index in range(file.metadata.num_row_groups)
@@ -117,7 +117,9 @@ class RowGroups:
         try:
             with pq.ParquetFile(source, metadata=file.metadata) as opened:
                 table = opened.read_row_group(index, columns=[column], use_threads=False)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
+            if source.failed:  # the store, not the file
+                raise
             raise DatasetError(
                 f"{self._place.address}/{file.name} is damaged in row group {index} ({error}): "
                 "write it again"
@@ -144,7 +146,7 @@ def open_row_groups(place: Place, sizes: dict[str, int]) -> RowGroups:
                 f"{place.address}/{file.name} has other columns than {files[0].name}: give "
                 "dataset.path the folder of one dataset only"
             )
-    return RowGroups(place, files)
+    return RowGroups(place, files, KEPT_BYTES)
 
 
 def _footer(place: Place, name: str, size: int) -> _File:

@@ -99,7 +99,8 @@ class _Machine:
         elif opcode in _ACTIONS:
             _ACTIONS[opcode](self, argument)
         elif opcode not in _IGNORED:
-            self.refuse(f"uses the instruction {opcode}")
+            about = f" {argument}" if isinstance(argument, str) else ""
+            self.refuse(f"uses the instruction {opcode}{about[:200]}")
 
     def refuse(self, what: str) -> NoReturn:
         raise DatasetError(

@@ -109,6 +109,7 @@ class RangeFile(io.RawIOBase):
     def __init__(self, place: Place, name: str, size: int) -> None:
         self._place, self._name, self._size = place, name, size
         self._at = 0
+        self.failed = False  # whether a request did: Parquet calls damage an OSError too
 
     def readable(self) -> bool:
         """It is."""
@@ -133,6 +134,7 @@ class RangeFile(io.RawIOBase):
         stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
         if stop <= self._at:
             return b""
+        self.failed = True
         data = self._place.read(self._name, self._at, stop)
-        self._at = stop
+        self._at, self.failed = stop, False
         return data
