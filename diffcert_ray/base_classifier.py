@@ -37,6 +37,12 @@ class BaseClassifier:
     batch: int
     device: str = "cpu"
 
+    @property
+    def smoothed_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that smoothing noise is added to; radii are in their l2 norm."""
+        network = self.unconditional if self.plan.needs_denoised else self.denoiser
+        return network.image_shape
+
 
 def base_classifier(
     config: Config,
@@ -60,7 +66,8 @@ def base_classifier(
         The base classifier.
 
     Raises:
-        ConfigError: no network for the unconditional step, or a grid that does not fit sigma.
+        ConfigError: no network for the unconditional step, one at another resolution, or a grid
+            that does not fit sigma.
     """
     levels, sift = levels_and_sift(config, sigma)
     plan = method_plan(config.method.name, levels, to_model_space(sigma))
@@ -71,6 +78,7 @@ def base_classifier(
             f"of model.checkpoint = {config.model.checkpoint!r} was trained without label dropout; "
             'set model.unconditional to an unconditional checkpoint, or method.name = "epndc"'
         )
+    _check_resolutions(config, plan, denoiser, unconditional or denoiser)
     return BaseClassifier(
         denoiser=denoiser,
         unconditional=unconditional or denoiser,
@@ -81,6 +89,27 @@ def base_classifier(
         batch=config.numerics.batch,
         device=device,
     )
+
+
+def _check_resolutions(
+    config: Config, plan: MethodPlan, denoiser: Denoiser, unconditional: Denoiser
+) -> None:
+    """Only a network whose input is the denoised image alone may have another resolution."""
+    if unconditional.image_shape == denoiser.image_shape or not plan.needs_denoised:
+        return
+    shapes = f"{tuple(unconditional.image_shape)} and {tuple(denoiser.image_shape)}"
+    if config.model.resize is None:
+        raise ConfigError(
+            f"model.unconditional and model.checkpoint take images of {shapes}: set model.resize "
+            '("area", "bilinear" or "bicubic") to resize after denoising, or take networks of one '
+            "resolution"
+        )
+    if (plan.base, plan.target) != ("denoised", "denoised"):
+        raise ConfigError(
+            f'method "{config.method.name}" shows the noisy image to model.checkpoint, which takes '
+            f"another resolution than model.unconditional ({shapes}): only method.name = "
+            '"apndc" works with model.resize'
+        )
 
 
 def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:

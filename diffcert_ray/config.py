@@ -60,13 +60,16 @@ class ModelConfig(_Table):
     """The denoiser's weights: a shipped model's name or a file.
 
     ``unconditional`` is a second checkpoint for the unconditional step of apndc, needed when the
-    first one was trained without label dropout. ``sha256`` pins the file.
+    first one was trained without label dropout. ``resize`` says how its output is brought to the
+    first one's resolution where images, noise and ``unconditional`` have another one. ``sha256``
+    pins the file.
     """
 
     checkpoint: str = "digits"
     sha256: str | None = None
     unconditional: str | None = None
     unconditional_sha256: str | None = None
+    resize: Literal["area", "bilinear", "bicubic"] | None = None
 
 
 class MethodConfig(_Table):
@@ -358,6 +361,7 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
     }
     identity |= {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
     identity |= {f"sift.{k}": sift[k] for k in used}
+    identity |= {"model.resize": config.model.resize}
     identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
     identity |= {f"weights.{role}": sha for role, sha in weights.items()}
     return {key: value for key, value in identity.items() if value is not None}

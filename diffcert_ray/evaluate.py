@@ -185,6 +185,7 @@ class _ItemRun:
         self.base, self.item, self.image = base, item, image
         self.votes = Votes.of(item)
         self.noise = NoiseSource(base.seed, base.sigma, int(np.prod(base.denoiser.image_shape)))
+        self.smoothing = NoiseSource(base.seed, base.sigma, int(np.prod(base.smoothed_shape)))
         self.classes = base.denoiser.num_classes
         entries = len(base.sift.order)
         self.stream = np.array([STREAM_NAMES.index(u.stream) for u in self.votes.units], np.int64)
@@ -198,9 +199,8 @@ class _ItemRun:
         self.alive = np.zeros((lanes, self.classes), bool)
         self.next_round = np.zeros(lanes, np.int64)
         self.remaining = np.zeros(lanes, np.int64)
-        shape = (lanes, self.noise.elements)
-        self.noisy = torch.zeros(shape, device=base.device)
-        self.denoised = torch.zeros(shape, device=base.device)
+        self.noisy = torch.zeros((lanes, self.smoothing.elements), device=base.device)
+        self.denoised = torch.zeros((lanes, self.noise.elements), device=base.device)
         self.queue = _RowQueue()
         self.expected_rows = (
             0  # in the queue, a denoising row counting as the round that follows it
@@ -255,15 +255,15 @@ class _ItemRun:
         pixels = np.stack([self.image(int(i)).reshape(-1) for i in different])
         clean = to_model_image(torch.from_numpy(pixels)[torch.from_numpy(which)])
         clean = clean.to(self.base.device)
-        delta = self.noise.normal(
+        delta = self.smoothing.normal(
             ids, self.stream[units], self.votes.vote[votes], "smoothing", device=self.base.device
         )
         index = torch.from_numpy(lanes).to(self.base.device)
         noisy = clean + self.base.plan.s_tau * delta
         self.noisy[index] = noisy
-        self.denoised[index] = (
-            noisy  # the input of the denoising step, until its output replaces it
-        )
+        if noisy.shape[1] == self.denoised.shape[1]:
+            # The input of the denoising step, until its output replaces it.
+            self.denoised[index] = noisy
         if not self.base.plan.needs_denoised:
             self._queue_rounds(lanes)
         elif self.base.unconditional is self.base.denoiser:
@@ -295,7 +295,7 @@ class _ItemRun:
 
     def _denoise_apart(self, lanes: np.ndarray) -> None:
         """The unconditional step by a network of its own, in batches of its own."""
-        batch, shape = self.base.batch, self.base.denoiser.image_shape
+        batch, shape = self.base.batch, self.base.smoothed_shape
         s = self.s[-1].expand(batch)
         for start in range(0, len(lanes), batch):
             group = lanes[start : start + batch]

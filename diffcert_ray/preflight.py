@@ -60,6 +60,8 @@ def check_plan(
             f"{classes}: use a class-conditional network trained on this dataset's classes, or say "
             "with dataset.label_map and dataset.num_classes which of its classes they are"
         )
+    if denoiser is None and config.model.resize is not None:
+        shape, name = _smoothed_facts(config)
     if tuple(shape) != tuple(dataset.image_shape):
         raise ConfigError(
             f"images of {dataset.name} are {tuple(dataset.image_shape)} (channels, height, "
@@ -126,3 +128,16 @@ def _network_facts(config: Config, denoiser: "Denoiser | None") -> tuple[tuple[i
 
     found = read_configuration(config.model.checkpoint)
     return found.image_shape, found.label_dim, repr(config.model.checkpoint)
+
+
+def _smoothed_facts(config: Config) -> tuple[tuple[int, ...], str]:
+    """Image shape and name of the network that sees the smoothing noise before a resize."""
+    from diffcert_ray.denoisers.checkpoint_file import read_configuration
+
+    if config.model.unconditional is None or config.method.name != "apndc":
+        raise ConfigError(
+            f'model.resize = "{config.model.resize}" resizes what model.unconditional denoised, in '
+            'method "apndc": set both, or leave model.resize out'
+        )
+    source = config.model.unconditional
+    return read_configuration(source).image_shape, repr(source)

@@ -15,6 +15,7 @@ from diffcert_ray.denoisers.checkpoint import checkpoint_sha256, load_denoiser
 from diffcert_ray.denoisers.compiled import compilation_failures, compile_denoiser, no_compiler
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import GaussianClasses
+from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.evaluate import evaluate_item
 from diffcert_ray.evaluate_losses import evaluate_loss_item
 from diffcert_ray.loss_work import LossItem, LossResult
@@ -71,11 +72,12 @@ class WorkerSpec:
         dataset = self.dataset or load_dataset(
             self.config.dataset, self.config.execution.storage_options
         )
-        if not self.config.numerics.compile:
-            return Worker(name, self.config, denoiser, unconditional, dataset, self.device)
-        for network in (denoiser, unconditional):
-            if network is not None:
-                compile_denoiser(network)
+        if self.config.numerics.compile:
+            for network in (denoiser, unconditional):
+                if network is not None:
+                    compile_denoiser(network)
+        if unconditional is not None and model.resize is not None:
+            unconditional = ResizedDenoiser(unconditional, denoiser.image_shape, model.resize)
         try:  # the probe batch compiles
             return Worker(name, self.config, denoiser, unconditional, dataset, self.device)
         except compilation_failures() as error:
