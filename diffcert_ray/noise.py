@@ -11,14 +11,13 @@ Layout of an address. The 64-bit key is a hash of (seed, sigma), the 128-bit cou
 addresses can meet: they are different counters of one bijection.
 """
 
-import hashlib
-import struct
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffcert_ray.noise_key import noise_key
 from diffcert_ray.work import MAX_IMAGE_ID, STREAM_NAMES
 
 PURPOSES = ("smoothing", "internal")
@@ -92,9 +91,7 @@ class NoiseSource:
     @property
     def key(self) -> tuple[int, int]:
         """The two key words of Philox for this seed and sigma."""
-        packed = struct.pack("<qd", self.seed, self.sigma)
-        digest = hashlib.blake2b(packed, digest_size=8, person=b"diffcert-noise").digest()
-        return struct.unpack("<II", digest)
+        return noise_key(self.seed, self.sigma)
 
     def normal(
         self,

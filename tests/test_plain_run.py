@@ -24,7 +24,7 @@ from diffcert_ray.loss_work import LossItem, LossResult, LossUnit, UnitLosses
 from diffcert_ray.noise import NoiseSource
 from diffcert_ray.plain import plain_levels, plan_of_images
 from diffcert_ray.plain_results import estimates, largest_loss, loss_row, recompute_plain
-from diffcert_ray.report import report_files
+from diffcert_ray.report import Series, report_files
 from diffcert_ray.storage.create_only import StoreError
 
 DRAWS, UNIT, CLASSES = 80, 32, 4  # the last unit is shorter
@@ -356,7 +356,7 @@ def test_report_of_a_plain_run_promises_the_plain_classifier(clean) -> None:
     table = clean[1].certificates()
     for bound in ("local", "lipschitz"):
         rows = table[table["bound"] == bound]
-        text = report_files(rows, [0.0], "title")["table.md"].decode()
+        text = report_files([Series("plain", "title", rows, (0.0,))])["table.md"].decode()
         assert "plain diffusion classifier" in " ".join(text.split())
         assert "smoothed" not in text
 

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from diffcert_ray.metrics import best_sigma_per_radius, certified_accuracy, p_low_distribution
-from diffcert_ray.report import report_files
-from diffcert_ray.report.curve import curve_png
-from diffcert_ray.report.dataset_tables import dataset_tables
+from diffcert_ray.report import Series, published_rows, report_files, report_tables
+from diffcert_ray.report.charts import NARROW, Axis, Line, even_axis, line_chart
+from diffcert_ray.report.dataset_tables import comparison_text, dataset_tables, wrong_text
+from diffcert_ray.report.lines import accuracy_lines, cost_lines, p_low_lines
+from diffcert_ray.report.series import asked_radii, distinct_names, series_of_log
 from diffcert_ray.report.text_table import TextTable, latex, markdown
 
 
@@ -26,6 +28,10 @@ def certificates(radii, *, sigma: float = 0.25, correct=None, **changes) -> pd.D
             "method": "apndc", "votes_id": "x",
         }
     ).assign(**changes)  # fmt: skip
+
+
+def series(rows: pd.DataFrame, name: str = "one", radii=(0.0, 0.25), **about) -> Series:
+    return Series(name, f"{name}: title", rows, tuple(radii), **about)
 
 
 ROWS = certificates([0.875, 0.25, 0.125, 0.0, 0.4], correct=[True, True, True, False, False])
@@ -76,14 +82,15 @@ def test_p_low_shares_are_those_at_or_above_each_edge():
 def test_rows_without_votes_have_no_p_low_table():
     plain = certificates([0.1, 0.2], sigma=0.0, bound="local", p_low=float("nan"))
     assert "p_low" not in {t.label for t in dataset_tables(plain, [0.0], "title")}
-    assert "p_low.csv" not in report_files(plain, [0.0], "title")
+    assert "p_low.csv" not in report_files([series(plain)])
 
 
 def test_the_best_sigma_is_marked_as_a_selection_with_its_price():
     both = pd.concat([ROWS, certificates([0.2] * 5, sigma=0.5)])
     found = table(both, "best_sigma")
     assert "selection" in found.title
-    assert [row[:2] for row in found.rows] == [("0", "0.5"), ("0.25", "0.25")]
+    assert found.header[1:] == ("r = 0", "r = 0.25")
+    assert found.rows[0] == ("sigma", "0.5", "0.25")
     assert "after seeing the results of 2 sigmas" in found.notes[0]
     assert "1 - 0.002" in found.notes[0]
     # The interval is that of 97.5 %, wider than the accuracy table's.
@@ -109,28 +116,141 @@ def test_radii_that_stopping_cut_off_say_so():
     assert "not comparable" not in " ".join(table(ROWS, "images").notes)
 
 
-def test_the_curve_is_a_png_of_readable_size():
-    image = curve_png(ROWS, "title")
-    assert image[:8] == b"\x89PNG\r\n\x1a\n"
-    assert int.from_bytes(image[16:20], "big") >= 900  # pixels across
-
-
 def test_the_files_hold_the_figures_and_what_a_certificate_says():
-    files = report_files(ROWS, [0.0, 0.25], "title")
-    assert set(files) == {"table.csv", "table.md", "table.tex", "curve.png", "p_low.csv"}
+    one = series(ROWS, facts=(("votes_id", "abc"),), command="diffcert certify one.toml")
+    files = report_files([one])
+    names = "index.html table.md table.tex table.csv p_low.csv curve.png curve.svg"
+    assert set(files) == set(names.split())
     text = files["table.md"].decode()
     assert "With probability at least 1 - alpha" in text
     assert "| 0.25 | 5 | 60.0 % (" in text
+    assert "diffcert certify one.toml" in text
+    assert "- votes_id: abc" in text
     stored = pd.read_csv(io.BytesIO(files["table.csv"]))
     assert stored["guaranteed_low"].tolist() == [0.4, 0.2]
-    stored = pd.read_csv(io.BytesIO(files["p_low.csv"]))
+    assert set(stored["series"]) == {"one"}
+    stored = pd.read_csv(io.BytesIO(files["p_low.csv"])).drop(columns="series")
     pd.testing.assert_frame_equal(stored, p_low_distribution(ROWS))
+    assert files["curve.png"][:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(files["curve.png"][16:20], "big") >= 900  # pixels across
+    assert b"certified accuracy</text>" in files["curve.svg"]
+
+
+def test_equal_certificates_give_equal_files():
+    first, again = (report_files([series(ROWS)]) for _ in range(2))
+    assert first == again
+
+
+def test_several_series_stand_side_by_side_with_the_best_in_bold():
+    other = certificates([0.3, 0.3, 0.3, 0.0, 0.0], sigma=0.5)
+    found = comparison_text([series(ROWS, "a"), series(other, "b")], [0.25, 0.0])
+    assert found.rows == (("a, σ = 0.25", "0.60", "0.40"), ("b, σ = 0.5", "0.60", "0.60"))
+    assert found.bold == {(0, 1), (1, 1), (1, 2)}
+    assert "| b, σ = 0.5 | **0.60** | **0.60** |" in markdown(found)
+    assert r"b, $\sigma$ = 0.5 & \textbf{0.60} & \textbf{0.60} \\" in latex(found)
+    assert "selection" in found.notes[0]
+
+
+def test_published_rows_say_their_source_and_that_it_is_secondary():
+    rows = published_rows(["cifar10"])
+    assert len(rows) >= 3
+    assert published_rows(["digits"]) == []
+    tables = report_tables([series(ROWS, dataset="cifar10")], rows)
+    assert tables[-1].label == "published"
+    assert all("arXiv" in row[-1] for row in tables[-1].rows)
+    assert "secondary source" in " ".join(tables[-1].notes)
+    assert all(("*" in row[0]) == p.secondary for row, p in zip(tables[-1].rows, rows, strict=True))
+
+
+def test_a_note_is_said_once_in_a_report():
+    tables = report_tables([series(ROWS, "a"), series(ROWS, "b")])
+    notes = [note for table in tables for note in table.notes]
+    assert len(notes) == len(set(notes))
+
+
+def test_wrong_ones_are_counted_by_pair_without_abstentions():
+    wrong = certificates([0.5, 0.25, 0.125, 0.0], correct=[False, False, True, False])
+    found = wrong_text(series(wrong), ("zero", "one", "two"))
+    assert found.rows == (("0.25", "one", "two", "2", "0.500"),)
+    assert found.notes[0].startswith("2 of 4 certificates")
+
+
+def test_a_log_is_a_series_without_votes():
+    log = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n7\t1\t1\t0.6\t1\t0:00:02\n"
+    one = series_of_log("logs/noise_0.5.tsv", log)
+    assert one.by_sigma()[0][0] == 0.5
+    assert one.radii == (0.0, 0.25, 0.5)
+    (row,) = dataset_tables(one.certificates, one.radii, one.title)[1].rows
+    assert row[4:] == ("-", "-", "-", "2.00")
+    assert p_low_lines([one]) is None
+    assert cost_lines([one], "nfe", "NFE") is None
+    assert "p_low.csv" not in report_files([one])
+    with pytest.raises(ValueError, match="--log-sigma"):
+        series_of_log("logs/mine.tsv", log)
+
+
+def test_radii_nobody_asked_for_cover_the_largest_one_in_few_columns():
+    assert asked_radii(certificates([0.6, 0.1])) == (0.0, 0.25, 0.5)
+    assert asked_radii(certificates([3.3, 0.1])) == (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+    assert asked_radii(certificates([0.0, 0.0])) == (0.0,)
+
+
+def test_equal_names_are_told_apart():
+    names = [one.name for one in distinct_names([series(ROWS), series(ROWS), series(ROWS, "b")])]
+    assert names == ["one", "one (2)", "b"]
+
+
+def test_accuracy_lines_are_the_certified_accuracies():
+    (line,), axis = accuracy_lines([series(ROWS)])
+    exact = certified_accuracy(ROWS, list(line.x))
+    assert list(line.y) == exact["certified_accuracy"].tolist()
+    assert list(line.guaranteed) == exact["guaranteed_low"].tolist()
+    assert axis.high >= 0.875  # the largest certified radius is in the picture
+
+
+def test_a_share_line_counts_images_at_or_above():
+    rows = ROWS.assign(nfe=[10, 20, 20, 40, 80])
+    found = cost_lines([series(rows)], "nfe", "NFE")
+    assert found is not None
+    (line,), _ = found
+
+    def share(x: float) -> float:
+        return [y for a, y in zip(line.x, line.y, strict=True) if a < x][-1]
+
+    assert [share(x) for x in (5, 10, 20, 21, 80)] == pytest.approx([1, 1, 0.8, 0.4, 0.2])
+    assert cost_lines([series(ROWS)], "nfe", "NFE") is None  # all alike: no chart
+
+
+def test_a_chart_draws_a_step_down_where_the_value_falls():
+    unit = Axis("x", 0.0, 1.0, ((0.0, "0"), (1.0, "1")))
+    svg = line_chart([Line("<a>", [0.0, 0.5, 1.0], [1.0, 0.0, 0.0])], unit, unit, "t", NARROW)
+    assert "&lt;a&gt;" in svg
+    assert "<a>" not in svg
+    # Right to the middle, down, right to the end: three corners and the end point.
+    path = svg.split('class="step" d="M')[1].split('"')[0].split("L")
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = ([float(v) for v in p.split()] for p in path)
+    assert (y0, y2) == (y1, y3)
+    assert y2 > y0
+    assert x1 == x2 == (x0 + x3) / 2
+
+
+@pytest.mark.parametrize(
+    ("high", "ticks"),
+    [(1.0, 6), (0.35, 4), (1.63, 4), (0.0, 6), (52_345.0, 6)],
+)
+def test_axes_have_round_ticks_within_their_range(high, ticks):
+    axis = even_axis("x", high)
+    values = [value for value, _ in axis.ticks]
+    assert len(values) == ticks
+    assert values[0] == 0.0
+    assert values[-1] <= axis.high
+    assert values == pytest.approx([float(text.replace(",", "")) for _, text in axis.ticks])
 
 
 def test_certificates_of_different_alpha_are_not_mixed_into_one_table():
     mixed = pd.concat([ROWS, certificates([0.1], sigma=0.25).assign(alpha=0.01, image_id=99)])
     with pytest.raises(ValueError, match="alpha"):
-        report_files(mixed, [0.0], "title")
+        report_files([series(mixed)])
 
 
 def test_markdown_keeps_a_cell_in_its_column():

@@ -1,45 +1,54 @@
-"""Certified accuracy against radius as a picture."""
+"""Certified accuracy against radius as a picture file, PNG or SVG."""
 
 import io
+from collections.abc import Sequence
+from typing import Literal
 
-import pandas as pd
-
-from diffcert_ray.metrics import certified_accuracy
+from diffcert_ray.report.charts import Axis, Line
 
 
-def curve_png(certificates: pd.DataFrame, title: str) -> bytes:
-    """Certified accuracy against radius as a PNG: a step curve and interval for each sigma."""
+def curve_picture(
+    lines: Sequence[Line], radii: Axis, title: str, kind: Literal["png", "svg"] = "png"
+) -> bytes:
+    """Draw lines of certified accuracy with their intervals.
+
+    Args:
+        lines: what ``accuracy_lines`` gives: steps with bands, published rows as markers.
+        radii: the axis of radii.
+        title: over the picture.
+        kind: of the file.
+
+    Returns:
+        The file's bytes, the same for the same lines.
+    """
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for sigma, part in certificates.groupby("sigma"):
-        reached = part.loc[part["correct"], "radius"]
-        stop = float(reached.max()) if len(reached) else 0.0
-        radii = [i * (stop * 1.05 + 1e-9) / 300 for i in range(301)]
-        table = certified_accuracy(part, radii)
-        line = axes.plot(
-            table["radius"],
-            table["certified_accuracy"],
-            drawstyle="steps-post",
-            label=f"σ = {sigma:g}",
-        )
-        axes.fill_between(
-            table["radius"],
-            table["interval_low"],
-            table["interval_high"],
-            step="post",
-            alpha=0.15,
-            color=line[0].get_color(),
-            linewidth=0,
-        )
-    axes.set_xlabel("l2 radius (pixels in [0, 1])")
+    for line in lines:
+        if line.markers:
+            axes.plot(line.x, line.y, "o--", label=line.name, linewidth=1, markersize=4)
+            continue
+        (drawn,) = axes.plot(line.x, line.y, drawstyle="steps-post", label=line.name)
+        colour = drawn.get_color()
+        if len(line.low):
+            axes.fill_between(
+                line.x, line.low, line.high, step="post", alpha=0.15, color=colour, linewidth=0
+            )
+        if len(line.guaranteed):
+            axes.plot(
+                line.x, line.guaranteed, ":", drawstyle="steps-post", color=colour, linewidth=1
+            )
+    axes.set_xlabel(radii.label)
     axes.set_ylabel("certified accuracy")
     axes.set_ylim(0, 1.02)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, radii.high)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     axes.set_title(title, fontsize=10)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    # Text stays text, ids are repeatable and no date is stored: equal figures give equal files.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "diffcert"}):
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()

@@ -15,6 +15,7 @@ from diffcert_ray.metrics import (
     best_sigma_per_radius,
     certified_accuracy,
 )
+from diffcert_ray.report.series import Series
 from diffcert_ray.report.text_table import TextTable
 
 RHO = 0.001
@@ -72,7 +73,7 @@ def dataset_tables(
         ValueError: rows that must not be compared with each other.
     """
     found = [accuracy_text(certificates, radii, title), images_text(certificates)]
-    if certificates["bound"].iloc[0] in BOUNDS:
+    if certificates["bound"].iloc[0] in BOUNDS and certificates["p_low"].notna().all():
         found.append(p_low_text(certificates))
     if certificates["sigma"].nunique() > 1:
         found.append(best_sigma_text(certificates, radii))
@@ -110,8 +111,7 @@ def images_text(certificates: pd.DataFrame) -> TextTable:
     figures = averages.merge(abstention_rate(certificates), on="sigma").to_dict("records")
     rows = []
     for share, (sigma, part) in zip(figures, certificates.groupby("sigma"), strict=True):
-        votes = float((part["n"] + part["n0"]).mean())
-        nfe = float(part["nfe"].mean())
+        votes, nfe = part["n"] + part["n0"], part["nfe"]
         interval = _interval(share["interval_low"], share["interval_high"])
         rows.append(
             (
@@ -119,10 +119,12 @@ def images_text(certificates: pd.DataFrame) -> TextTable:
                 round_radius_down(float(share["acr"]), 3),
                 f"{100 * share['abstention_rate']:.1f} %\n({interval})",
                 f"{100 * float((~part['correct'] & ~part['abstained']).mean()):.1f} %",
-                f"{votes:,.0f}",
-                f"{nfe:,.0f}",
-                f"{nfe / max(votes, 1.0):.1f}",
-                f"{float(part['seconds'].mean()):.2f}",
+                _mean(votes, ",.0f"),
+                _mean(nfe, ",.0f"),
+                _text(
+                    float(nfe.sum(skipna=False)) / max(float(votes.sum(skipna=False)), 1.0), ".1f"
+                ),
+                _mean(part["seconds"], ",.2f"),
             )
         )
     header = ("sigma", "ACR", "abstain", "wrong", "votes", "NFE", "NFE/vote", "worker s")
@@ -161,11 +163,11 @@ def best_sigma_text(certificates: pd.DataFrame, radii: Sequence[float]) -> TextT
     Returns:
         The table; without rows, and with the reason, where the sigmas lack images of each other.
     """
-    title, header = "Best sigma per radius: a selection", ("radius", "sigma", "certified accuracy")
+    title = "Best sigma per radius: a selection"
     sigmas = certificates["sigma"].nunique()
     if not (certificates.groupby("image_id")["sigma"].nunique() == sigmas).all():
         reason = "Left out: the sigmas do not have the same images; finish the run first."
-        return TextTable(title, header, (), (reason,), "best_sigma")
+        return TextTable(title, (), (), (reason,), "best_sigma")
     best = best_sigma_per_radius(certificates, sorted(radii), rho=RHO)
     alpha = float(best["alpha_per_image"].iloc[0])
     note = (
@@ -174,11 +176,85 @@ def best_sigma_text(certificates: pd.DataFrame, radii: Sequence[float]) -> TextT
         f"1 - {alpha:g} only. Interval and guaranteed figure allow for the choice (errors split "
         f"by {sigmas}). Name a sigma before you look to avoid this."
     )
-    rows = tuple(
-        (f"{row['radius']:g}", f"{row['sigma']:g}", _accuracy_cell(row))
-        for row in best.to_dict("records")
+    cells = best.to_dict("records")
+    rows = (
+        ("sigma", *(f"{row['sigma']:g}" for row in cells)),
+        ("certified", *(_accuracy_cell(row) for row in cells)),
     )
+    header = ("", *(f"r = {row['radius']:g}" for row in cells))
     return TextTable(title, header, rows, (note,), "best_sigma")
+
+
+def comparison_text(series: Sequence[Series], radii: Sequence[float]) -> TextTable:
+    """Certified accuracy of several series side by side, as Cohen et al. print it.
+
+    Args:
+        series: at least one.
+        radii: pixel units.
+
+    Returns:
+        A row for each series and sigma; the best cells of a column in bold.
+    """
+    radii = sorted(radii)
+    shares = [
+        (s.name, sigma, certified_accuracy(rows, radii)["certified_accuracy"].tolist())
+        for s in series
+        for sigma, rows in s.by_sigma()
+    ]
+    best = [max(cells[c] for *_, cells in shares) for c in range(len(radii))]
+    rows = tuple((f"{n}, σ = {sigma:g}", *(f"{c:.2f}" for c in v)) for n, sigma, v in shares)
+    bold = frozenset(
+        (i, c + 1)
+        for i, (*_, cells) in enumerate(shares)
+        for c, cell in enumerate(cells)
+        if cell == best[c] > 0
+    )
+    note = "Bold: the best of each radius, a selection made after seeing the results."
+    header = ("", *(f"r = {r:g}" for r in radii))
+    return TextTable("Certified accuracy side by side", header, rows, (note,), "comparison", bold)
+
+
+def wrong_text(series: Series, class_names: Sequence[str] = (), at_most: int = 12) -> TextTable:
+    """The most frequent confusions: certificates that name another class than the label.
+
+    Args:
+        series: whose certificates.
+        class_names: name of each class, or () for numbers.
+        at_most: rows.
+    """
+    rows = series.certificates
+    wrong = rows[~rows["correct"] & ~rows["abstained"]]
+    counts = wrong.groupby(["sigma", "label", "predicted"])["radius"].agg(["size", "max"])
+    top = counts.reset_index().sort_values(
+        ["size", "sigma", "label", "predicted"], ascending=[False, True, True, True]
+    )
+    names = dict(enumerate(class_names))
+    cells = tuple(
+        (
+            f"{row['sigma']:g}",
+            names.get(int(row["label"]), f"{row['label']:g}"),
+            names.get(int(row["predicted"]), f"{row['predicted']:g}"),
+            f"{row['size']:g}",
+            round_radius_down(float(row["max"]), 3),
+        )
+        for row in top.head(at_most).to_dict("records")
+    )
+    left = len(top) - len(cells)
+    note = (
+        f"{len(wrong)} of {len(rows)} certificates name another class than the label (robustly "
+        "wrong); abstentions are not among them." + (f" {left} rarer pairs left out." * (left > 0))
+    )
+    header = ("sigma", "label", "certified class", "images", "largest radius")
+    return TextTable(f"Wrong classes, {series.name}", header, cells, (note,), "wrong")
+
+
+def _mean(values: pd.Series, form: str) -> str:
+    return _text(float(values.mean()), form)
+
+
+def _text(value: float, form: str) -> str:
+    """A figure, or "-" where it is not known (a log has no votes)."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _accuracy_cell(row: dict[Any, Any]) -> str:

@@ -1,6 +1,7 @@
 """A table of text cells, written as Markdown or LaTeX; the command line prints the same one."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -32,6 +33,7 @@ class TextTable:
         rows: cells; a line break in a cell separates its parts.
         notes: sentences under the table.
         label: what the table is called in file names and LaTeX references.
+        bold: (row, column) of cells that stand out.
     """
 
     title: str
@@ -39,19 +41,40 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     label: str = "table"
+    bold: frozenset[tuple[int, int]] = frozenset()
+
+
+def without_repeats(tables: Sequence[TextTable]) -> list[TextTable]:
+    """The same tables, each note under the first table that has it only."""
+    said: set[str] = set()
+    found = []
+    for table in tables:
+        found.append(replace(table, notes=tuple(n for n in table.notes if n not in said)))
+        said.update(table.notes)
+    return found
 
 
 def markdown(table: TextTable) -> str:
     """The table as Markdown: title, cells, notes."""
-    lines = [f"**{_cell(table.title)}**", "", _row(table.header), "|---" * len(table.header) + "|"]
-    lines += [_row(row) for row in table.rows]
+    lines = [f"**{_cell(table.title)}**"]
+    if table.rows:
+        lines += ["", _row(table.header), "|---" * len(table.header) + "|"]
+    lines += [
+        _row(tuple(f"**{cell}**" if (i, c) in table.bold else cell for c, cell in enumerate(row)))
+        for i, row in enumerate(table.rows)
+    ]
     for note in table.notes:
         lines += ["", note]
     return "\n".join(lines) + "\n"
 
 
 def latex(table: TextTable) -> str:
-    """The table as LaTeX (with the package booktabs): a float with caption and label."""
+    """The table as LaTeX (with the package booktabs): a float with caption and label.
+
+    A table without rows becomes its notes as comments.
+    """
+    if not table.rows:
+        return "".join(f"% {table.title}: {note}\n" for note in table.notes)
     columns = "l" + "r" * (len(table.header) - 1)
     lines = [
         r"% needs \usepackage{booktabs}",
@@ -63,7 +86,7 @@ def latex(table: TextTable) -> str:
         r"    \toprule",
         f"    {_latex_row(table.header)}",
         r"    \midrule",
-        *(f"    {_latex_row(row)}" for row in table.rows),
+        *(f"    {_latex_row(row, i, table.bold)}" for i, row in enumerate(table.rows)),
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",
@@ -84,5 +107,9 @@ def _cell(text: str) -> str:
     return text.replace("\n", " ").replace("|", r"\|")
 
 
-def _latex_row(cells: tuple[str, ...]) -> str:
-    return " & ".join(latex_text(cell.replace("\n", " ")) for cell in cells) + r" \\"
+def _latex_row(
+    cells: tuple[str, ...], row: int = -1, bold: frozenset[tuple[int, int]] = frozenset()
+) -> str:
+    texts = [latex_text(cell.replace("\n", " ")) for cell in cells]
+    texts = [rf"\textbf{{{t}}}" if (row, c) in bold else t for c, t in enumerate(texts)]
+    return " & ".join(texts) + r" \\"

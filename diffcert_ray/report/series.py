@@ -1,0 +1,97 @@
+"""A series: the certificates that one curve, one table row and one gallery are made from."""
+
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from diffcert_ray.cohen_log import DEFAULT_ALPHA, LogError, read_cohen_log, sigma_of_name
+
+MAX_ASKED_RADII = 9  # columns of a log's table, which has no asked radii of its own
+
+
+@dataclass(frozen=True)
+class Series:
+    """The certificates of one run by one bound, or of one log.
+
+    Args:
+        name: what the report calls it, distinct within a report.
+        title: what was certified, in words.
+        certificates: rows of the certificates table, one bound and alpha.
+        radii: asked radii, pixel units.
+        dataset: name of the dataset, or "" where it is not known.
+        facts: what is known about how it was made: (what, value).
+        notes: sentences to show with its figures.
+        command: the command that made it, or "".
+        config: the configuration as TOML, or "".
+        seed: of the votes' noise, or None where it is not known.
+    """
+
+    name: str
+    title: str
+    certificates: pd.DataFrame
+    radii: tuple[float, ...]
+    dataset: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    config: str = ""
+    seed: int | None = None
+
+    @property
+    def bound(self) -> str:
+        """The bound of every certificate."""
+        return str(self.certificates["bound"].iloc[0])
+
+    def by_sigma(self) -> list[tuple[float, pd.DataFrame]]:
+        """The rows of each sigma, ascending."""
+        groups = self.certificates.groupby("sigma")
+        return [(float(str(sigma)), rows) for sigma, rows in groups]
+
+
+def series_of_log(
+    path: str, text: str, *, sigma: float | None = None, alpha: float = DEFAULT_ALPHA
+) -> Series:
+    """A log of Cohen et al. as a series.
+
+    Args:
+        path: where it was read from: its name, and its sigma where none is given.
+        text: what it holds.
+        sigma: smoothing noise, pixel units; by default what the path tells.
+        alpha: failure probability of each certificate.
+
+    Raises:
+        LogError: it is no log of certificates, or its sigma is not known.
+    """
+    found = sigma if sigma is not None else sigma_of_name(path)
+    if found is None:
+        raise LogError(
+            f"{path}: a log does not say its sigma, and neither does this name: give --log-sigma, "
+            "or rename it, as in sigma-0.25.tsv"
+        )
+    try:
+        rows = read_cohen_log(text, sigma=found, alpha=alpha)
+    except LogError as error:
+        raise LogError(f"{path}: {error}") from None
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    title = f"{name}: a log of clopper-pearson, taken as alpha {alpha:g}"
+    facts = (("log", path), ("sigma", f"{found:g}"), ("alpha", f"{alpha:g} (a log does not say)"))
+    return Series(name, title, rows, asked_radii(rows), facts=facts)
+
+
+def asked_radii(certificates: pd.DataFrame) -> tuple[float, ...]:
+    """Radii for a table where nobody asked for any: quarters, or halves where these are many."""
+    largest = float(certificates["radius"].max())
+    step = 0.25 if largest < 0.25 * MAX_ASKED_RADII else 0.5
+    count = min(int(largest / step) + 1, MAX_ASKED_RADII)
+    return tuple(step * i for i in range(count))
+
+
+def distinct_names(series: list[Series]) -> list[Series]:
+    """The same series, with a number behind names that occur twice."""
+    seen: dict[str, int] = {}
+    found = []
+    for one in series:
+        seen[one.name] = seen.get(one.name, 0) + 1
+        count = seen[one.name]
+        found.append(one if count == 1 else replace(one, name=f"{one.name} ({count})"))
+    return found

@@ -1,0 +1,107 @@
+"""Runs and logs into reports: what is exported is read back, and files land where they should."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from diffcert_ray.api import certify, open_run
+from diffcert_ray.cli import app
+from diffcert_ray.config import ConfigError
+from diffcert_ray.metrics import certified_accuracy
+from diffcert_ray.reporting import export_logs, open_sources, pictures_of, series_of_run
+from tests.worlds import settings, small_world
+
+RADII = [0.0, 0.1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of an exact world at two sigmas."""
+    world, data = small_world()
+    folder = tmp_path_factory.mktemp("reporting") / "world"
+    config = settings(votes={"sigmas": [0.25, 0.3]})
+    certify(config, folder, local=True, denoiser=world, dataset=data)
+    return open_run(folder)
+
+
+def test_an_exported_run_is_reported_from_its_logs_as_from_the_run(run, tmp_path):
+    logs = export_logs(run)
+    assert list(logs) == [f"world-clopper-pearson-sigma-{s}.tsv" for s in ("0.25", "0.3")]
+    for name, text in logs.items():
+        (tmp_path / name).write_text(text)
+    found = open_sources([str(tmp_path / name) for name in logs])
+    assert found.runs == ()
+    rows = run.certificates()
+    for one, sigma in zip(found.series, (0.25, 0.3), strict=True):
+        exact = certified_accuracy(rows[rows["sigma"] == sigma], RADII)
+        pd.testing.assert_frame_equal(certified_accuracy(one.certificates, RADII), exact)
+
+
+def test_a_run_says_what_it_is_and_what_it_cost(run):
+    (one,) = series_of_run(run)
+    facts = dict(one.facts)
+    assert facts["votes_id"] == run.document.votes_id
+    assert facts["plan_id"] == run.document.plan_id
+    assert facts["certified"] == "12 of 12 (images x sigmas)"
+    assert facts["votes cast"].startswith("960, in 48 units")
+    units = run.units()
+    assert facts["evaluations"] == f"{units['nfe'].sum():,} NFE"
+    (kind,) = units["numerics"].unique()
+    assert facts["numerics kinds"] == f"1: {kind} (48 units)"
+    assert facts["units stored at a retry"].startswith("0 ")
+    assert "[votes]" in one.config
+    assert one.command.startswith("diffcert certify world.toml --run ")
+    assert one.seed == 0
+
+
+def test_pictures_of_another_dataset_are_not_shown(run):
+    found = pictures_of(run)  # the configuration says digits, the run was of a world
+    assert found.image is None
+    assert "not the run's" in found.missing
+
+
+def test_report_writes_into_the_first_run_and_a_log_beside_itself(run, tmp_path):
+    logs = CliRunner().invoke(app, ["export", run.address, "--output", str(tmp_path)])
+    assert logs.exit_code == 0, logs.output
+    log = str(tmp_path / "world-clopper-pearson-sigma-0.3.tsv")
+    both = CliRunner().invoke(app, ["report", run.address, log])
+    assert both.exit_code == 0, both.exception
+    text = run.store.location.read("report/table.md").decode()
+    assert "Certified accuracy side by side" in text
+    alone = CliRunner().invoke(app, ["report", log, "--published", "cifar10"])
+    assert alone.exit_code == 0, alone.exception
+    page = (tmp_path / f"{log}-report" / "index.html").read_text()
+    assert "published: APNDC" in page
+    tex = (tmp_path / f"{log}-report" / "table.tex").read_text()
+    assert r"\begin{tabular}" in tex
+
+
+def test_two_reports_of_one_run_are_equal(run):
+    def files() -> dict[str, bytes]:
+        assert CliRunner().invoke(app, ["report", run.address]).exit_code == 0
+        names = ("index.html", "table.md", "table.tex", "table.csv", "curve.svg")
+        return {name: run.store.location.read(f"report/{name}") for name in names}
+
+    assert files() == files()
+
+
+def test_a_run_without_certificates_is_refused(run, tmp_path):
+    world, data = small_world()
+    begun = certify(
+        settings(), tmp_path / "begun", local=True, denoiser=world, dataset=data,
+        should_stop=lambda: True,
+    )  # fmt: skip
+    assert begun.certificates().empty
+    with pytest.raises(ConfigError, match="no certificates yet"):
+        open_sources([begun.address])
+
+
+def test_unread_images_are_named(run):
+    rows = run.certificates()
+    assert series_of_run(run)[0].notes == ()
+    unread = rows.assign(nfe=np.where(rows["image_id"] == 101, 0, rows["nfe"]))
+    other = type(run)(run.address, run.store, run.document)
+    object.__setattr__(other, "certificates", lambda: unread)
+    (note,) = series_of_run(other)[0].notes
+    assert "image_id 101" in note
