@@ -6,11 +6,14 @@ Ray restarts and retries nothing here: this driver replaces a lost actor and put
 
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -415,24 +418,35 @@ def _connect(address: str | None, actors: int | None) -> bool:
         return False
     _log_what_ray_prints()
     if address is None:
-        ray.init(
-            address="local",  # never one that happens to run here, or lingers after a kill
-            num_cpus=actors,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        with _own_sigterm():
+            ray.init(
+                address="local",  # never one that happens to run here, or lingers after a kill
+                num_cpus=actors,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         return True
     try:
         _check_listening(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        with _own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise PoolError(
             f"no Ray cluster at {address!r} can be joined: {error}; see that it runs (ray status), "
             "with the version of Ray, the RAY_AUTH_MODE and the token that are used here"
         ) from error
     return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the caller's SIGTERM handler back: Ray's own aborts the process, nothing is stored."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_listening(address: str) -> None:
