@@ -6,7 +6,6 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
-import fsspec
 import pytest
 from aiobotocore.session import AioSession
 
@@ -15,35 +14,18 @@ from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.schemas import ALL_CLASSES, UnitRow
 from diffcert_ray.storage.store import RunStore, StoreError, open_location
 from tests.s3_proxy import Faults, proxied
-
-moto_server = pytest.importorskip("moto.server")
+from tests.s3_server import BUCKET, s3_server
 
 DOCUMENT = b'votes_id = "v1"\n'
 UNIT = UnitRow(
     0.25, 7, "a1", "select", 0, 10, ALL_CLASSES, (1, 3), (4, 6), 120, 0.5, "cpu", "kind-a", "w", 0
 )
-BUCKET = "runs"
 
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    """The address of an S3 server on loopback, with dummy credentials in the environment."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            patch.delenv(name, raising=False)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test-access")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        host, port = server.get_host_and_port()
-        address = f"http://{host}:{port}"
-        fsspec.filesystem("s3", endpoint_url=address, skip_instance_cache=True).mkdir(BUCKET)
+    with s3_server() as address:
         yield address
-        server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,210 @@
+"""Whole runs into an object store that fails on the way: same counts, nothing evaluated twice."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diffcert_ray import api, certify, cli, open_run
+from diffcert_ray.storage import object_prefix
+from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.storage.store import RunStore
+from tests.forked_drivers import note_evaluations, noted, votes_of
+from tests.s3_proxy import Faults, proxied
+from tests.s3_server import BUCKET, s3_server
+from tests.worlds import counts_of, settings, small_world
+
+WRITES = {
+    "500": ["500", ""],
+    "503": ["", "503", "503", "503", ""],
+    "cut-in-the-body": ["", "before"],
+    "answer-lost": ["after", ""],
+    "no-answer": ["", "", "", "timeout"],
+    "everything": ["503", "before", "", "after", "500", ""],
+}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return small_world()
+
+
+@pytest.fixture(scope="module")
+def clean(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clean") / "run"
+    return certify(settings(), folder, local=True, denoiser=world[0], dataset=world[1])
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def address(request) -> str:
+    return f"s3://{BUCKET}/{re.sub(r'[^a-z0-9]+', '-', request.node.name)}"
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch) -> Path:
+    """Where this process's workers note what they evaluate."""
+    monkeypatch.setattr(api, "_pool", api._pool)  # put back at the end
+    note_evaluations(tmp_path / "evaluations")
+    return tmp_path / "evaluations"
+
+
+@pytest.fixture(autouse=True)
+def waited(monkeypatch) -> list[float]:
+    """The waits between tries, seconds, which are not waited for here."""
+    waits: list[float] = []
+    monkeypatch.setattr(object_prefix.time, "sleep", waits.append)
+    return waits
+
+
+def options(url: str) -> dict:
+    return {"endpoint_url": url, "config_kwargs": {"read_timeout": 0.5}}
+
+
+def start(world, address: str, url: str, **execution: object):
+    tables = settings(
+        execution={"item_s": 0.05, "flush_s": 1e-3, "storage_options": options(url)} | execution
+    )
+    return certify(tables, address, local=True, denoiser=world[0], dataset=world[1])
+
+
+def stored(address: str, endpoint: str):
+    return open_run(address, options(endpoint))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[] if k == "everything" else pytest.mark.fault) for k in WRITES],
+)
+def test_run_over_a_disturbed_store_has_the_counts_of_an_undisturbed_one(
+    world, clean, endpoint, address, book, waited, kind
+):
+    faults = Faults({"PUT": WRITES[kind] * 100, "GET": ["500", "", "short", "", "503", ""] * 100})
+    with proxied(endpoint, faults) as url:
+        run = start(world, address, url)
+    assert run.outcome.complete
+    assert run.outcome.nfe == clean.outcome.nfe
+    assert noted(book) == Counter(votes_of(counts_of(clean)))
+    assert counts_of(stored(address, endpoint)) == counts_of(clean)
+    columns = ["image_id", "predicted", "radius", "n_a", "n", "nfe"]
+    assert stored(address, endpoint).certificates()[columns].equals(clean.certificates()[columns])
+    disturbed = [fault for method, fault in faults.requests if method == "PUT" and fault]
+    assert len(disturbed) >= 5
+    assert set(disturbed) == set(WRITES[kind]) - {""}
+    assert waited  # it was tried again, after a wait that grows
+    assert set(waited) <= set(object_prefix.RETRY_DELAYS_S)
+    # Each part was put once, whatever became of the answers.
+    raw = stored(address, endpoint).store.read_rows("units", ["image_id", "start"])
+    assert raw.table.num_rows == len(counts_of(clean))
+
+
+def test_store_that_is_away_for_a_while_costs_no_evaluation(
+    world, clean, endpoint, address, book, caplog
+):
+    tries = len(object_prefix.RETRY_DELAYS_S) + 1
+    # The probe and run.toml go through, then two flushes fail with all their tries.
+    faults = Faults({"PUT": ["", "", "", *["503"] * (2 * tries)]})
+    with proxied(endpoint, faults) as url:
+        run = start(world, address, url)
+    assert run.outcome.complete
+    assert [fault for method, fault in faults.requests if fault] == ["503"] * (2 * tries)
+    assert noted(book) == Counter(votes_of(counts_of(clean)))
+    assert counts_of(stored(address, endpoint)) == counts_of(clean)
+    waiting = [r for r in caplog.records if "rows wait in memory" in r.getMessage()]
+    assert len(waiting) == 2
+    assert all(r.levelno == logging.WARNING for r in waiting)
+
+
+def test_store_that_stays_away_ends_the_run_and_the_same_command_continues(
+    world, clean, endpoint, address, book
+):
+    faults = Faults({"PUT": [*[""] * 6, *["503"] * 1000]})
+    with proxied(endpoint, faults) as url, pytest.raises(StoreError) as caught:
+        start(world, address, url)
+    message = str(caught.value)
+    assert re.search(rf"cannot write {address}/units/part-\S+\.parquet ", message)
+    assert "check the endpoint and the network, then run the same command again" in message
+    assert re.search(r"\d+ rows are not stored", message)
+    assert "what is stored stays good, and the same command continues from it" in message
+    before = votes_of(counts_of(stored(address, endpoint)))
+    assert 0 < len(before) < clean.outcome.votes
+    begun = noted(book)
+    with proxied(endpoint, Faults()) as url:
+        run = start(world, address, url)
+    assert run.outcome.complete
+    assert noted(book) - begun == Counter(votes_of(counts_of(clean)) - before)
+    assert counts_of(stored(address, endpoint)) == counts_of(clean)
+
+
+DIGITS = """
+name = "two-digits"
+[dataset]
+name = "digits"
+first = 2
+[votes]
+n0 = 10
+n = 20
+unit = 10
+radii = [0.0]
+[execution]
+flush_s = 0.001
+item_s = 0.05
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(300)
+def test_commands_on_s3_do_what_they_do_on_disk(endpoint, address, tmp_path, monkeypatch, capsys):
+    """Endpoint and credentials from the environment, as aws's own tools take them."""
+    (tmp_path / "two.toml").write_text(DIGITS)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def diffcert(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["diffcert", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, " ".join(said.err.split())
+
+    command = ("certify", str(tmp_path / "two.toml"), "--local", "--run", address)
+    faults = Faults({"PUT": [*[""] * 4, *["503"] * 1000]})
+    with proxied(endpoint, faults) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        code, _, err = diffcert(*command)
+        assert code == 1
+        assert "error: cannot write s3://" in err
+        assert "the same command continues" in err
+        assert "Traceback" not in err
+        faults.plan.clear()
+        assert diffcert(*command)[0] == 0
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert "certify again" not in diffcert("status", address)[1]
+    code, out, _ = diffcert("compact", address, "--delete-sources")
+    assert (code, "generation 1" in out) == (0, True)
+    assert "no difference" in diffcert("verify", address, "--sample", "2")[1]
+    before = diffcert("report", address)[1]
+    assert "Certified accuracy, two-digits" in before
+    assert diffcert(*command)[:2] == (0, before)
+    store = RunStore.open(address)
+    assert store.location.exists("report/index.html")
+    assert len(store.location.list("compact")) == 1
+    assert store.location.list("units") == []
+
+
+def test_credentials_of_a_profile_open_the_store(endpoint, address, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "credentials").write_text(
+        "[certifier]\naws_access_key_id = PROFILE-ID\naws_secret_access_key = PROFILE-SECRET\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    store = RunStore.create(address, b"x = 1\n", {"endpoint_url": endpoint, "profile": "certifier"})
+    assert store.run_document() == b"x = 1\n"
