@@ -385,6 +385,36 @@ def verify(
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="File or address of any known format")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write")],
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with what the checkpoint does not say of itself")
+    ] = None,
+) -> None:
+    """Turn a checkpoint (.pkl of EDM, .pt of EDM or OpenAI) into safetensors; runs none of its code.
+
+    [dim]diffcert convert edm-cifar10-32x32-cond-vp.pkl cifar10.safetensors[/]
+    """
+    from diffcert_ray.denoisers.configuration_text import read_json
+    from diffcert_ray.denoisers.conversion import convert as convert_checkpoint
+
+    settings = None if config is None else read_json(config, Path(checkpoint))
+    found = convert_checkpoint(checkpoint, output, settings)
+    shape = "x".join(str(n) for n in found.image_shape)
+    out.print(f"format      {found.format}")
+    out.print(f"network     {found.network}, {found.preconditioning} preconditioning")
+    out.print(f"image       {shape}")
+    out.print(f"classes     {found.classes or 'none (unconditional)'}")
+    out.print(f"parameters  {found.parameters:,}")
+    out.print(f"sha256      {found.source_sha256} (of what was read)", soft_wrap=True)
+    out.print(f"written     {found.output}", soft_wrap=True)
+    out.print(f"sha256      {found.output_sha256}", soft_wrap=True)
+
+
+@app.command()
 def compact(
     run: RunArgument,
     delete_sources: Annotated[
@@ -452,6 +482,9 @@ def train_digits(
     steps: Annotated[int, typer.Option(min=1, help="Steps of Adam")] = 5000,
     batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and everything drawn")] = 0,
+    polish_steps: Annotated[
+        int, typer.Option(min=0, help="Further steps at the noise levels that decide votes")
+    ] = 1500,
     network: Annotated[str, typer.Option(help="ddpmpp, ncsnpp or adm")] = "ddpmpp",
     channels: Annotated[int, typer.Option(min=1, help="Of the first level")] = 16,
 ) -> None:
@@ -466,10 +499,10 @@ def train_digits(
     with Progress(
         *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err
     ) as bar:
-        task = bar.add_task("training", total=steps, loss="-")
+        task = bar.add_task("training", total=steps + polish_steps, loss="-")
 
         def on_progress(step: int, loss: float) -> None:
-            if step % 20 == 0 or step == steps:
+            if step % 20 == 0 or step == steps + polish_steps:
                 bar.update(task, completed=step, loss=f"{loss:.4f}")
 
         written = train(
@@ -479,6 +512,7 @@ def train_digits(
             steps=steps,
             batch=batch,
             seed=seed,
+            polish_steps=polish_steps,
             on_progress=on_progress,
         )
     out.print(f"{written}", soft_wrap=True)
