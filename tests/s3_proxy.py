@@ -28,6 +28,7 @@ class Faults:
         self.plan = {method: list(faults) for method, faults in (plan or {}).items()}
         self.drop_headers = drop_headers
         self.requests: list[tuple[str, str]] = []
+        self.sent: list[tuple[str, int]] = []  # path and bytes of the body of each answer to a GET
         self.released = threading.Event()
 
     def take(self, method: str) -> str:
@@ -60,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(int(fault), {}, b"")
             return
         status, headers, data = self.ask_upstream(body)
+        if self.command == "GET":
+            self.faults.sent.append((self.path, len(data)))
         if fault == "timeout":
             self.faults.released.wait(LIMIT_S)
         if fault in ("after", "timeout"):

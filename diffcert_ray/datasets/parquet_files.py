@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from diffcert_ray.datasets.errors import DatasetError
 from diffcert_ray.datasets.place import Place, RangeFile
 
-TAIL_BYTES = 64 * 2**10  # of a file in the first request: holds most footers
+TAIL_BYTES = 256 * 2**10  # of a file in the first request: statistics of images make long footers
 KEPT_BYTES = 64 * 2**20  # of row groups in memory; at least one is kept, whatever its size
 REQUESTS_AT_ONCE = 8
 MAGIC = b"PAR1"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from diffcert_ray.datasets.errors import DatasetError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Place:
-    """A folder or file; the filesystem is asked for in the process that uses it, never pickled.
+    """A folder or file; its filesystem is made once in each process that uses it, never pickled.
+
+    fsspec's own cache has one filesystem, and so one slowly made client, for each thread.
 
     Attributes:
         address: local path or fsspec address such as ``s3://bucket/prefix``.
@@ -21,6 +24,10 @@ class Place:
 
     address: str
     storage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    _opened: tuple[int, Any, str] | None = dataclasses.field(default=None, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
     @property
     def is_local(self) -> bool:
@@ -81,6 +88,11 @@ class Place:
             raise self._missing(name) from None
 
     def _filesystem(self) -> tuple[Any, str]:
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), *self._connect())
+        return self._opened[1:]
+
+    def _connect(self) -> tuple[Any, str]:
         import fsspec
 
         options = {} if self.is_local else dict(self.storage_options)
