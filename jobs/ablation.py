@@ -17,6 +17,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from diffcert_ray import certified_accuracy, certify
@@ -49,7 +50,14 @@ def network_file(settings: Settings, network: str, channels: int, folder: Path) 
     if not path.exists():
         print(f"training {path.stem}", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        train_digits(path, network=network, channels=channels, steps=made.steps, batch=made.batch)
+        train_digits(
+            path,
+            network=network,
+            channels=channels,
+            steps=made.steps,
+            batch=made.batch,
+            polish_steps=0,
+        )
     return path
 
 
@@ -106,6 +114,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--local", action="store_true", help="one worker in this process")
     options = parser.parse_args(arguments)
     settings = Settings.model_validate(tomllib.loads(options.config.read_text("utf-8")))
+    torch.set_num_threads(1)  # as in every worker: two threads fight over small tensors
     rows = []
     for network, sizes in settings.networks.items():
         for channels in sizes:
