@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from diffcert_ray.log_lines import log_to, name_run
 from diffcert_ray.config import ConfigError, load_config, presets
 from diffcert_ray.storage.create_only import StoreError
 
@@ -61,6 +62,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     logging.basicConfig(
+        log_to(sys.stderr, level=level, all_libraries=debug)
         stream=sys.stderr,
         level=logging.INFO if debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
@@ -157,6 +159,7 @@ def certify(
 
 def _report_run(run: "Run") -> None:
     from diffcert_ray.reporting import Sources, series_of_run
+    name_run(run.document.votes_id)
 
     _report(Sources(tuple(series_of_run(run)), (run,)))
 

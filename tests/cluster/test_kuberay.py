@@ -192,3 +192,14 @@ def test_job_runs_the_mounted_configuration_on_the_cluster_that_it_makes():
     assert job["spec"]["rayClusterSpec"] == ray_cluster()["spec"]
     assert job["spec"]["backoffLimit"] >= 1  # exit code 3 is continued on a new cluster
     assert job["spec"]["shutdownAfterJobFinishes"]
+
+
+def test_monitor_scrapes_the_port_that_every_pod_names():
+    monitor = yaml.safe_load((CLUSTER / "kuberay-monitor.yaml").read_text("utf-8"))
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    for _, pod in pods():
+        ports = {p["name"]: p["containerPort"] for p in pod["containers"][0]["ports"]}
+        assert ports[endpoint["port"]] == 8080
+    for spec in cluster_specs():
+        for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+            assert group["rayStartParams"]["metrics-export-port"] == "8080"
