@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 failed, 2 bad use, 3 incomplete (run the same command again).
 """
 
-import logging
 import os
 import signal
 import sys
@@ -18,8 +17,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from diffcert_ray.log_lines import log_to, name_run
 from diffcert_ray.config import ConfigError, load_config, presets
+from diffcert_ray.log_lines import log_to, name_run
 from diffcert_ray.storage.create_only import StoreError
 
 if TYPE_CHECKING:
@@ -61,13 +60,9 @@ def main() -> None:
     """Run the command line; known failures become one line with the remedy."""
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    logging.basicConfig(
-        log_to(sys.stderr, level=level, all_libraries=debug)
-        stream=sys.stderr,
-        level=logging.INFO if debug else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    level = "INFO" if debug else os.environ.get("DIFFCERT_LOG_LEVEL", "WARNING")
     try:
+        log_to(sys.stderr, level=level, all_libraries=debug)
         app(arguments, standalone_mode=True)
     except (ConfigError, ValueError) as error:
         sys.exit(_explain(error, BAD_USE, debug))
@@ -159,12 +154,12 @@ def certify(
 
 def _report_run(run: "Run") -> None:
     from diffcert_ray.reporting import Sources, series_of_run
-    name_run(run.document.votes_id)
 
     _report(Sources(tuple(series_of_run(run)), (run,)))
 
 
 def _say_where(run: "Run") -> None:
+    name_run(run.document.votes_id)
     err.print(f"run {run.address}  votes_id {run.document.votes_id}", soft_wrap=True)
 
 
@@ -397,7 +392,7 @@ def convert(
         Path | None, typer.Option(help="JSON with what the checkpoint does not say of itself")
     ] = None,
 ) -> None:
-    """Turn a checkpoint (.pkl of EDM, .pt of EDM or OpenAI) into safetensors; runs none of its code.
+    """Turn a checkpoint (.pkl of EDM, .pt of EDM or OpenAI) into safetensors, running no code.
 
     [dim]diffcert convert edm-cifar10-32x32-cond-vp.pkl cifar10.safetensors[/]
     """
