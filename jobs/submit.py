@@ -1,0 +1,142 @@
+"""Run a diffcert command on a Ray cluster as a Ray job: certify, status, report, verify, compact.
+
+    python jobs/submit.py certify my.toml --run s3://bucket/run1 --set votes.n=10000
+    python jobs/submit.py status s3://bucket/run1
+
+The job needs nothing from this machine but the configuration, which is sent along, and nothing from
+the cluster but the store: submit the same command again after any loss. Further options go to
+diffcert unchanged. The cluster is --cluster, RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265 (what
+`ray dashboard cluster/aws.yaml` and `kubectl port-forward` open); its token is RAY_AUTH_TOKEN or
+the file ~/.ray/auth_token. The exit code is the command's own: 3 is incomplete, submit again.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+if "ray" not in sys.modules:  # Ray reads it while it is imported
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from diffcert_ray.config import ConfigError, load_config
+
+ON_A_RUN = ("status", "report", "verify", "compact")
+LOCAL_PORT = "http://127.0.0.1:8265"
+# Ray kills a stopped job after 3 s unless told otherwise; the driver stores what has come back.
+ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "DIFFCERT_LOG_LEVEL": "INFO"}
+STATUS_S = 60.0  # how long a finished job's status may lag behind its log
+
+
+def parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options that matter here, and the rest, which are the command's own."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # of what goes to diffcert
+    )
+    parser.add_argument("--cluster", default=os.environ.get("RAY_API_SERVER_ADDRESS", LOCAL_PORT))
+    parser.add_argument("--no-wait", action="store_true", help="submit, and do not follow the log")
+    commands = parser.add_subparsers(dest="command", required=True)
+    certify = commands.add_parser("certify", help="start a run, or continue it", allow_abbrev=False)
+    certify.add_argument("config", help="TOML file or preset")
+    certify.add_argument("--run", required=True, help="s3:// prefix, or absolute folder")
+    certify.add_argument("--set", action="append", default=[], dest="overrides")
+    for name in ON_A_RUN:
+        command = commands.add_parser(name, allow_abbrev=False)
+        command.add_argument("run", help="s3:// prefix, or absolute folder")
+    return parser.parse_known_args(arguments)
+
+
+def check_run(run: str) -> None:
+    """Refuse a folder that the job would make in a directory of its own, and lose."""
+    if not re.match(r"[a-z0-9]+://|/", run):
+        raise ConfigError(
+            f"run {run!r} is relative to the job's own folder on the cluster, which does not last: "
+            "use an object store (s3://bucket/prefix), or an absolute folder that the head keeps"
+        )
+
+
+def entrypoint(options: argparse.Namespace, rest: list[str], folder: Path) -> str:
+    """The job's command line; a configuration file is put into ``folder``, to be sent along."""
+    check_run(options.run)
+    if options.command != "certify":
+        return shlex.join(["diffcert", options.command, options.run, *rest])
+    load_config(options.config, options.overrides)  # what is wrong here is wrong there
+    config = options.config
+    if Path(config).is_file():
+        config = Path(shutil.copy(config, folder)).name
+    settings = [part for override in options.overrides for part in ("--set", override)]
+    own = ["--run", options.run, "--address", "auto", *settings, *rest]
+    return shlex.join(["diffcert", "certify", config, *own])
+
+
+def submitted(options: argparse.Namespace, rest: list[str]) -> tuple[JobSubmissionClient, str]:
+    """Submit the job; returns the client and the job's name."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = entrypoint(options, rest, Path(folder))
+        client = JobSubmissionClient(options.cluster)
+        runtime: dict[str, Any] = {"env_vars": ENVIRONMENT}
+        if any(Path(folder).iterdir()):
+            runtime["working_dir"] = folder
+        about = {"command": options.command, "run": options.run}
+        job = client.submit_job(entrypoint=command, runtime_env=runtime, metadata=about)
+    print(f"job {job} at {options.cluster}: {command}", flush=True)
+    return client, job
+
+
+async def follow(client: JobSubmissionClient, job: str) -> None:
+    """Print the job's log until it ends."""
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
+
+
+def exit_code(client: JobSubmissionClient, job: str) -> int:
+    """What the command of an ended job returned; 1 where the job was stopped or lost."""
+    limit = time.monotonic() + STATUS_S
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        if time.monotonic() > limit:
+            print(f"job {job} is still {info.status.value}, though its log has ended")
+            return 1
+        time.sleep(0.5)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    if info.driver_exit_code is None:
+        print(f"job {job} {info.status.value}: {info.message}")
+    return info.driver_exit_code or 1
+
+
+def main(arguments: list[str]) -> int:
+    """Submit, follow, return the command's exit code."""
+    options, rest = parsed(arguments)
+    try:
+        client, job = submitted(options, rest)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ConnectionError, RuntimeError) as error:
+        print(
+            f"error: no job could be submitted to {options.cluster}: {error}. See that its port is "
+            "forwarded to here, and that RAY_AUTH_MODE and the token are the cluster's",
+            file=sys.stderr,
+        )
+        return 1
+    if options.no_wait:
+        return 0
+    try:
+        asyncio.run(follow(client, job))
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; ray job logs --follow {job} or ray job stop {job}")
+        return 3
+    return exit_code(client, job)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""What the job script sends to a cluster, decided before any connection."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from diffcert_ray.config import ConfigError
+from jobs.submit import entrypoint, main, parsed
+
+
+def command(tmp_path: Path, *arguments: str) -> list[str]:
+    options, rest = parsed(list(arguments))
+    return shlex.split(entrypoint(options, rest, tmp_path))
+
+
+def test_configuration_file_is_sent_along_and_options_go_to_diffcert(tmp_path: Path):
+    config, folder = tmp_path / "my run.toml", tmp_path / "sent"
+    config.write_text('name = "mine"')
+    folder.mkdir()
+    said = command(
+        folder, "certify", str(config), "--run", "s3://bucket/run1",
+        "--set", "votes.n=500", "--images", "0:50", "--set", 'model.checkpoint="a b"',
+    )  # fmt: skip
+    assert said[:3] == ["diffcert", "certify", "my run.toml"]
+    assert (folder / "my run.toml").read_text() == 'name = "mine"'
+    assert said[3:] == [
+        "--run", "s3://bucket/run1", "--address", "auto",
+        "--set", "votes.n=500", "--set", 'model.checkpoint="a b"', "--images", "0:50",
+    ]  # fmt: skip
+
+
+def test_preset_needs_no_file(tmp_path: Path):
+    said = command(tmp_path, "certify", "digits", "--run", "/shared/run")
+    assert said == ["diffcert", "certify", "digits", "--run", "/shared/run", "--address", "auto"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["status", "report", "verify", "compact"])
+def test_other_commands_need_the_store_only(name: str, tmp_path: Path):
+    assert command(tmp_path, name, "s3://bucket/run1") == ["diffcert", name, "s3://bucket/run1"]
+
+
+def test_run_in_the_jobs_own_folder_is_refused_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(ConfigError, match=r"'runs/a' is relative.*s3://"):
+        command(tmp_path, "certify", "digits", "--run", "runs/a")
+    assert main(["status", "runs/a"]) == 2
+    assert "s3://" in capsys.readouterr().err
+
+
+def test_wrong_configuration_is_refused_before_it_is_sent(tmp_path: Path):
+    with pytest.raises(ConfigError, match="votes"):
+        command(tmp_path, "certify", "digits", "--run", "s3://b/r", "--set", "votes.m=5")
+
+
+def test_cluster_that_is_not_there_is_named_with_the_remedy(capsys: pytest.CaptureFixture[str]):
+    nobody = "http://127.0.0.1:9"  # the discard port
+    assert main(["--cluster", nobody, "status", "s3://bucket/run1"]) == 1
+    said = capsys.readouterr().err
+    assert nobody in said
+    assert "RAY_AUTH_MODE" in said
