@@ -110,7 +110,7 @@ def _built(
     dtype: NetworkDtype,
 ) -> EdmDenoiser:
     """The denoiser with these weights; none of its own are drawn, which would take seconds."""
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
         denoiser = EdmDenoiser(configuration, dtype=dtype)
     expected = denoiser.state_dict()
     if configuration.nearest_step and configuration.schedule is not None:

@@ -30,6 +30,18 @@ from diffcert_ray.denoisers.diffusers_configuration import (
 )
 from diffcert_ray.denoisers.edm_pickle import read_edm_pickle
 
+__all__ = [
+    "FORMAT",
+    "CheckpointError",
+    "checkpoint_format",
+    "checkpoint_path",
+    "checkpoint_sha256",
+    "read_configuration",
+    "read_metadata",
+    "sha256_of_path",
+    "shipped_models",
+]
+
 FORMAT = 1
 
 CheckpointFormat = Literal["safetensors", "EDM pickle", "state dict", "diffusers folder"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError
+from diffcert_ray.denoisers.checkpoint_error import CheckpointError, explained
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 
 METADATA_KEY = "diffcert"
@@ -67,7 +67,7 @@ def changed(path: Path, found: Any, config: Mapping[str, Any] | None) -> EdmConf
         return EdmConfiguration.model_validate(found)
     except ValidationError as error:
         raise CheckpointError(
-            f"checkpoint {path}: its configuration is not valid: {error}"
+            f"checkpoint {path}: its configuration is not valid: {explained(error)}"
         ) from None
 
 

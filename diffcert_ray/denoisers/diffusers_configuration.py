@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError
+from diffcert_ray.denoisers.checkpoint_error import CheckpointError, explained
 from diffcert_ray.denoisers.noise_steps import levels_of_betas, step_levels
 
 OWN_FILE = "diffcert.json"
@@ -165,8 +165,8 @@ def read_diffusers_configuration(
         return DiffusersConfiguration.model_validate(settings)
     except ValidationError as error:
         raise CheckpointError(
-            f"checkpoint {folder}: its configuration is not valid: {error}; what its files lack "
-            f"may be given in {OWN_FILE} there, or in config="
+            f"checkpoint {folder}: its configuration is not valid: {explained(error)}; what its "
+            f"files lack may be given in {OWN_FILE} there, or in config="
         ) from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError
+from diffcert_ray.denoisers.checkpoint_error import CheckpointError, explained
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.pickle_graph import Global, Made, PickleError, Stored, read_pickle_graph
 
@@ -150,7 +150,7 @@ def _configuration(network: Made) -> EdmConfiguration:
     try:
         return EdmConfiguration.model_validate(settings)
     except ValidationError as error:
-        raise PickleError(f"its network's settings are not valid: {error}") from None
+        raise PickleError(f"its network's settings are not valid: {explained(error)}") from None
 
 
 def _parts(module: Any) -> tuple[str, Mapping[str, Any]]:

@@ -149,7 +149,8 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int, *, scale: float = 16.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        # On the CPU even where weights are not made yet (meta): there, torch would load a compiler.
+        self.register_buffer("freqs", torch.randn(channels // 2, device="cpu") * scale)
 
     def forward(self, c_noise: Tensor) -> Tensor:
         """Map [B] to [B, channels]: cosines, then sines."""
