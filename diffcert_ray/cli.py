@@ -480,9 +480,6 @@ def train_digits(
     steps: Annotated[int, typer.Option(min=1, help="Steps of Adam")] = 5000,
     batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and everything drawn")] = 0,
-    polish_steps: Annotated[
-        int, typer.Option(min=0, help="Further steps at the noise levels that decide votes")
-    ] = 1500,
     network: Annotated[str, typer.Option(help="ddpmpp, ncsnpp or adm")] = "ddpmpp",
     channels: Annotated[int, typer.Option(min=1, help="Of the first level")] = 16,
 ) -> None:
@@ -497,10 +494,10 @@ def train_digits(
     with Progress(
         *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err
     ) as bar:
-        task = bar.add_task("training", total=steps + polish_steps, loss="-")
+        task = bar.add_task("training", total=steps, loss="-")
 
         def on_progress(step: int, loss: float) -> None:
-            if step % 20 == 0 or step == steps + polish_steps:
+            if step % 20 == 0 or step == steps:
                 bar.update(task, completed=step, loss=f"{loss:.4f}")
 
         written = train(
@@ -510,7 +507,6 @@ def train_digits(
             steps=steps,
             batch=batch,
             seed=seed,
-            polish_steps=polish_steps,
             on_progress=on_progress,
         )
     out.print(f"{written}", soft_wrap=True)

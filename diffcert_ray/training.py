@@ -85,11 +85,6 @@ class Recipe:
         label_dropout: probability of training an image without its class.
         max_shift: images are shifted by up to this many pixels each way.
         ema_decay: decay per step of the moving average of the weights, which is what is kept.
-        polish_steps: further steps from that average, at the noise levels that votes are decided
-            at; 0 for none.
-        polish_learning_rate: their peak learning rate.
-        polish_p_mean: their mean of ln s.
-        polish_p_std: their standard deviation of ln s.
     """
 
     steps: int = 5000
@@ -102,35 +97,12 @@ class Recipe:
     label_dropout: float = 0.15
     max_shift: int = 0
     ema_decay: float = 0.998
-    polish_steps: int = 1500
-    polish_learning_rate: float = 1e-3
-    polish_p_mean: float = 0.1
-    polish_p_std: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.polish_steps < 0:
+        if self.steps < 1 or self.batch < 1:
             raise ValueError(
-                f"steps is {self.steps}, batch {self.batch} and polish_steps {self.polish_steps}: "
-                "the first two must be at least 1, the last at least 0"
+                f"steps is {self.steps} and batch {self.batch}: both must be at least 1"
             )
-
-    @property
-    def all_steps(self) -> int:
-        """Steps of both phases."""
-        return self.steps + self.polish_steps
-
-    @property
-    def polish(self) -> Recipe:
-        """The recipe of the further steps."""
-        return dataclasses.replace(
-            self,
-            steps=self.polish_steps,
-            seed=self.seed + 1,
-            learning_rate=self.polish_learning_rate,
-            p_mean=self.polish_p_mean,
-            p_std=self.polish_p_std,
-            polish_steps=0,
-        )
 
 
 def denoising_loss(
@@ -181,38 +153,20 @@ def train(
     labels = torch.tensor(dataset.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        denoiser = EdmDenoiser(configuration)
-        average = _phase(denoiser, images, labels, recipe, 0, on_progress)
-        if recipe.polish_steps:
-            polish = recipe.polish
-            torch.manual_seed(polish.seed)
-            denoiser = copy.deepcopy(average).requires_grad_(True)
-            average = _phase(denoiser, images, labels, polish, recipe.steps, on_progress)
-    return average
-
-
-def _phase(
-    denoiser: EdmDenoiser,
-    images: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    before: int,
-    on_progress: OnProgress | None,
-) -> EdmDenoiser:
-    """Train in place for the recipe's steps; returns the moving average of the weights."""
-    denoiser.train()
-    average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-    optimiser = torch.optim.Adam(denoiser.parameters(), lr=recipe.learning_rate, fused=True)
-    sigma_data = denoiser.configuration.sigma_data
-    for step in range(recipe.steps):
-        optimiser.param_groups[0]["lr"] = _learning_rate(recipe, step)
-        loss = denoising_loss(denoiser, *_draw(recipe, images, labels), sigma_data)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        _move(average, denoiser, min(recipe.ema_decay, (step + 1) / (step + 10)))
-        if on_progress is not None:
-            on_progress(before + step + 1, loss.item())
+        denoiser = EdmDenoiser(configuration).train()
+        average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        optimiser = torch.optim.Adam(denoiser.parameters(), lr=recipe.learning_rate, fused=True)
+        for step in range(recipe.steps):
+            optimiser.param_groups[0]["lr"] = _learning_rate(recipe, step)
+            loss = denoising_loss(
+                denoiser, *_draw(recipe, images, labels), configuration.sigma_data
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            _move(average, denoiser, min(recipe.ema_decay, (step + 1) / (step + 10)))
+            if on_progress is not None:
+                on_progress(step + 1, loss.item())
     return average
 
 
@@ -224,7 +178,6 @@ def train_digits(
     steps: int = Recipe.steps,
     batch: int = Recipe.batch,
     seed: int = Recipe.seed,
-    polish_steps: int = Recipe.polish_steps,
     on_progress: OnProgress | None = None,
 ) -> Path:
     """Train the demo model on the training split of the digits and write it.
@@ -236,7 +189,6 @@ def train_digits(
         steps: steps of Adam.
         batch: images per step.
         seed: of the weights and of everything drawn.
-        polish_steps: further steps at the noise levels that votes are decided at.
         on_progress: called after every step with the steps done and the loss.
 
     Returns:
@@ -246,8 +198,7 @@ def train_digits(
     Raises:
         ValueError: network, channels, steps, batch or output is not usable.
     """
-    recipe = Recipe(steps, batch, seed, polish_steps=polish_steps)
-    configuration = digits_configuration(network, channels)
+    recipe, configuration = Recipe(steps, batch, seed), digits_configuration(network, channels)
     dataset = load_dataset({"name": "digits", "split": "train"})
     started = time.monotonic()
     denoiser = train(configuration, dataset, recipe, on_progress)

@@ -50,14 +50,7 @@ def network_file(settings: Settings, network: str, channels: int, folder: Path) 
     if not path.exists():
         print(f"training {path.stem}", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        train_digits(
-            path,
-            network=network,
-            channels=channels,
-            steps=made.steps,
-            batch=made.batch,
-            polish_steps=0,
-        )
+        train_digits(path, network=network, channels=channels, steps=made.steps, batch=made.batch)
     return path
 
 

@@ -55,15 +55,13 @@ def test_loss_is_the_weighted_error_of_the_denoiser():
 
 def test_training_reduces_the_loss(digits):
     losses = []
-    train(
-        TINY, digits, Recipe(60, 64, warmup_steps=5, polish_steps=0), lambda _, x: losses.append(x)
-    )
+    train(TINY, digits, Recipe(steps=60, batch=64, warmup_steps=5), lambda _, x: losses.append(x))
     assert len(losses) == 60
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_others(digits):
-    recipe = Recipe(steps=4, batch=16, polish_steps=3)
+    recipe = Recipe(steps=4, batch=16)
     first, again = (weights(train(TINY, digits, recipe)) for _ in range(2))
     other = weights(train(TINY, digits, dataclasses.replace(recipe, seed=1)))
     assert torch.equal(first, again)
@@ -74,7 +72,7 @@ def test_training_leaves_torchs_generator_alone(digits):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    train(TINY, digits, Recipe(1, 4, polish_steps=0))
+    train(TINY, digits, Recipe(steps=1, batch=4))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -96,7 +94,7 @@ def test_labels_are_dropped_at_the_stated_rate_and_never_changed(digits):
 
 
 def test_digits_model_is_trained_on_the_train_split_alone(tmp_path, digits):
-    path = train_digits(tmp_path / "model.safetensors", steps=2, batch=8, polish_steps=1)
+    path = train_digits(tmp_path / "model.safetensors", steps=2, batch=8)
     recipe = read_metadata(str(path))["recipe"]
     test = load_dataset({"name": "digits", "split": "test"})
     assert recipe["dataset"] == "digits train"
@@ -105,7 +103,7 @@ def test_digits_model_is_trained_on_the_train_split_alone(tmp_path, digits):
     assert recipe["torch"] == torch.__version__
     assert recipe["seconds"] >= 0
     # The same weights come from a process that is given the train split and nothing else.
-    expected = train(DIGITS_CONFIGURATION, digits, Recipe(steps=2, batch=8, polish_steps=1))
+    expected = train(DIGITS_CONFIGURATION, digits, Recipe(steps=2, batch=8))
     assert torch.equal(weights(load_denoiser(str(path))), weights(expected))
 
 
@@ -116,23 +114,8 @@ def test_shipped_model_says_how_it_was_made(digits):
 
 def test_progress_is_reported_after_every_step(digits):
     steps = []
-    train(TINY, digits, Recipe(3, 4, polish_steps=2), lambda step, loss: steps.append(step))
-    assert steps == [1, 2, 3, 4, 5]
-
-
-def test_polishing_starts_from_the_average_at_its_own_noise_levels(digits, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        "diffcert_ray.training._draw",
-        lambda recipe, images, labels: drawn.append(recipe) or _draw(recipe, images, labels),
-    )
-    recipe = Recipe(2, 4, learning_rate=0.0, polish_steps=1, polish_learning_rate=0.1)
-    polished = train(TINY, digits, recipe)
-    assert [(r.p_mean, r.p_std) for r in drawn] == [(0.0, 0.8)] * 2 + [(0.1, 0.5)]
-    unpolished = train(TINY, digits, dataclasses.replace(recipe, polish_steps=0))
-    moved = train(TINY, digits, dataclasses.replace(recipe, polish_learning_rate=0.0))
-    assert torch.equal(weights(moved), weights(unpolished))
-    assert not torch.equal(weights(polished), weights(unpolished))
+    train(TINY, digits, Recipe(steps=3, batch=4), lambda step, loss: steps.append(step))
+    assert steps == [1, 2, 3]
 
 
 def test_network_that_does_not_fit_the_images_is_refused(digits):
