@@ -32,7 +32,7 @@ def decode_image(data: bytes, channels: int) -> NDArray[np.uint8]:
     Raises:
         UndecodableError: why it cannot be decoded.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -47,6 +47,8 @@ def decode_image(data: bytes, channels: int) -> NDArray[np.uint8]:
             values = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except UndecodableError:
         raise
+    except UnidentifiedImageError:
+        raise UndecodableError(f"its {len(data)} bytes are no {', '.join(FORMATS)} file") from None
     except (
         OSError,
         SyntaxError,
