@@ -6,7 +6,7 @@ from importlib import metadata
 import pandas as pd
 
 from diffcert_ray.metrics import certified_accuracy, p_low_distribution
-from diffcert_ray.report.curve import curve_picture
+from diffcert_ray.report.curve import curve_pictures
 from diffcert_ray.report.dataset_tables import (
     RHO,
     comparison_text,
@@ -83,8 +83,7 @@ def report_files(
         "table.md": _markdown(title, tables, series).encode(),
         "table.tex": "\n".join(map(latex, tables)).encode(),
         "table.csv": _csv(series, lambda s: certified_accuracy(s.certificates, s.radii, rho=RHO)),
-        "curve.png": curve_picture(lines, radii, title, "png"),
-        "curve.svg": curve_picture(lines, radii, title, "svg"),
+        **curve_pictures(lines, radii, title),
     }
     votes = [one for one in series if one.certificates["p_low"].notna().all()]
     if votes:

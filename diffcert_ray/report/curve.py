@@ -1,25 +1,25 @@
-"""Certified accuracy against radius as a picture file, PNG or SVG."""
+"""Certified accuracy against radius as picture files, PNG and SVG."""
 
 import io
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 from diffcert_ray.report.charts import Axis, Line
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def curve_picture(
-    lines: Sequence[Line], radii: Axis, title: str, kind: Literal["png", "svg"] = "png"
-) -> bytes:
+
+def curve_pictures(lines: Sequence[Line], radii: Axis, title: str) -> dict[str, bytes]:
     """Draw lines of certified accuracy with their intervals.
 
     Args:
         lines: what ``accuracy_lines`` gives: steps with bands, published rows as markers.
         radii: the axis of radii.
         title: over the picture.
-        kind: of the file.
 
     Returns:
-        The file's bytes, the same for the same lines.
+        The bytes of curve.png and curve.svg, the same for the same lines.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -47,8 +47,18 @@ def curve_picture(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     axes.set_title(title, fontsize=10)
-    buffer = io.BytesIO()
+    # The layout is found once; it takes longer than the drawing.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     # Text stays text, ids are repeatable and no date is stored: equal figures give equal files.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "diffcert"}):
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        return {
+            "curve.png": _saved(figure, "png", None),
+            "curve.svg": _saved(figure, "svg", {"Date": None}),
+        }
+
+
+def _saved(figure: "Figure", kind: str, about: dict[str, Any] | None) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=about)
     return buffer.getvalue()
