@@ -472,6 +472,22 @@ def _print_table(table: "TextTable") -> None:
         out.print(f"[dim]{_escaped(note)}[/]")
 
 
+@app.command("config")
+def config_command(
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="The JSON schema, for editors, instead")
+    ] = False,
+) -> None:
+    """Print every key of a configuration: values, default, meaning.
+
+    [dim]diffcert config --json-schema > diffcert.schema.json[/]
+    """
+    from diffcert_ray import config_reference
+
+    found = config_reference.json_schema() if json_schema else config_reference.markdown()
+    out.print(found, soft_wrap=True, markup=False, end="")
+
+
 @train_app.command("digits")
 def train_digits(
     output: Annotated[Path, typer.Option(help="The .safetensors file to write")] = Path(

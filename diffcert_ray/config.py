@@ -7,184 +7,19 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
+
+from diffcert_ray.config_tables import PLAIN_BOUNDS, Config, DatasetConfig, NumericsConfig
+
+__all__ = ["PLAIN_BOUNDS", "Config", "ConfigError", "NumericsConfig", "load_config", "presets"]
 
 METHOD_VERSION = 1  # raised by a change that changes votes; see the README's "Changes"
-
-PLAIN_BOUNDS = ("lipschitz", "local")
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class ConfigError(ValueError):
     """The configuration is wrong; the message names key, value, limit and remedy."""
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetConfig(_Table):
-    """Which images; image ids are positions in the whole dataset, so a subset keeps them.
-
-    ``first``, ``every``, ``ids`` and ``sample`` exclude each other. All but ``digits`` need
-    ``path`` (``execution.storage_options`` opens a remote one); the columns are those of Parquet.
-    ``label_map`` is the network's number of each class, ``image_shape`` (channels, height, width)
-    is for files that do not say it, ``num_classes`` for a network that has more. ``on_corrupt``:
-    an image that cannot be decoded stops the run before any work, or it is reported, skipped and
-    counted as an abstention.
-    """
-
-    name: str = "digits"
-    split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
-    path: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    id_column: str | None = None
-    label_map: tuple[int, ...] | dict[str, int] | str | None = None
-    num_classes: Count | None = None
-    image_shape: tuple[Count, Count, Count] | None = None
-    on_corrupt: Literal["stop", "skip"] = "stop"
-    first: Count | None = None
-    every: Count | None = None
-    ids: tuple[int, ...] | None = None
-    sample: Count | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-
-
-class ModelConfig(_Table):
-    """The denoiser's weights: a shipped model's name or a file.
-
-    ``unconditional`` is a second checkpoint for the unconditional step of apndc, needed when the
-    first one was trained without label dropout. ``resize`` says how its output is brought to the
-    first one's resolution where images, noise and ``unconditional`` have another one. ``sha256``
-    pins the file.
-    """
-
-    checkpoint: str = "digits"
-    sha256: str | None = None
-    unconditional: str | None = None
-    unconditional_sha256: str | None = None
-    resize: Literal["area", "bilinear", "bicubic"] | None = None
-
-
-class MethodConfig(_Table):
-    """The noised diffusion classifier that casts the votes."""
-
-    name: Literal["dc", "epndc", "apndc", "apndc-posterior"] = "apndc"
-
-
-class NoiseLevelsConfig(_Table):
-    """The grid of noise levels s (model space, images in [-1, 1]) and the weight density over them.
-
-    ``min`` defaults to s_tau = 2 * sigma, the level of the smoothing noise (1e-4 for ``dc``; for
-    ``epndc`` slightly above s_tau, where its weight is finite).
-    """
-
-    grid: Literal["linear", "quantile"] = "quantile"
-    weights: Literal["edm", "elbo", "uniform", "linear-s", "reference"] = "edm"
-    levels: Annotated[int, Field(ge=1, le=4096)] = 126
-    min: Positive | None = None
-    max: Positive = 3.0
-
-
-class SiftConfig(_Table):
-    """How a vote spends its evaluations; see ``diffcert_ray.sift``.
-
-    ``levels`` is where a vote that is still open leaves the sift stage; it does not change the
-    vote.
-    ``threshold_levels`` is how many levels the rule ``threshold`` sifts over at most.
-    """
-
-    rule: Literal["full", "exact", "paired-z", "threshold"] = "paired-z"
-    z: Positive = 2.0
-    first_ratio: Annotated[float, Field(gt=1)] = 2.0
-    first_level: Annotated[float, Field(ge=0, lt=1)] = 1 / 3
-    threshold: Positive = 0.02
-    keep: Count = 10
-    threshold_levels: Count = 50
-    levels: Count = 15
-
-
-class VotesConfig(_Table):
-    """How many votes, at which sigmas (pixel units), and what is certified from them.
-
-    ``estimate = "target"`` lets an estimation vote stop once it is certain whether it is the chosen
-    class; ``complete`` asks every vote for its class (needed by ``two-class``). The bounds
-    ``lipschitz`` and ``local`` certify the plain classifier without votes, see ``PlainConfig``;
-    only
-    ``alpha``, ``radii`` and ``seed`` matter to them here.
-    """
-
-    sigmas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25,)
-    n0: Count = 100
-    n: Count = 1000
-    alpha: Fraction = 0.001
-    bound: Literal["clopper-pearson", "two-class", "sequential", "lipschitz", "local"] = (
-        "clopper-pearson"
-    )
-    radii: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    estimate: Literal["complete", "target"] = "complete"
-    unit: Count = 100
-    futility: Fraction = 0.01
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-
-
-class PlainConfig(_Table):
-    """How many noise draws bound the losses of the plain classifier (lipschitz, local).
-
-    ``draws`` is fixed before the first draw; ``unit`` draws at a time are summed, stored and
-    resumed.
-    """
-
-    draws: Count = 2048
-    unit: Annotated[int, Field(ge=1, le=4096)] = 32
-
-
-class NumericsConfig(_Table):
-    """What a vote's last bits depend on; written once into a run, adopted by every resume."""
-
-    batch: Annotated[int, Field(ge=1, le=65536)] = 128
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    compile: bool = False
-
-
-class ExecutionConfig(_Table):
-    """How the work is carried out; nothing here changes a vote."""
-
-    stages: Literal["split", "fused"] = "fused"
-    actors: Count | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpus_per_actor: Annotated[float, Field(gt=0, le=8)] = 1.0
-    item_s: Annotated[float, Field(gt=0, le=600)] = 5.0
-    flush_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    start_timeout_s: Positive = 600.0
-    stall_timeout_s: Positive = 1800.0
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-
-
-class Config(_Table):
-    """One run: dataset, model, method, votes; and how it is carried out."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    dataset: DatasetConfig = DatasetConfig()
-    model: ModelConfig = ModelConfig()
-    method: MethodConfig = MethodConfig()
-    noise_levels: NoiseLevelsConfig = NoiseLevelsConfig()
-    sift: SiftConfig = SiftConfig()
-    votes: VotesConfig = VotesConfig()
-    plain: PlainConfig = PlainConfig()
-    numerics: NumericsConfig = NumericsConfig()
-    execution: ExecutionConfig = ExecutionConfig()
-
-    @property
-    def without_votes(self) -> bool:
-        """Whether the plain classifier is certified, from its losses and without votes."""
-        return self.votes.bound in PLAIN_BOUNDS
 
 
 def presets() -> list[str]:

@@ -57,7 +57,8 @@ class WorkerSpec:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
         model, dtype = self.config.model, self.config.numerics.dtype
-        denoiser, unconditional = self.denoiser, None
+        denoiser: Denoiser | None = self.denoiser
+        unconditional: Denoiser | None = None
         if denoiser is None:
             denoiser = load_denoiser(
                 model.checkpoint, device=self.device, dtype=dtype, sha256=self.weights["denoiser"]

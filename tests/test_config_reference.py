@@ -1,0 +1,63 @@
+"""The configuration reference says what the code does, and the README says the same."""
+
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from diffcert_ray.cli import app
+from diffcert_ray.config import Config, presets
+from diffcert_ray.config_reference import json_schema, markdown
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def tables() -> dict[str, type[BaseModel]]:
+    fields = Config.model_fields.items()
+    found = {name: field.annotation for name, field in fields}
+    return {n: t for n, t in found.items() if isinstance(t, type) and issubclass(t, BaseModel)}
+
+
+@pytest.mark.parametrize("table", tables())
+def test_every_key_has_a_meaning_and_a_line(table):
+    lines = markdown().split(f"`[{table}]`: ")[1].split("\n\n`[")[0].splitlines()
+    for key, field in tables()[table].model_fields.items():
+        assert field.description, key
+        (line,) = [line for line in lines if line.startswith(f"| `{key}` |")]
+        assert " ".join(field.description.split()) in line
+
+
+def test_ranges_choices_and_defaults_are_shown():
+    text = markdown()
+    assert "| `alpha` | number > 0, < 1 | `0.001` |" in text
+    assert "| `levels` | integer >= 1, <= 4096 | `126` |" in text
+    assert '| `stages` | `split`, `fused` | `"fused"` |' in text
+
+
+def test_the_readme_holds_the_reference():
+    text = README.read_text("utf-8")
+    held = text.split("<!-- config:begin -->\n")[1].split("<!-- config:end -->")[0]
+    assert held == markdown()
+
+
+def test_the_schema_knows_every_key_of_every_preset():
+    schema = json.loads(json_schema())
+    for preset in presets():
+        path = resources.files("diffcert_ray") / "presets" / f"{preset}.toml"
+        for name, value in tomllib.loads(path.read_text("utf-8")).items():
+            where = schema["properties"][name]
+            if isinstance(value, dict):
+                where = schema["$defs"][where["$ref"].rpartition("/")[2]]
+                assert set(value) <= set(where["properties"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [([], markdown), (["--json-schema"], json_schema)]
+)
+def test_the_command_prints_it(arguments, expected):
+    found = CliRunner().invoke(app, ["config", *arguments])
+    assert (found.exit_code, found.output) == (0, expected())
