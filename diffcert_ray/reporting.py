@@ -101,13 +101,19 @@ def series_of_run(run: Run) -> list[Series]:
         replace(
             one,
             name=one.name if len(bounds) == 1 else f"{one.name}, {bound}",
-            title=f"{config.name}: {config.method.name}, {bound}, alpha {config.votes.alpha:g}",
+            title=f"{config.name}: {config.method.name}, {bound}, alpha {config.votes.alpha:g}, "
+            f"l2 of {_space(run)} images",
             certificates=rows,
             notes=tuple(_notes(run, rows, bound)),
         )
         for bound in map(str, bounds)
         for rows in [certificates[certificates["bound"] == bound]]
     ]
+
+
+def _space(run: Run) -> str:
+    """Where the radii are measured: the images that noise is added to, before any resize."""
+    return "x".join(str(n) for n in run.document.dataset.get("image_shape", ("?",)))
 
 
 def pictures_of(run: Run) -> Pictures:

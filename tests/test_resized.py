@@ -16,6 +16,7 @@ from diffcert_ray.denoisers.gaussian import gaussian_world
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.evaluate import evaluate_votes
 from diffcert_ray.noise import NoiseSource
+from diffcert_ray.reporting import series_of_run
 from diffcert_ray.work import Item, Part, Unit
 from tests.worlds import settings
 
@@ -144,3 +145,9 @@ def test_resize_without_its_network_and_images_of_a_third_resolution_are_refused
     with pytest.raises(ConfigError, match=r"\(1, 8, 8\).*\(1, 16, 16\)"):
         certify(made | {"model": model}, tmp_path / "run", local=True)
     assert load_dataset("digits").image_shape == (1, 8, 8)
+
+
+def test_every_table_says_in_which_space_its_radii_are(tmp_path):
+    run = certify(tables(tmp_path), tmp_path / "run", local=True)
+    (series,) = series_of_run(run)
+    assert series.title.endswith("l2 of 1x8x8 images")
