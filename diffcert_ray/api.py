@@ -26,15 +26,20 @@ from diffcert_ray.results import (
     recompute,
     recompute_stopped,
     stored_units,
+    unfounded,
     unit_row,
     unread_rows,
+    votes_held,
 )
 from diffcert_ray.run import Driver, Outcome, Progress
 from diffcert_ray.run_document import RunDocument
 from diffcert_ray.stages import SettledUnit, Stages
 from diffcert_ray.storage.compaction import COMPACT_AT, compact
+from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.storage.other_writers import OtherWriters
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.store import RunStore
+from diffcert_ray.storage.writer import Writer
 from diffcert_ray.work import Item, Part, Unit
 
 if TYPE_CHECKING:
@@ -175,7 +180,8 @@ def certify(
     if unreadable:
         with store.writer() as writer:
             writer.add_certificates(r for r in unread if (r.sigma, r.image_id, r.n) not in stored)
-    stages = _stages(settings, plan, store)
+    stages, held = _stages(settings, plan, store)
+    stored -= _unfounded(store, plan, stored, held)
     if plan.bound != "sequential" and stages.nothing_to_do({key[:2] for key in stored}):
         return Run(place, store, document, Outcome(complete=True, unreadable=unreadable))
 
@@ -208,6 +214,9 @@ def certify(
             finished: list[Any] = list(stages.finished_images)
             writer.add_certificates(r for i in finished if (r := certify_image(i)))
             return Run(place, store, document, Outcome(complete=True, unreadable=unreadable))
+        store.location.check_writable()  # before the first evaluation, not after it
+        others = _other_writers(store, plan, writer)
+        progressed = _looking(others, on_progress)
         pool = _pool(spec, settings, local=local, address=address)
         try:
             outcome = Driver(
@@ -217,23 +226,72 @@ def certify(
                 record_losses if plain else record_votes,
                 certify_image,
                 item_s=settings.execution.item_s,
-                on_progress=on_progress if local else _watched(on_progress, settings.name),
+                on_progress=progressed if local else _watched(progressed, settings.name),
                 should_stop=should_stop,
             ).run()
+            others.look(now=True)
         finally:
             pool.close()
     outcome.unreadable = unreadable
     return Run(place, store, document, outcome)
 
 
-def _stages(settings: Config, plan: Plan | PlainPlan, store: RunStore) -> Stages | LossStages:
+def _stages(
+    settings: Config, plan: Plan | PlainPlan, store: RunStore
+) -> tuple[Stages | LossStages, Callable[[float, int], tuple[int, int]]]:
+    """What is to be done, and how many selection and estimation votes an image has stored."""
     if isinstance(plan, PlainPlan):
-        return LossStages(plan, read_losses(store, len(plan.s), plan.classes).of)
-    return Stages(
+        losses = read_losses(store, len(plan.s), plan.classes)
+        draws = losses.draws()
+        return LossStages(plan, losses.of), lambda sigma, image_id: (0, draws.get(image_id, 0))
+    done = store.done_units()
+    stages = Stages(
         plan,
-        stored_units(store.done_units(), plan),
+        stored_units(done, plan),
         hand_back_levels=settings.sift.levels if settings.execution.stages == "split" else None,
     )
+    return stages, votes_held(done)
+
+
+def _unfounded(
+    store: RunStore,
+    plan: Plan | PlainPlan,
+    stored: set[tuple[float, int, int]],
+    held: Callable[[float, int], tuple[int, int]],
+) -> set[tuple[float, int, int]]:
+    """The plan's certificates that rest on lost votes, to be made anew; refused unless asked for.
+
+    The last part of a writer leaves no gap in the numbering when it is deleted: this finds it.
+    """
+    planned = set(plan.image_ids.tolist())
+    found = unfounded((key for key in stored if key[1] in planned), held, plan.n0)
+    if found and store.on_damaged == "refuse":
+        sigma, image_id, n = min(found)
+        select, estimate = held(sigma, image_id)
+        raise StoreError(
+            f"{len(found)} certificates in {store.address} rest on votes that are not stored, "
+            f"first image {image_id} at sigma {sigma:g}: {select} + {estimate} votes are there of "
+            f"{plan.n0} + {n}. A part was deleted: restore it from a copy, or run again with "
+            'on_damaged="recompute" (--recompute-damaged): what is missing is computed again'
+        )
+    return found
+
+
+def _other_writers(store: RunStore, plan: Plan | PlainPlan, writer: Writer) -> OtherWriters:
+    folder = "losses" if isinstance(plan, PlainPlan) else "units"
+    return OtherWriters(store.location, folder, writer, plan.image_ids.tolist(), plan.sigmas)
+
+
+def _looking(
+    others: OtherWriters, on_progress: Callable[[Progress], None]
+) -> Callable[[Progress], None]:
+    """The same, with a look now and then at who else writes into the run."""
+
+    def looking(progress: Progress) -> None:
+        others.look()
+        on_progress(progress)
+
+    return looking
 
 
 def _pool(spec: Any, settings: Config, *, local: bool, address: str | None) -> Any:

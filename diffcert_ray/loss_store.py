@@ -62,6 +62,12 @@ class StoredLosses:
             for row in range(low, high)
         ]
 
+    def draws(self) -> dict[int, int]:
+        """How many draws are stored of each image."""
+        images, group = np.unique(self.units[:, 0], return_inverse=True)
+        counts = np.bincount(group.reshape(-1), self.units[:, 2] - self.units[:, 1])
+        return dict(zip(images.tolist(), counts.astype(int).tolist(), strict=True))
+
 
 def read_losses(store: RunStore, levels: int, classes: int) -> StoredLosses:
     """Read the losses of a run.
@@ -116,7 +122,7 @@ def _readable_parts(store: RunStore) -> list[ReadPart]:
         raise StoreError(
             f"{len(damaged)} damaged files in {store.address}: "
             f"{', '.join(map(str, damaged[:3]))}. Restore them from a copy, or run again with "
-            'on_damaged="recompute": their units are computed again'
+            'on_damaged="recompute" (--recompute-damaged): their units are computed again'
         )
     return sorted(parts, key=lambda part: (part.published_us, part.name))
 

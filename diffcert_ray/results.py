@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from diffcert_ray.certificates import ABSTAIN
 from diffcert_ray.image_votes import ImageVotes, Plan, UnitCounts, Verdict
 from diffcert_ray.plain import PlainPlan
@@ -215,3 +217,37 @@ def _image(image: ImageVotes, units: Callable[[float, int], list[UnitCounts]]) -
     for counts in units(image.sigma, image.image_id):
         image.add(counts)
     return image
+
+
+def votes_held(done: DoneUnits) -> Callable[[float, int], tuple[int, int]]:
+    """(sigma, image_id) -> the number of stored selection votes, and of estimation votes."""
+    held = {}
+    for key, group in done.groups.items():
+        votes = np.add.reduceat(group.stop - group.start, group.first[:-1])
+        held[key] = dict(zip(group.images.tolist(), votes.tolist(), strict=True))
+
+    def of(sigma: float, image_id: int) -> tuple[int, int]:
+        select, estimate = (held.get((sigma, s), {}).get(image_id, 0) for s in STREAM_NAMES)
+        return select, estimate
+
+    return of
+
+
+def unfounded(
+    stored: Iterable[tuple[float, int, int]],
+    held: Callable[[float, int], tuple[int, int]],
+    n0: int,
+) -> set[tuple[float, int, int]]:
+    """Stored certificates whose votes are not all stored: somebody lost or deleted units.
+
+    Args:
+        stored: (sigma, image_id, estimation votes used) of each.
+        held: (sigma, image_id) -> stored selection and estimation votes.
+        n0: selection votes of each.
+    """
+
+    def founded(sigma: float, image_id: int, n: int) -> bool:
+        select, estimate = held(sigma, image_id)
+        return select >= n0 and estimate >= n
+
+    return {key for key in stored if not founded(*key)}

@@ -105,6 +105,6 @@ class Manifests:
                     raise StoreError(
                         f"compaction manifest {self.location.address}/{name} is damaged "
                         f"({error}): restore it from a copy, or run again with "
-                        'on_damaged="recompute"'
+                        'on_damaged="recompute" (--recompute-damaged)'
                     ) from error
         return Manifest()

@@ -225,7 +225,8 @@ class RunStore:
             shown = ", ".join(str(damage) for damage in damaged[:3])
             raise StoreError(
                 f"{len(damaged)} damaged files in {self.address}: {shown}. Restore them from a "
-                'copy, or run again with on_damaged="recompute": their units are computed again'
+                'copy, or run again with on_damaged="recompute" (--recompute-damaged): their '
+                "units are computed again"
             )
         for damage in damaged:
             logger.warning("left out the damaged file %s/%s", self.address, damage)

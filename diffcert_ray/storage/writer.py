@@ -75,6 +75,11 @@ class Writer:
         """Rows that are not stored yet."""
         return len(self._units) + len(self._losses) + len(self._certificates)
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last flush could not store its rows."""
+        return self._failing_since is not None
+
     def add_units(self, rows: Iterable[UnitRow]) -> None:
         """Take complete units.
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,7 +62,7 @@ def book(tmp_path, monkeypatch) -> Path:
 def waited(monkeypatch) -> list[float]:
     """The waits between tries, seconds, which are not waited for here."""
     waits: list[float] = []
-    monkeypatch.setattr(object_prefix.time, "sleep", waits.append)
+    monkeypatch.setattr(object_prefix, "time", SimpleNamespace(sleep=waits.append))
     return waits
 
 
