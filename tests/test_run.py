@@ -229,6 +229,7 @@ print("complete", run.outcome.complete)
 """
 
 
+@pytest.mark.fault
 @pytest.mark.timeout(240)  # four programs that each import torch
 def test_a_killed_program_continues_and_ends_with_identical_counts(clean, tmp_path):
     folder, killed = tmp_path / "r", 0

@@ -83,6 +83,7 @@ def wait_for(condition, seconds: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.timeout(400)  # two drivers that each start a Ray
 def test_a_killed_driver_on_ray_continues_and_ends_with_identical_counts(tmp_path):
     world, data = small_world(images=12)

@@ -112,6 +112,7 @@ def test_killed_node_costs_only_its_items(
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_node_added_during_a_run_gets_work(
     cluster: Cluster, add_node: AddNode, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_draining_node_finishes_what_it_has_and_gets_nothing_more(
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_all_nodes_lost_and_one_that_comes_later_finishes_the_run(
     cluster: Cluster, add_node: AddNode, tmp_path: Path
 ) -> None:
@@ -200,6 +202,7 @@ def test_node_without_a_file_is_left_out_and_named_while_the_other_works(
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 def test_file_missing_on_every_node_stops_the_pool(
     cluster: Cluster, add_node: AddNode, tmp_path: Path
 ) -> None:

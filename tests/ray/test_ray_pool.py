@@ -191,6 +191,7 @@ class TestOnOneRay:
         assert script.loads() == ["actor-1", "actor-2"]
 
     @pytest.mark.slow
+    @pytest.mark.fault
     def test_starts_that_always_crash_end_with_the_last_error(self, tmp_path: Path) -> None:
         script = Script(tmp_path, "load crashes", once=False)
         pool = RayPool(script, actors=1)
