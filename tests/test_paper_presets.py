@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from diffcert_ray import certify
@@ -18,14 +19,14 @@ from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
 
 PRESETS = sorted((Path(__file__).parents[1] / "jobs" / "paper").glob("*.toml"))
-CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
+CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "folder": 1000}
 
 
-def network(path: Path, classes: int) -> str:
+def network(path: Path, classes: int, resolution: int = 32) -> str:
     """A narrow DDPM++ network with random weights, in a file."""
     configuration = EdmConfiguration(
         model_type="SongUNet",
-        img_resolution=32,
+        img_resolution=resolution,
         img_channels=3,
         label_dim=classes,
         model_channels=4,
@@ -56,8 +57,16 @@ def files(tmp_path_factory) -> Path:
     pixels = rng.integers(0, 256, (32, 32, 3, 512), dtype=np.uint8)
     digits = rng.integers(1, 11, (512, 1), dtype=np.uint8)
     scipy.io.savemat(folder / "svhn" / "test_32x32.mat", {"X": pixels, "y": digits})
+    for number in range(512):  # as ImageNet, in a folder for each class
+        where = folder / "folder" / "val" / f"n{number % 2:08d}"
+        where.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(
+            where / f"{number}.png"
+        )
     for classes in (0, 10, 100):
         network(folder / f"{classes}.safetensors", classes)
+    network(folder / "1000.safetensors", 1000, resolution=8)
+    network(folder / "0-large.safetensors", 0, resolution=16)
     return folder
 
 
@@ -75,10 +84,12 @@ def overrides(preset: Path, files: Path) -> list[str]:
         "votes.n=2",
         "votes.unit=2",
         "votes.radii=[0.0]",
-        "numerics.batch=32",
+        "numerics.batch=128",
+        "sift.threshold_levels=1",
     ]
     if config.model.unconditional is not None:
-        changed.append(f"model.unconditional={files / '0.safetensors'}")
+        large = "" if config.model.resize is None else "-large"
+        changed.append(f"model.unconditional={files / f'0{large}.safetensors'}")
     return changed
 
 
@@ -98,7 +109,7 @@ def test_a_preset_of_the_paper_asks_for_512_images(preset, files):
     config = load_config(preset, [f"dataset.path={files / load_config(preset).dataset.name}"])
     data = load_dataset(config.dataset)
     assert len(plan_of(config, data).image_ids) == 512
-    assert data.image_shape == (3, 32, 32)
+    assert data.image_shape == ((3, 16, 16) if data.name == "folder" else (3, 32, 32))
     assert data.num_classes == CLASSES[config.dataset.name]
 
 
