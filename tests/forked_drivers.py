@@ -85,6 +85,8 @@ def forked(body: Callable[[], None], log: Path) -> int:
         with log.open("ab", 0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+        # pytest's own objects would keep what is printed to themselves.
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))
         body()
         code = 0
     except SystemExit as error:

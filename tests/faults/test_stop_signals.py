@@ -1,0 +1,125 @@
+"""Ctrl-C and a scheduler's SIGTERM: store, say so, exit with 3; a second signal ends it at once."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from diffcert_ray import api, certify, cli, open_run
+from diffcert_ray.pool import LocalPool
+from tests.forked_drivers import (
+    ended,
+    forked,
+    note_evaluations,
+    noted,
+    small_items,
+    votes_of,
+)
+from tests.worlds import counts_of, settings, small_world
+
+pytestmark = [
+    # Newer Pythons warn of forks in processes with threads; the children here use none of them.
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+LIMIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def world():
+    return small_world(images=8)
+
+
+def tables(item_s: float = 0.1) -> dict:
+    execution = {"item_s": item_s, "flush_s": 0.01}
+    return settings(votes={"n": 100, "unit": 10}, execution=execution)
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+def diffcert(world, folder: Path, log: Path, book: Path, *, hangs: bool = False) -> int:
+    """The command in a process of its own; ``hangs``: its third item does not come back."""
+    config = folder.parent / "world.toml"
+    config.write_text(tomli_w.dumps(tables()))
+
+    def command() -> None:
+        small_items(500.0)
+        note_evaluations(book)
+        if hangs:
+            hang_at_third_item(folder / "hangs")
+        api.certify = partial(api.certify, denoiser=world[0], dataset=world[1])
+        sys.argv = ["diffcert", "certify", str(config), "--local", "--run", str(folder)]
+        cli.main()
+
+    return forked(command, log)
+
+
+def hang_at_third_item(mark: Path) -> None:
+    collect, left = LocalPool.collect, [3]
+
+    def collect_or_hang(self: LocalPool, timeout_s: float) -> list:
+        left[0] -= 1
+        if left[0] == 0:
+            mark.touch()
+            threading.Event().wait(LIMIT_S)
+        return collect(self, timeout_s)
+
+    LocalPool.collect = collect_or_hang
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_signal_stores_what_has_come_back_and_the_same_command_continues(
+    world, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, log, book = tmp_path / "run", tmp_path / "log", tmp_path / "evaluations"
+    pid = diffcert(world, folder, log, book)
+    wait_for(lambda: len(list((folder / "units").glob("part-*"))) >= 2)
+    os.kill(pid, number)
+    assert ended(pid, LIMIT_S) == cli.INCOMPLETE == 3
+    said = " ".join(log.read_text().split())
+    assert "stopping: storing what has come back (again: stop at once)" in said
+    assert "stopped: what has come back is stored; the same command continues" in said
+    assert "Traceback" not in said
+    stored, begun = votes_of(counts_of(open_run(folder))), noted(book)
+    open_ = open_units(begun)
+    # Everything that was complete, and nothing half.
+    assert stored == {vote for vote in begun if (*vote[:3], vote[3] // 10) not in open_}
+    monkeypatch.setattr(api, "_pool", api._pool)  # put back at the end
+    note_evaluations(book)
+    run = certify(tables(5.0), folder, local=True, denoiser=world[0], dataset=world[1])
+    assert run.outcome.complete
+    everything = votes_of(counts_of(run))
+    assert len(everything) == 8 * (20 + 100)
+    assert noted(book) - begun == Counter(everything - stored)
+
+
+def open_units(begun: Counter) -> set:
+    """Units of ten votes that were not evaluated to their end."""
+    units = Counter((*vote[:3], vote[3] // 10) for vote in begun)
+    return {unit for unit, votes in units.items() if votes < 10}
+
+
+def test_second_signal_ends_the_program_at_once(world, tmp_path: Path) -> None:
+    folder, log, book = tmp_path / "run", tmp_path / "log", tmp_path / "evaluations"
+    pid = diffcert(world, folder, log, book, hangs=True)
+    wait_for((folder / "hangs").exists)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: "again: stop at once" in " ".join(log.read_text().split()))
+    began = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    assert ended(pid, LIMIT_S) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 5.0
+    assert open_run(folder).config.name == "world"  # what was stored before is whole
