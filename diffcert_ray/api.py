@@ -43,7 +43,10 @@ from diffcert_ray.storage.writer import Writer
 from diffcert_ray.work import Item, Part, Unit
 
 if TYPE_CHECKING:
+    from diffcert_ray.base_classifier import BaseClassifier
     from diffcert_ray.denoisers.denoiser import Denoiser
+    from diffcert_ray.evaluate_classifier import DirectClassifier
+    from diffcert_ray.image_classifier import Network
     from diffcert_ray.verify import Verification
 
 RUNS_FOLDER = "runs"
@@ -116,6 +119,7 @@ def certify(
     address: str | None = None,
     denoiser: "Denoiser | None" = None,
     dataset: Dataset | None = None,
+    classifier: "Network | None" = None,
     on_damaged: str = "refuse",
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_start: Callable[["Run"], None] = lambda run: None,
@@ -136,6 +140,9 @@ def certify(
         address: of a Ray cluster to join ("auto", "host:port"); by default a local Ray is started.
         denoiser: an object in place of ``model`` (oracle worlds, own networks).
         dataset: an object in place of ``dataset``.
+        classifier: a torch module in place of ``classifier.checkpoint`` and ``architecture``: takes
+            images [B, C, H, W] in pixel units, normalised by ``classifier.mean`` and ``std``, and
+            returns logits [B, K].
         on_damaged: "refuse" a damaged part of the store, or "recompute" its units.
         on_progress: called about once a second.
         on_start: called once the run is open and before anything is evaluated.
@@ -155,11 +162,11 @@ def certify(
     settings = load_config(config, overrides)
     given = settings.execution.storage_options
     data = dataset if dataset is not None else load_dataset(settings.dataset, given)
-    weights = weights_of(settings, denoiser)
+    weights = weights_of(settings, denoiser, classifier)
     place = str(run) if run is not None else os.path.join(RUNS_FOLDER, settings.name)
     device = resolve_device(settings.execution.device)
     plan = plan_of(settings, data, images)
-    check_plan(settings, plan, data, denoiser)
+    check_plan(settings, plan, data, denoiser, classifier)
     checked = check_images(data, plan.image_ids)
     plan, unreadable = leave_out_corrupt(settings, plan, checked)
     image_sha = cache(lambda image_id: checked.shas.get(image_id) or data.image_sha(image_id))
@@ -167,7 +174,7 @@ def certify(
     store, document, settings = _open_or_create(
         place, settings, weights, data, options, on_damaged=on_damaged
     )
-    spec = WorkerSpec(settings, weights, device, denoiser, dataset)
+    spec = WorkerSpec(settings, weights, device, denoiser, dataset, classifier)
     on_start(Run(place, store, document))
     if store.loose_part_count() > COMPACT_AT:
         compact(store)
@@ -393,7 +400,8 @@ def _labels(data: Dataset) -> dict[int, int]:
 
 def _store_options(settings: Config, place: str) -> dict[str, Any] | None:
     """Storage options of the run folder: those that open only its inputs are not the folder's."""
-    inputs = (settings.dataset.path or "", settings.model.checkpoint)
+    classifier = settings.classifier.checkpoint or ""
+    inputs = (settings.dataset.path or "", settings.model.checkpoint, classifier)
     if "://" not in place and any("://" in address for address in inputs):
         return None
     return settings.execution.storage_options or None
@@ -455,7 +463,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
         ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
     """
     from diffcert_ray.verify import Verification, compare_certificates, replay, replay_losses
-    from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.worker import Worker, WorkerSpec, resolve_device, weights_of
 
     settings, certificates = run.config, run.certificates()
     weights = weights_of(settings)
@@ -484,10 +492,12 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
     if sample:
         device = resolve_device(settings.execution.device)
         spec = WorkerSpec(settings, weights, device, dataset=data)
+        worker = spec.load("verify")
         if plain:
-            replay_losses(losses, spec.load("verify"), found, sample=sample, seed=seed)
+            assert isinstance(worker, Worker)  # a configuration without votes has method dc
+            replay_losses(losses, worker, found, sample=sample, seed=seed)
         else:
-            replay(run.units(), spec.load("verify"), found, sample=sample, seed=seed)
+            replay(run.units(), worker, found, sample=sample, seed=seed)
     return found
 
 
@@ -526,12 +536,15 @@ def _recomputed(run: Run, data: Dataset, certificates: pd.DataFrame) -> list[Cer
 
 
 class Classifier:
-    """A noised diffusion classifier at one sigma, in this process.
+    """A base classifier at one sigma, in this process.
 
     Args:
-        denoiser: a Denoiser, or what ``load_denoiser`` takes.
+        denoiser: a Denoiser, or what ``load_denoiser`` takes; None for "classify".
         sigma: smoothing noise, pixel units.
-        method: "apndc", "epndc", "apndc-posterior" or "dc".
+        method: "apndc", "epndc", "apndc-posterior" or "dc"; or, with a classifier, "classify" or
+            "denoise-classify".
+        classifier: a torch module that takes images [B, C, H, W] in pixel units and returns logits
+            [B, K]; for "classify" and "denoise-classify" only.
         settings: further configuration tables, as in a TOML file, e.g.
             ``{"sift": {"rule": "full"}, "noise_levels": {"grid": "linear"}}``.
         device: where the denoiser lives.
@@ -542,14 +555,14 @@ class Classifier:
 
     def __init__(
         self,
-        denoiser: "Denoiser | str",
+        denoiser: "Denoiser | str | None",
         *,
         sigma: float,
         method: str = "apndc",
+        classifier: "Network | None" = None,
         settings: Mapping[str, Any] | None = None,
         device: str = "cpu",
     ) -> None:
-        from diffcert_ray.base_classifier import base_classifier
         from diffcert_ray.denoisers.checkpoint import load_denoiser
 
         tables = dict(settings or {})
@@ -559,7 +572,36 @@ class Classifier:
         network = load_denoiser(denoiser, device=device) if isinstance(denoiser, str) else denoiser
         self.sigma = sigma
         self.nfe = 0
-        self._base = base_classifier(self._config, network, sigma, device=device)
+        self._base = self._base_of(network, classifier, device)
+
+    def _base_of(
+        self, network: "Denoiser | None", classifier: "Network | None", device: str
+    ) -> "BaseClassifier | DirectClassifier":
+        from diffcert_ray.base_classifier import base_classifier
+        from diffcert_ray.evaluate_classifier import DirectClassifier
+        from diffcert_ray.image_classifier import ImageClassifier
+
+        config, about = self._config, self._config.classifier
+        needs = {"classify": (False, True), "denoise-classify": (True, True)}
+        if (network is not None, classifier is not None) != needs.get(
+            config.method.name, (True, False)
+        ):
+            raise ConfigError(
+                f'method "{config.method.name}": "classify" takes a classifier, "denoise-classify" '
+                "a denoiser and a classifier, every other method a denoiser; pass None for the rest"
+            )
+        if classifier is None:
+            assert network is not None  # by the table above
+            return base_classifier(config, network, self.sigma, device=device)
+        wrapped = ImageClassifier(
+            classifier,
+            mean=about.mean,
+            std=about.std,
+            dtype=config.numerics.dtype,
+            device=device,
+        )
+        seed, batch = config.votes.seed, config.numerics.batch
+        return DirectClassifier(wrapped, network, self.sigma, seed, batch, device)
 
     def votes(
         self, image: np.ndarray, image_id: int, stream: str, start: int, stop: int
@@ -583,16 +625,21 @@ class Classifier:
     def _cast(self, images: Mapping[Unit, np.ndarray]) -> np.ndarray:
         """All votes of some units, one after the other; images that share batches cost less."""
         from diffcert_ray.evaluate import evaluate_votes
+        from diffcert_ray.evaluate_classifier import DirectClassifier, evaluate_classifier_votes
 
+        network = self._base.denoiser
         for image in images.values():
-            if image.shape != tuple(self._base.denoiser.image_shape):
+            if network is not None and image.shape != tuple(network.image_shape):
                 raise ConfigError(
-                    f"image has shape {image.shape}, the network takes "
-                    f"{self._base.denoiser.image_shape}"
+                    f"image has shape {image.shape}, the network takes {network.image_shape}"
                 )
         parts = tuple(Part(unit, unit.start, unit.stop) for unit in images)
         pixels = {unit.image_id: image for unit, image in images.items()}
-        winners, nfe = evaluate_votes(self._base, Item(0, self.sigma, parts), pixels.__getitem__)
+        item, base = Item(0, self.sigma, parts), self._base
+        if isinstance(base, DirectClassifier):
+            winners, nfe = evaluate_classifier_votes(base, item, pixels.__getitem__)
+        else:
+            winners, nfe = evaluate_votes(base, item, pixels.__getitem__)
         self.nfe += nfe
         return winners
 
@@ -644,6 +691,8 @@ class Classifier:
     def logits(self, u: Any, draws: int = 1, seed: int = 0) -> Any:
         """Scores f_y of clean inputs: minus the weighted denoising errors, larger is better.
 
+        With a classifier: its logits for a vote's input without noise; draws and seed play no part.
+
         Args:
             u: tensor [B, C, H, W] in model space [-1, 1] (2x - 1 for pixels x).
             draws: noise draws for each level.
@@ -653,5 +702,8 @@ class Classifier:
             Tensor [B, K], differentiable with respect to u.
         """
         from diffcert_ray.evaluate import shared_noise_logits
+        from diffcert_ray.evaluate_classifier import DirectClassifier
 
+        if isinstance(self._base, DirectClassifier):
+            return self._base.logits(u)
         return shared_noise_logits(self._base, u, draws, seed)

@@ -126,12 +126,17 @@ def _check(config: Config) -> None:
         _check_plain(config)
         return
     for sigma in votes.sigmas:
-        if 2 * sigma >= levels.max:
+        if 2 * sigma >= levels.max and not config.direct:
             raise ConfigError(
                 f"votes.sigmas has {sigma}: its level in model space is 2 * {sigma} = "
                 f"{2 * sigma}, at or "
                 f"above noise_levels.max = {levels.max}; raise noise_levels.max or lower sigma"
             )
+    if config.direct and config.model.resize is not None:
+        raise ConfigError(
+            f'model.resize = "{config.model.resize}" works with method.name = "apndc" only: leave '
+            f'it out for "{config.method.name}", whose classifier sees the stored resolution'
+        )
     if len(set(votes.sigmas)) < len(votes.sigmas):
         raise ConfigError(f"votes.sigmas = {list(votes.sigmas)} names a sigma twice: keep one")
     if votes.bound == "two-class" and votes.estimate == "target":
@@ -170,7 +175,7 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
 
     Args:
         config: the configuration, with final [numerics].
-        weights: sha256 of each checkpoint by role ("denoiser", "unconditional").
+        weights: sha256 of each checkpoint by role ("denoiser", "unconditional", "classifier").
 
     Returns:
         A flat mapping from key to value (a key that is not set is left out); ``canonical_hash`` of
@@ -179,6 +184,8 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
     """
     if config.without_votes:
         return _losses_identity(config, weights)
+    if config.direct:
+        return _direct_identity(config, weights)
     sift = config.sift.model_dump()
     used = {
         "full": ("rule",),
@@ -212,6 +219,25 @@ def _losses_identity(config: Config, weights: Mapping[str, str]) -> dict[str, An
         "plain.unit": config.plain.unit,
     }
     identity |= {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
+    identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
+    identity |= {f"weights.{role}": sha for role, sha in weights.items()}
+    return {key: value for key, value in identity.items() if value is not None}
+
+
+def _direct_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that a vote of a trained classifier depends on besides its address and image."""
+    about = config.classifier
+    identity: dict[str, Any] = {
+        "method_version": METHOD_VERSION,
+        "method": config.method.name,
+        "pixels": "x as stored, an estimate clipped to [0, 1]",
+        "votes.seed": config.votes.seed,
+        "votes.unit": config.votes.unit,
+        "votes.estimate": config.votes.estimate,
+        "classifier.architecture": about.architecture,
+        "classifier.mean": None if about.mean is None else list(about.mean),
+        "classifier.std": None if about.std is None else list(about.std),
+    }
     identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
     identity |= {f"weights.{role}": sha for role, sha in weights.items()}
     return {key: value for key, value in identity.items() if value is not None}

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 PLAIN_BOUNDS = ("lipschitz", "local")
+DIRECT_METHODS = ("classify", "denoise-classify")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -68,11 +69,29 @@ class ModelConfig(_Table):
     """How its output is brought to the first network's resolution, where images have another."""
 
 
+class ClassifierConfig(_Table):
+    """The trained classifier of the methods classify and denoise-classify; no other reads it."""
+
+    checkpoint: str | None = None
+    """Its state dict: a shipped name, or a .safetensors or .pt file or address."""
+    sha256: str | None = None
+    """What the file's hash must be."""
+    architecture: str | None = None
+    """Any classification network of torchvision.models by name, or digits-convnet."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted from each channel, pixel units; nothing by default."""
+    std: tuple[Positive, ...] | None = None
+    """What each channel is then divided by, pixel units."""
+
+
 class MethodConfig(_Table):
     """The base classifier that casts the votes."""
 
-    name: Literal["dc", "epndc", "apndc", "apndc-posterior"] = "apndc"
-    """Which noised diffusion classifier; dc is for certificates without votes, too."""
+    name: Literal["dc", "epndc", "apndc", "apndc-posterior", "classify", "denoise-classify"] = (
+        "apndc"
+    )
+    """Which noised diffusion classifier (dc is for certificates without votes, too); or a trained
+    classifier on the noisy image (classify) or on its one-shot estimate (denoise-classify)."""
 
 
 class NoiseLevelsConfig(_Table):
@@ -189,6 +208,7 @@ class Config(_Table):
     dataset: DatasetConfig = DatasetConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
     noise_levels: NoiseLevelsConfig = NoiseLevelsConfig()
     sift: SiftConfig = SiftConfig()
     votes: VotesConfig = VotesConfig()
@@ -200,3 +220,8 @@ class Config(_Table):
     def without_votes(self) -> bool:
         """Whether the plain classifier is certified, from its losses and without votes."""
         return self.votes.bound in PLAIN_BOUNDS
+
+    @property
+    def direct(self) -> bool:
+        """Whether votes come from a trained classifier, without noise levels and sifting."""
+        return self.method.name in DIRECT_METHODS

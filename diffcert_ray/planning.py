@@ -3,15 +3,11 @@
 import time
 from dataclasses import dataclass
 
-from diffcert_ray.base_classifier import base_classifier, largest_evaluations
 from diffcert_ray.certificates import largest_radius
-from diffcert_ray.config import Config
-from diffcert_ray.datasets import Dataset
-from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.evaluate import evaluate_item
 from diffcert_ray.image_votes import Plan
 from diffcert_ray.stages import all_units
 from diffcert_ray.work import Item, Part, Unit
+from diffcert_ray.worker import ClassifierWorker, Worker
 
 STORED_BYTES_PER_UNIT = 230  # the digits run: 1,100 units in 36 small parts; large ones pack better
 TRIAL_S = 3.0
@@ -70,35 +66,26 @@ class Estimate:
 
 
 def estimate(
-    config: Config,
     plan: Plan,
-    dataset: Dataset,
-    denoiser: Denoiser,
-    unconditional: Denoiser | None = None,
+    worker: Worker | ClassifierWorker,
     *,
-    device: str = "cpu",
     trial_s: float = TRIAL_S,
 ) -> Estimate:
     """Cast a few votes and scale them up.
 
     Args:
-        config: the configuration.
         plan: what is asked of every image.
-        dataset: the chosen images.
-        denoiser: the loaded network.
-        unconditional: a second network for the unconditional step, or None.
-        device: where they live.
+        worker: loaded with the run's networks and images.
         trial_s: seconds of trial votes for each sigma; at least one vote is cast.
     """
     found, trial_votes = [], 0
     for sigma in plan.sigmas:
-        base = base_classifier(config, denoiser, sigma, unconditional=unconditional, device=device)
         votes = nfe = 0
         seconds, step = 0.0, 1
         while votes == 0 or (seconds < trial_s and votes < plan.n0 * len(plan.image_ids)):
             item = _trial(plan, sigma, votes, step)
             started = time.perf_counter()
-            result = evaluate_item(base, item, dataset.image)
+            result = worker.cast_votes(item)
             seconds = time.perf_counter() - started
             votes, nfe, step = item.votes, result.nfe, step * 4
         trial_votes += votes
@@ -110,7 +97,7 @@ def estimate(
                 tuple(r for r in plan.radii if r > 0 and r >= ceiling),
                 len(plan.image_ids) * (plan.n0 + plan.n),
                 nfe / votes,
-                largest_evaluations(config, sigma, denoiser.num_classes),
+                worker.most_nfe(sigma),
                 nfe / seconds,
             )
         )

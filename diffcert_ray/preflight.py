@@ -15,6 +15,7 @@ from diffcert_ray.work import MAX_IMAGE_ID
 
 if TYPE_CHECKING:
     from diffcert_ray.denoisers.denoiser import Denoiser
+    from diffcert_ray.image_classifier import Network
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,11 @@ SHOWN_IDS = 20
 
 
 def check_plan(
-    config: Config, plan: Plan | PlainPlan, dataset: Dataset, denoiser: "Denoiser | None" = None
+    config: Config,
+    plan: Plan | PlainPlan,
+    dataset: Dataset,
+    denoiser: "Denoiser | None" = None,
+    classifier: "Network | None" = None,
 ) -> None:
     """Refuse a plan that cannot give what is asked of it.
 
@@ -32,6 +37,7 @@ def check_plan(
         plan: what is asked of every image.
         dataset: the chosen images.
         denoiser: the network object, or None where it comes from a checkpoint.
+        classifier: the classifier object, or None where it comes from a file or is not needed.
 
     Raises:
         ConfigError: radii out of reach of n and alpha; labels, image ids, shapes or classes that
@@ -53,6 +59,9 @@ def check_plan(
             "addresses hold "
             f"0 to {MAX_IMAGE_ID}; number the images from 0"
         )
+    if config.direct:
+        _check_direct(config, dataset, denoiser, classifier)
+        return
     shape, classes, name = _network_facts(config, denoiser)
     if classes != dataset.num_classes:
         raise ConfigError(
@@ -62,12 +71,46 @@ def check_plan(
         )
     if denoiser is None and config.model.resize is not None:
         shape, name = _smoothed_facts(config)
+    _check_shape(shape, name, dataset)
+
+
+def _check_shape(shape: tuple[int, ...], name: str, dataset: Dataset) -> None:
     if tuple(shape) != tuple(dataset.image_shape):
         raise ConfigError(
             f"images of {dataset.name} are {tuple(dataset.image_shape)} (channels, height, "
             "width), the "
             f"network of {name} takes {tuple(shape)}: choose the network or dataset that fits (for "
             "grey images stored as colours, or lists of numbers, set dataset.image_shape)"
+        )
+
+
+def _check_direct(
+    config: Config,
+    dataset: Dataset,
+    denoiser: "Denoiser | None",
+    classifier: "Network | None",
+) -> None:
+    """Load the classifier and show it one image; hold the denoiser's facts against the images."""
+    from diffcert_ray.image_classifier import load_classifier
+
+    load_classifier(config, dataset.num_classes, dataset.image_shape, network=classifier)
+    if config.method.name == "classify":
+        return
+    if denoiser is not None:
+        _check_shape(denoiser.image_shape, type(denoiser).__name__, dataset)
+        unconditional, source = denoiser.has_unconditional, type(denoiser).__name__
+    else:
+        from diffcert_ray.denoisers.checkpoint_file import read_configuration
+
+        source = config.model.unconditional or config.model.checkpoint
+        found = read_configuration(source)
+        _check_shape(found.image_shape, repr(source), dataset)
+        unconditional = found.unconditional
+    if not unconditional:
+        raise ConfigError(
+            f'method "denoise-classify" needs one unconditional denoising step, but {source!r} was '
+            "trained without label dropout; set model.unconditional to an unconditional "
+            'checkpoint, or method.name = "classify"'
         )
 
 

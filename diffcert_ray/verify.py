@@ -12,7 +12,7 @@ from diffcert_ray.loss_store import StoredLosses
 from diffcert_ray.loss_work import LossItem, LossUnit
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import Worker
+from diffcert_ray.worker import ClassifierWorker, Worker
 
 LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in float32
 
@@ -75,7 +75,12 @@ def _same(stored: Any, recomputed: Any) -> bool:
 
 
 def replay(
-    units: pd.DataFrame, worker: Worker, found: Verification, *, sample: int, seed: int = 0
+    units: pd.DataFrame,
+    worker: Worker | ClassifierWorker,
+    found: Verification,
+    *,
+    sample: int,
+    seed: int = 0,
 ) -> None:
     """Evaluate a random sample of the stored units again and compare the counts.
 

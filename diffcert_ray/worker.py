@@ -2,13 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from diffcert_ray.base_classifier import BaseClassifier, base_classifier
+from diffcert_ray.base_classifier import BaseClassifier, base_classifier, largest_evaluations
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.checkpoint import checkpoint_sha256, load_denoiser
@@ -17,7 +18,14 @@ from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.evaluate import evaluate_item
+from diffcert_ray.evaluate_classifier import DirectClassifier, evaluate_classifier_item
 from diffcert_ray.evaluate_losses import evaluate_loss_item
+from diffcert_ray.image_classifier import (
+    ImageClassifier,
+    classifier_sha256,
+    load_classifier,
+    needed_checkpoint,
+)
 from diffcert_ray.loss_work import LossItem, LossResult
 from diffcert_ray.noise import NoiseSource
 from diffcert_ray.plain import plain_levels
@@ -38,6 +46,7 @@ class WorkerSpec:
         device: "cpu" or "cuda".
         denoiser: a denoiser object in place of ``config.model`` (Python API, oracle worlds).
         dataset: a dataset object in place of ``config.dataset``.
+        classifier: a torch module in place of ``config.classifier``'s file and architecture.
     """
 
     config: Config
@@ -45,8 +54,9 @@ class WorkerSpec:
     device: str = "cpu"
     denoiser: Denoiser | None = None
     dataset: Dataset | None = None
+    classifier: nn.Module | None = None
 
-    def load(self, name: str) -> "Worker":
+    def load(self, name: str) -> "Worker | ClassifierWorker":
         """Load networks and images in this process.
 
         Raises:
@@ -56,6 +66,8 @@ class WorkerSpec:
         torch.set_num_threads(1)
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+        if self.config.direct:
+            return self._load_direct(name)
         model, dtype = self.config.model, self.config.numerics.dtype
         denoiser: Denoiser | None = self.denoiser
         unconditional: Denoiser | None = None
@@ -70,9 +82,7 @@ class WorkerSpec:
                     dtype=dtype,
                     sha256=self.weights["unconditional"],
                 )
-        dataset = self.dataset or load_dataset(
-            self.config.dataset, self.config.execution.storage_options
-        )
+        dataset = self._images()
         if self.config.numerics.compile:
             for network in (denoiser, unconditional):
                 if network is not None:
@@ -83,6 +93,35 @@ class WorkerSpec:
             return Worker(name, self.config, denoiser, unconditional, dataset, self.device)
         except compilation_failures() as error:
             raise no_compiler(error) from error
+
+    def _load_direct(self, name: str) -> "ClassifierWorker":
+        config, dataset = self.config, self._images()
+        denoiser: Denoiser | None = None
+        if config.method.name == "denoise-classify":
+            denoiser = self.denoiser or load_denoiser(
+                one_shot_source(config),
+                device=self.device,
+                dtype=config.numerics.dtype,
+                sha256=self.weights["denoiser"],
+            )
+            if config.numerics.compile:
+                compile_denoiser(denoiser)
+        classifier = load_classifier(
+            config,
+            dataset.num_classes,
+            dataset.image_shape,
+            network=self.classifier,
+            device=self.device,
+            sha256=self.weights["classifier"],
+        )
+        try:
+            return ClassifierWorker(name, config, classifier, denoiser, dataset, self.device)
+        except compilation_failures() as error:
+            raise no_compiler(error) from error
+
+    def _images(self) -> Dataset:
+        options = self.config.execution.storage_options
+        return self.dataset or load_dataset(self.config.dataset, options)
 
 
 class Worker:
@@ -125,6 +164,10 @@ class Worker:
             base, item, self._dataset.image, worker=self.name, numerics=self.numerics
         )
 
+    def most_nfe(self, sigma: float) -> int:
+        """Evaluations of a vote that drops no class early."""
+        return largest_evaluations(self._config, sigma, self.denoiser.num_classes)
+
     def draw_losses(self, item: LossItem) -> LossResult:
         """Evaluate losses of the plain classifier; they depend on the item's draws only."""
         return evaluate_loss_item(
@@ -140,17 +183,73 @@ class Worker:
         )
 
 
-def weights_of(config: Config, denoiser: Denoiser | None = None) -> dict[str, str]:
+class ClassifierWorker:
+    """Evaluates items of ``classify`` and ``denoise-classify`` at any sigma of the run."""
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        classifier: ImageClassifier,
+        denoiser: Denoiser | None,
+        dataset: Dataset,
+        device: str,
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._networks = (classifier, denoiser)
+        self._dataset = dataset
+        self._device = device
+        probed = self._at(config.votes.sigmas[0])
+        shape, batch = dataset.image_shape, config.numerics.batch
+        z, s, _ = _probe(shape, batch, device)
+        self.numerics = _kind(lambda rows: probed.logits(z[rows], s[rows]), batch, device)
+
+    def evaluate(self, item: Item) -> Result:
+        """Evaluate one item; what it returns depends on its votes only."""
+        return self.cast_votes(item)
+
+    def cast_votes(self, item: Item) -> Result:
+        """Evaluate votes; the counts depend on the item's votes only."""
+        base, image = self._at(item.sigma), self._dataset.image
+        return evaluate_classifier_item(base, item, image, worker=self.name, numerics=self.numerics)
+
+    def most_nfe(self, sigma: float) -> int:
+        """Evaluations of a vote."""
+        return self._at(sigma).nfe_per_vote
+
+    def _at(self, sigma: float) -> DirectClassifier:
+        seed, batch = self._config.votes.seed, self._config.numerics.batch
+        return DirectClassifier(*self._networks, sigma, seed, batch, self._device)
+
+
+def one_shot_source(config: Config) -> str:
+    """The denoiser of ``denoise-classify``: the unconditional checkpoint where there is one."""
+    return config.model.unconditional or config.model.checkpoint
+
+
+def weights_of(
+    config: Config, denoiser: Denoiser | None = None, classifier: nn.Module | None = None
+) -> dict[str, str]:
     """The sha256 of every checkpoint of a run by role.
 
     Args:
         config: names the checkpoints.
         denoiser: an object used in their place; its parameters (a torch module) or its ``means``
             and ``tau`` (a Gaussian world) are hashed.
+        classifier: a torch module used in place of ``config.classifier``'s file.
 
     Raises:
-        ConfigError: model.sha256 names another file, or the object has nothing to hash.
+        ConfigError: a pinned hash is another file's, an object has nothing to hash, or the method
+            needs a classifier and there is none, or none and there is one.
     """
+    if config.direct:
+        return _direct_weights(config, denoiser, classifier)
+    if classifier is not None:
+        raise ConfigError(
+            f'a classifier was given, but method.name = "{config.method.name}" uses none: set '
+            '"classify" or "denoise-classify"'
+        )
     if denoiser is not None:
         return {"denoiser": _object_sha256(denoiser)}
     model = config.model
@@ -162,8 +261,34 @@ def weights_of(config: Config, denoiser: Denoiser | None = None) -> dict[str, st
     return weights
 
 
+def _direct_weights(
+    config: Config, denoiser: Denoiser | None, classifier: nn.Module | None
+) -> dict[str, str]:
+    about, model = config.classifier, config.model
+    weights: dict[str, str] = {}
+    if classifier is not None:
+        weights["classifier"] = _object_sha256(classifier)
+    else:
+        source = needed_checkpoint(config)
+        found = classifier_sha256(source)
+        weights["classifier"] = _as_pinned(source, found, about.sha256, "classifier.sha256")
+    if config.method.name == "denoise-classify":
+        own = model.unconditional is None
+        key = "model.sha256" if own else "model.unconditional_sha256"
+        pin = model.sha256 if own else model.unconditional_sha256
+        weights["denoiser"] = (
+            _pinned(one_shot_source(config), pin, key)
+            if denoiser is None
+            else _object_sha256(denoiser)
+        )
+    return weights
+
+
 def _pinned(source: str, expected: str | None, key: str) -> str:
-    found = checkpoint_sha256(source)
+    return _as_pinned(source, checkpoint_sha256(source), expected, key)
+
+
+def _as_pinned(source: str, found: str, expected: str | None, key: str) -> str:
     if expected is not None and expected.lower() != found:
         raise ConfigError(
             f"{key} is {expected}, but the file {source!r} has {found}: it is another file; "
@@ -172,7 +297,7 @@ def _pinned(source: str, expected: str | None, key: str) -> str:
     return found
 
 
-def _object_sha256(denoiser: Denoiser) -> str:
+def _object_sha256(denoiser: Denoiser | nn.Module) -> str:
     digest = hashlib.sha256(type(denoiser).__name__.encode())
     if isinstance(denoiser, torch.nn.Module):
         tensors = sorted(denoiser.state_dict().items())
@@ -203,19 +328,29 @@ def numerics_kind(denoiser: Denoiser, batch: int, device: str) -> str:
     Returns:
         12 hex digits, with the suffix "-positional" where rows depend on their position.
     """
-    shape = denoiser.image_shape
+    z, s, row = _probe(denoiser.image_shape, batch, device)
+    y = torch.from_numpy(row % (denoiser.num_classes or 1)).to(device)
+    if denoiser.has_unconditional or not denoiser.num_classes:
+        y[::7] = -1
+    return _kind(lambda rows: denoiser(z[rows], s[rows], y[rows]), batch, device)
+
+
+def _probe(shape: tuple[int, ...], batch: int, device: str) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Noise [batch, C, H, W] at noise levels [batch] that go up, and the row numbers."""
     row = np.arange(batch)
     source = NoiseSource(PROBE_SEED, 0.0, int(np.prod(shape)))
     noise = source.normal(row, np.zeros_like(row), row, "internal", device=device)
     s = torch.linspace(0.1, 3.0, batch, device=device)
-    y = torch.from_numpy(row % (denoiser.num_classes or 1)).to(device)
-    if denoiser.has_unconditional or not denoiser.num_classes:
-        y[::7] = -1
-    z = (s[:, None] * noise).reshape(batch, *shape)
-    order = torch.flip(torch.arange(batch, device=device), [0])
+    return (s[:, None] * noise).reshape(batch, *shape), s, row
+
+
+def _kind(evaluate: Callable[[Tensor], Tensor], batch: int, device: str) -> str:
+    """Hash of what rows 0 to batch - 1 give, evaluated in this order and in the reverse one."""
+    straight_rows = torch.arange(batch, device=device)
+    order = torch.flip(straight_rows, [0])
     with torch.inference_mode():
-        straight = denoiser(z, s, y)
-        turned = denoiser(z[order], s[order], y[order])[order]
+        straight = evaluate(straight_rows)
+        turned = evaluate(order)[order]
     kind = hashlib.sha256(straight.cpu().numpy().tobytes()).hexdigest()[:12]
     if bool((straight == turned).all()):
         return kind
