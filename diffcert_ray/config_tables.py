@@ -151,8 +151,8 @@ class VotesConfig(_Table):
     """What an estimation vote says: its class, or only whether it is the chosen one (cheaper)."""
     unit: Count = 100
     """Votes that are stored and resumed together; sequential looks at the end of each unit."""
-    futility: Fraction = 0.01
-    """Level of the upper bound at which sequential gives a radius up."""
+    futility: Fraction = 0.05
+    """Posterior probability of a radius below which sequential gives it up; no risk to validity."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of all noise."""
 

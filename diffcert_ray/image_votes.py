@@ -34,7 +34,7 @@ class Plan:
         bound: "clopper-pearson", "two-class" or "sequential".
         radii: radii asked for, pixel units.
         estimate: "complete" or "target" votes in the estimation stream.
-        futility: level of the upper bound that gives an image up (``sequential``).
+        futility: posterior probability below which a radius is given up (``sequential``).
     """
 
     image_ids: np.ndarray
@@ -46,7 +46,7 @@ class Plan:
     bound: str
     radii: tuple[float, ...]
     estimate: str = "complete"
-    futility: float = 0.01
+    futility: float = 0.05
 
     def ranges(self, stream: str) -> list[tuple[int, int]]:
         """(start, stop) of every unit of a stream; the last may be shorter."""

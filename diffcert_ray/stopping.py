@@ -24,21 +24,21 @@ class SequentialLooks:
 
     1. "certified": the largest asked radius is certified.
     2. "cap": the last look is at the cap.
-    3. "futile": the smallest asked radius r that is not certified yet cannot be hoped for, that is
-       with p_r = Phi(r / sigma), either the upper confidence bound at futility_level lies below
-       p_r at the last look, or votes all for the class from here to the cap would not certify r.
+    3. "futile": the smallest asked radius r that is not certified yet cannot be hoped for: with k_r
+       the fewest votes for the class that certify r at the cap, either the votes left are too few
+       to reach k_r, or the posterior probability (Jeffreys prior, votes so far) that the class's
+       probability lies above (k_r - 1/2) / cap is below futility_level.
     4. "continue".
 
     Stopping rules do not touch the certificate's validity: futility_level only trades votes for
-    images that are given up although their true probability would have sufficed (each with a
-    probability of at most futility_level by the first condition; the second gives up none).
+    images that are given up although the cap would have certified them.
 
     Args:
         cap: votes at which the image stops in any case, >= 1.
         sigma: smoothing noise, pixel units, > 0.
         radii: asked radii, pixel units, >= 0, not empty.
         alpha: failure probability of the certificate, in (0, 1).
-        futility_level: failure probability of the upper bound, in (0, 1).
+        futility_level: posterior probability below which a radius is given up, in (0, 1).
 
     Raises:
         ValueError: a value is out of range.
@@ -56,6 +56,7 @@ class SequentialLooks:
     def __post_init__(self) -> None:
         _check(self.radii, self.sigma, self.alpha, self.futility_level)
         self._missing = sorted(self.radii)
+        self._votes_needed: dict[float, int] = {}
 
     def look(self, k: int, n: int) -> Decision:
         """Take the next look.
@@ -76,13 +77,27 @@ class SequentialLooks:
             return "certified"
         if n == self.cap:
             return "cap"
-        z = self._missing[0] / self.sigma
-        p_r, q_r = float(special.ndtr(z)), float(special.ndtr(-z))
-        if _refuted(n - k, n, q_r, p_r, self.futility_level):
+        needed = self._needed(self._missing[0])
+        if needed - k > self.cap - n:
             return "futile"
-        if not _refuted(k + self.cap - n, self.cap, p_r, q_r, self.alpha):
+        if special.betaincc(k + 0.5, n - k + 0.5, (needed - 0.5) / self.cap) < self.futility_level:
             return "futile"
         return "continue"
+
+    def _needed(self, radius: float) -> int:
+        """Fewest votes for the class that certify a radius at the cap; cap + 1 if none do."""
+        if radius not in self._votes_needed:
+            z = radius / self.sigma
+            p_r, q_r = float(special.ndtr(z)), float(special.ndtr(-z))
+            below, enough = 0, self.cap + 1
+            while enough - below > 1:
+                middle = (below + enough) // 2
+                if _refuted(middle, self.cap, p_r, q_r, self.alpha):
+                    enough = middle
+                else:
+                    below = middle
+            self._votes_needed[radius] = enough
+        return self._votes_needed[radius]
 
     def _certify(self, k: int, n: int) -> None:
         """Drop the radii that this look certifies."""
@@ -117,7 +132,7 @@ def sequential_decision(
         sigma: smoothing noise, pixel units, > 0.
         radii: asked radii, pixel units, >= 0, not empty.
         alpha: failure probability of the certificate, in (0, 1).
-        futility_level: failure probability of the upper bound, in (0, 1).
+        futility_level: as in `SequentialLooks`, in (0, 1).
 
     Returns:
         What the last of the looks says.

@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", default="runs/sequential_replay")
     parser.add_argument("--radii", type=float, nargs="+", default=[0.25, 0.5])
-    parser.add_argument("--futility", type=float, default=0.01, help="level of the upper bound")
+    parser.add_argument("--futility", type=float, default=0.05, help="posterior probability")
     parser.add_argument("--output", type=Path, default=Path("runs/sequential_replay"))
     options = parser.parse_args(arguments)
     run, radii = open_run(options.run), tuple(options.radii)

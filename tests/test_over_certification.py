@@ -87,7 +87,7 @@ class StoppingImage:
     """Runs many images of one sequential plan to their own stop, from tables over the counts."""
 
     def __init__(self, alpha):
-        self.plan = {"cap": 200, "sigma": SIGMA, "alpha": alpha, "futility_level": 0.05}
+        self.plan = {"cap": 200, "sigma": SIGMA, "alpha": alpha, "futility_level": 1e-4}
         self.radii = (SIGMA, 1.5 * SIGMA)
         self.looks = np.arange(20, 201, 20)
         k = np.arange(201)

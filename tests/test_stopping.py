@@ -39,6 +39,16 @@ def test_a_probability_below_the_smallest_missing_radius_is_futile():
     assert sequential_upper_bound(50, 100, PLAN["futility_level"]) < 0.841
 
 
+def test_what_the_cap_is_unlikely_to_certify_is_given_up_early():
+    # 0.846 is above Phi(1) = 0.8413, but 10,000 votes certify 0.25 from about 0.858 on only.
+    assert certificate(8600, 10_000, sigma=0.25, bound="sequential").radius >= 0.25
+    assert certificate(8500, 10_000, sigma=0.25, bound="sequential").radius < 0.25
+    asked = {"cap": 10_000, "radii": [0.25], "futility_level": 0.05}
+    assert decide(3384, 4000, **asked) == "futile"
+    assert decide(3420, 4000, **asked) == "continue"  # 0.855
+    assert decide(3384, 4000, **asked | {"cap": 10**6}) == "continue"
+
+
 def test_a_larger_radius_out_of_reach_does_not_stop_a_smaller_one():
     # About 0.9 of the votes: between Phi(1) = 0.841 and Phi(2) = 0.977.
     assert sequential_upper_bound(90, 100, PLAN["futility_level"]) < 0.977
@@ -66,7 +76,7 @@ def test_what_unanimous_votes_to_the_cap_cannot_certify_is_futile():
 
 @given(n=st.integers(1, 400), lost=st.integers(0, 60), cap=st.integers(400, 2000))
 @settings(derandomize=True, deadline=None, max_examples=100)
-def test_without_an_upper_bound_futile_means_that_the_best_continuation_fails(n, lost, cap):
+def test_at_level_zero_futile_means_that_the_best_continuation_fails(n, lost, cap):
     k = max(0, n - lost)
     decision = decide(k, n, cap=cap, futility_level=1e-300)
     best = certificate([k, k + cap - n], [n, cap], sigma=0.25, bound="sequential") if cap > n else 0
