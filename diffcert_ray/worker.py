@@ -330,8 +330,8 @@ def numerics_kind(denoiser: Denoiser, batch: int, device: str) -> str:
     """
     z, s, row = _probe(denoiser.image_shape, batch, device)
     y = torch.from_numpy(row % (denoiser.num_classes or 1)).to(device)
-    if denoiser.has_unconditional or not denoiser.num_classes:
-        y[::7] = -1
+    if denoiser.has_unconditional:
+        y[:: 7 if denoiser.num_classes else 1] = -1
     return _kind(lambda rows: denoiser(z[rows], s[rows], y[rows]), batch, device)
 
 

@@ -1,10 +1,13 @@
 """The classifier's file: found, hashed, opened without running anything, held to the dataset."""
 
 import hashlib
+import json
 import os
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
@@ -16,6 +19,7 @@ from diffcert_ray.image_classifier import (
     ImageClassifier,
     digits_convnet,
     load_classifier,
+    shipped_classifiers,
 )
 from diffcert_ray.preflight import check_plan
 from diffcert_ray.worker import WorkerSpec, weights_of
@@ -192,3 +196,22 @@ def test_a_denoiser_of_other_images_is_refused(tmp_path):
 def test_a_resize_is_refused():
     with pytest.raises(ConfigError, match=r"model\.resize .* leave it out"):
         config_of("denoise-classify", checkpoint="net.pt", model={"resize": "area"})
+
+
+def test_the_shipped_classifier_knows_noisy_digits():
+    config = load_config("digits-classify")
+    data = load_dataset(config.dataset)
+    classifier = load_classifier(config, 10, (1, 8, 8))
+    x = torch.from_numpy(np.array(data.pixels))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        correct = classifier(x + 0.25 * noise).argmax(1) == torch.tensor(data.labels)
+    assert correct.float().mean() > 0.85
+
+
+def test_the_shipped_file_says_how_it_was_made():
+    with safe_open(shipped_classifiers()["digits"], "pt") as file:
+        about = json.loads(file.metadata()["diffcert_ray_classifier"])
+    assert about["architecture"] == "digits-convnet"
+    assert about["recipe"]["sigma"] == 0.25
+    assert about["dataset"] == "digits train"
