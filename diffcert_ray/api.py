@@ -16,7 +16,7 @@ from diffcert_ray.config import Config, ConfigError, load_config
 from diffcert_ray.datasets import Dataset, check_images, load_dataset
 from diffcert_ray.image_votes import ImageVotes, Plan
 from diffcert_ray.loss_stages import ImageLosses, LossStages
-from diffcert_ray.loss_store import read_losses
+from diffcert_ray.loss_store import StoredLosses, read_losses
 from diffcert_ray.loss_work import LossResult, UnitLosses
 from diffcert_ray.plain import PlainPlan, plain_plan
 from diffcert_ray.plain_results import image_certificate, loss_row, plain_row, recompute_plain
@@ -36,6 +36,7 @@ from diffcert_ray.run_document import RunDocument
 from diffcert_ray.stages import SettledUnit, Stages
 from diffcert_ray.storage.compaction import COMPACT_AT, compact
 from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.other_writers import OtherWriters
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.store import RunStore
@@ -180,17 +181,17 @@ def certify(
         compact(store)
     labels = _labels(data)
     stored = _stored_certificates(store, plan, unreadable)
-    _check_same_images(store, set(labels).difference(unreadable), image_sha)
+    held = _held(store, plan)
+    if isinstance(held, DoneUnits):
+        _check_same_images(held, set(labels).difference(unreadable), image_sha)
     unread = unread_rows(
         plan, unreadable, labels, method=settings.method.name, votes_id=document.votes_id
     )
     if unreadable:
         with store.writer() as writer:
             writer.add_certificates(r for r in unread if (r.sigma, r.image_id, r.n) not in stored)
-    stages, held = _stages(settings, plan, store)
     stored -= _unfounded(store, plan, stored, held)
-    if plan.bound != "sequential" and stages.nothing_to_do({key[:2] for key in stored}):
-        return Run(place, store, document, Outcome(complete=True, unreadable=unreadable))
+    stages = _stages(settings, plan, held, stored)
 
     def certify_votes(image: ImageVotes) -> CertificateRow | None:
         verdict = image.verdict()
@@ -243,38 +244,50 @@ def certify(
     return Run(place, store, document, outcome)
 
 
-def _stages(
-    settings: Config, plan: Plan | PlainPlan, store: RunStore
-) -> tuple[Stages | LossStages, Callable[[float, int], tuple[int, int]]]:
-    """What is to be done, and how many selection and estimation votes an image has stored."""
+def _held(store: RunStore, plan: Plan | PlainPlan) -> DoneUnits | StoredLosses:
+    """What the store holds for a plan; read once, since it may be large."""
     if isinstance(plan, PlainPlan):
-        losses = read_losses(store, len(plan.s), plan.classes)
-        draws = losses.draws()
-        return LossStages(plan, losses.of), lambda sigma, image_id: (0, draws.get(image_id, 0))
-    done = store.done_units()
-    stages = Stages(
+        return read_losses(store, len(plan.s), plan.classes)
+    return store.done_units()
+
+
+def _stages(
+    settings: Config,
+    plan: Plan | PlainPlan,
+    held: DoneUnits | StoredLosses,
+    stored: set[tuple[float, int, int]],
+) -> Stages | LossStages:
+    """What is left to do; ``stored`` are the certificates that stand."""
+    certified = {(sigma, image_id) for sigma, image_id, _ in stored}
+    if isinstance(held, StoredLosses):
+        assert isinstance(plan, PlainPlan)
+        return LossStages(plan, held.of, certified=certified)
+    assert isinstance(plan, Plan)
+    return Stages(
         plan,
-        stored_units(done, plan),
+        stored_units(held, plan),
         hand_back_levels=settings.sift.levels if settings.execution.stages == "split" else None,
+        # A sequential certificate may be of an earlier, smaller n: its image is looked at again.
+        certified=certified if plan.bound != "sequential" else (),
     )
-    return stages, votes_held(done)
 
 
 def _unfounded(
     store: RunStore,
     plan: Plan | PlainPlan,
     stored: set[tuple[float, int, int]],
-    held: Callable[[float, int], tuple[int, int]],
+    held: DoneUnits | StoredLosses,
 ) -> set[tuple[float, int, int]]:
     """The plan's certificates that rest on lost votes, to be made anew; refused unless asked for.
 
     The last part of a writer leaves no gap in the numbering when it is deleted: this finds it.
     """
     planned = set(plan.image_ids.tolist())
-    found = unfounded((key for key in stored if key[1] in planned), held, plan.n0)
+    votes = votes_held(held) if isinstance(held, DoneUnits) else held.draws_held()
+    found = unfounded((key for key in stored if key[1] in planned), votes, plan.n0)
     if found and store.on_damaged == "refuse":
         sigma, image_id, n = min(found)
-        select, estimate = held(sigma, image_id)
+        select, estimate = votes(sigma, image_id)
         raise StoreError(
             f"{len(found)} certificates in {store.address} rest on votes that are not stored, "
             f"first image {image_id} at sigma {sigma:g}: {select} + {estimate} votes are there of "
@@ -436,10 +449,9 @@ def _stored_certificates(
     )
 
 
-def _check_same_images(store: RunStore, known: set[int], image_sha: Callable[[int], str]) -> None:
+def _check_same_images(held: DoneUnits, known: set[int], image_sha: Callable[[int], str]) -> None:
     """Refuse to continue with other pixels under a stored image_id."""
-    stored = store.units(["image_id", "image_sha"]).to_pandas().drop_duplicates("image_id")
-    for image_id, sha in zip(stored["image_id"].tolist(), stored["image_sha"], strict=True):
+    for image_id, sha in held.image_sha.items():
         if image_id in known and (found := image_sha(image_id)) != sha:
             raise ConfigError(
                 f"image {image_id} has pixels {found}, but the run's votes were cast on "
@@ -487,7 +499,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
                 compare_certificates(stored, rows, found)
     else:
         check_certifiable(run, certificates)
-        _check_same_images(run.store, set(data.ids.tolist()), data.image_sha)
+        _check_same_images(run.store.done_units(), set(data.ids.tolist()), data.image_sha)
         compare_certificates(certificates, _recomputed(run, data, certificates), found)
     if sample:
         device = resolve_device(settings.execution.device)

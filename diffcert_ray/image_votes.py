@@ -6,8 +6,9 @@ code decides during a run and when a stored run is certified or verified again.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -48,10 +49,15 @@ class Plan:
     estimate: str = "complete"
     futility: float = 0.05
 
-    def ranges(self, stream: str) -> list[tuple[int, int]]:
+    def ranges(self, stream: str) -> Sequence[tuple[int, int]]:
         """(start, stop) of every unit of a stream; the last may be shorter."""
-        votes = self.n0 if stream == "select" else self.n
-        return [(a, min(a + self.unit, votes)) for a in range(0, votes, self.unit)]
+        return _ranges(self.n0 if stream == "select" else self.n, self.unit)
+
+
+@cache
+def _ranges(votes: int, unit: int) -> tuple[tuple[int, int], ...]:
+    """Made once: thousands of images under way share the pairs."""
+    return tuple((a, min(a + unit, votes)) for a in range(0, votes, unit))
 
 
 @dataclass(frozen=True)

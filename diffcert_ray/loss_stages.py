@@ -5,7 +5,7 @@ beforehand, and an image is finished when its last unit is in, in whatever order
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
@@ -78,17 +78,24 @@ class LossStages:
     Args:
         plan: what is asked.
         stored: image_id -> complete units that exist already.
+        certified: (NO_SMOOTHING, image_id) of images that need no draw any more.
     """
 
-    def __init__(self, plan: PlainPlan, stored: Stored) -> None:
+    def __init__(
+        self,
+        plan: PlainPlan,
+        stored: Stored,
+        *,
+        certified: Collection[tuple[float, int]] = (),
+    ) -> None:
         self.plan = plan
-        self.images_done = 0
-        self.votes_done = 0
-        self.votes_stored = 0
+        todo = [i for i in plan.image_ids.tolist() if (NO_SMOOTHING, i) not in certified]
+        self.images_done = len(plan.image_ids) - len(todo)
+        self.votes_done = self.votes_stored = self.images_done * plan.draws
         self.finished_images: list[ImageLosses] = []
         self.nfe_per_vote = float(len(plan.s) * plan.classes)
         self._stored = stored
-        self._todo = deque(int(i) for i in plan.image_ids)
+        self._todo = deque(todo)
         self._active: dict[int, ImageLosses] = {}
         self._ready: deque[LossUnit] = deque()
         self._in_flight: dict[int, LossItem] = {}
@@ -108,10 +115,6 @@ class LossStages:
     def finished(self) -> bool:
         """Whether every image has its losses and nothing is under way."""
         return not (self._todo or self._active or self._in_flight)
-
-    def nothing_to_do(self, certified: set[tuple[float, int]]) -> bool:
-        """Whether every image of the plan is among those certified already."""
-        return all((NO_SMOOTHING, int(i)) in certified for i in self.plan.image_ids)
 
     def all_stored(self) -> bool:
         """Whether no draw is needed any more: looks at images until one needs draws."""

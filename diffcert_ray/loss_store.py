@@ -4,6 +4,7 @@ Losses are kept in parts like units, one row for each noise level and class, a u
 in one part. They are read whole: about 32 bytes a row in memory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +63,12 @@ class StoredLosses:
             for row in range(low, high)
         ]
 
-    def draws(self) -> dict[int, int]:
-        """How many draws are stored of each image."""
+    def draws_held(self) -> Callable[[float, int], tuple[int, int]]:
+        """(sigma, image_id) -> (0, stored draws): there is neither smoothing nor selection."""
         images, group = np.unique(self.units[:, 0], return_inverse=True)
-        counts = np.bincount(group.reshape(-1), self.units[:, 2] - self.units[:, 1])
-        return dict(zip(images.tolist(), counts.astype(int).tolist(), strict=True))
+        counts = np.bincount(group.reshape(-1), self.units[:, 2] - self.units[:, 1]).astype(int)
+        held = dict(zip(images.tolist(), counts.tolist(), strict=True))
+        return lambda sigma, image_id: (0, held.get(image_id, 0))
 
 
 def read_losses(store: RunStore, levels: int, classes: int) -> StoredLosses:

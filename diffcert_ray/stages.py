@@ -5,7 +5,7 @@ workers, files or time. What it has in memory is the images under way, not the d
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +42,37 @@ class SettledUnit:
     numerics: set[str] = field(default_factory=set)
 
 
+@dataclass
+class _Stretch:
+    """Units of one image and stream that no item has yet; units are made when they are given out.
+
+    ``ranges`` are (start, stop) of the units, the next one last; votes before ``begun`` are out.
+    """
+
+    sigma: float
+    image_id: int
+    stream: str
+    target: int
+    ranges: list[tuple[int, int]]
+    begun: int = 0
+
+    @property
+    def votes(self) -> int:
+        """Votes that are left."""
+        whole = sum(stop - start for start, stop in self.ranges)
+        return whole - max(0, self.begun - self.ranges[-1][0]) if self.ranges else 0
+
+    def take(self, votes: int) -> Part:
+        """The next votes: ``votes`` of them, or what is left of a unit."""
+        start, stop = self.ranges[-1]
+        low = max(start, self.begun)
+        self.begun = min(low + votes, stop)
+        if self.begun == stop:
+            self.ranges.pop()
+        unit = Unit(self.sigma, self.image_id, self.stream, start, stop)
+        return Part(unit, low, self.begun, self.target)
+
+
 class Stages:
     """Hands out items until every image of a plan has its votes.
 
@@ -51,6 +82,7 @@ class Stages:
         nfe_guess: evaluations per vote before any have been seen.
         hand_back_levels: noise levels after which an open vote leaves its sift item
             (stages = "split"), or None (stages = "fused").
+        certified: (sigma, image_id) of images that need no vote and no look any more.
     """
 
     def __init__(
@@ -60,19 +92,19 @@ class Stages:
         *,
         nfe_guess: float = 50.0,
         hand_back_levels: int | None = None,
+        certified: Collection[tuple[float, int]] = (),
     ) -> None:
         self.plan = plan
-        self.images_done = 0
-        self.votes_done = 0
-        self.votes_stored = 0
+        keys = [(s, i) for s in plan.sigmas for i in plan.image_ids.tolist()]
+        self._todo = [key for key in reversed(keys) if key not in certified]  # from the end
+        self.images_done = self.images_total - len(self._todo)
+        self.votes_done = self.votes_stored = self.images_done * (plan.n0 + plan.n)
         self.finished_images: list[ImageVotes] = []
         self._stored = stored
         self._hand_back = hand_back_levels
-        self._todo = ((s, int(i)) for s in plan.sigmas for i in plan.image_ids)
-        self._todo_left = len(plan.sigmas) * len(plan.image_ids)
         self._active: dict[tuple[float, int], ImageVotes] = {}
         self._issued: dict[tuple[float, int], int] = {}
-        self._ready: dict[float, deque[Part]] = {s: deque() for s in plan.sigmas}
+        self._ready: dict[float, deque[_Stretch]] = {s: deque() for s in plan.sigmas}
         self._ready_votes: Counter[float] = Counter()
         self._open: dict[float, list[OpenVotes]] = {s: [] for s in plan.sigmas}
         self._open_votes: Counter[float] = Counter()
@@ -101,11 +133,7 @@ class Stages:
     @property
     def finished(self) -> bool:
         """Whether every image has its certificate and nothing is under way."""
-        return not (self._todo_left or self._active or self._in_flight)
-
-    def nothing_to_do(self, certified: set[tuple[float, int]]) -> bool:
-        """Whether every image of the plan is among those certified already."""
-        return all((s, int(i)) in certified for s in self.plan.sigmas for i in self.plan.image_ids)
+        return not (self._todo or self._active or self._in_flight)
 
     def all_stored(self) -> bool:
         """Whether no vote is needed any more: looks at images until one needs votes."""
@@ -155,8 +183,9 @@ class Stages:
         for tally in result.tallies:
             seconds = result.seconds * tally.nfe / max(result.nfe, 1)
             entry = self._settling.get(tally.unit)
-            if entry is None:  # its image was given up
-                continue
+            if entry is None:  # not made when issued: what is ready may wait for hours
+                entry = SettledUnit(UnitCounts(tally.unit, tally.target, {}, 0, 0.0))
+                self._settling[tally.unit] = entry
             total = Counter(entry.units.counts)
             total.update(tally.counts)
             entry.units = UnitCounts(
@@ -194,9 +223,8 @@ class Stages:
 
     def _activate(self, votes: int) -> None:
         """Bring in images until enough fresh votes are ready."""
-        while sum(self._ready_votes.values()) < votes and self._todo_left:
-            key = next(self._todo)
-            self._todo_left -= 1
+        while sum(self._ready_votes.values()) < votes and self._todo:
+            key = self._todo.pop()
             image = ImageVotes(self.plan, *key)
             for units in self._stored(*key):
                 image.add(units)
@@ -227,13 +255,12 @@ class Stages:
     def _withdraw(self, key: tuple[float, int]) -> None:
         """Take back what an image that has stopped, or was given up, still had ready."""
         sigma, image_id = key
-        parts = [p for p in self._ready[sigma] if p.unit.image_id != image_id]
-        self._ready[sigma] = deque(parts)
-        self._ready_votes[sigma] = sum(p.stop - p.start for p in parts)
+        kept = [s for s in self._ready[sigma] if s.image_id != image_id]
+        self._ready[sigma] = deque(kept)
+        self._ready_votes[sigma] = sum(s.votes for s in kept)
 
     def _issue_select(self, image: ImageVotes) -> None:
-        for start, stop in image.missing("select"):
-            self._issue(image, "select", start, stop, front=False)
+        self._issue(image, "select", image.missing("select"))
 
     def _issue_estimate(self, image: ImageVotes) -> None:
         """Issue estimation units: all of a fixed n, or one item's worth beyond the last look."""
@@ -244,22 +271,22 @@ class Stages:
         if self._issued[key] >= horizon:
             return
         ranges = [r for r in image.missing("estimate", horizon) if r[0] >= self._issued[key]]
-        # To the front, in order: images under way finish before new ones begin.
-        for start, stop in reversed(ranges):
-            self._issue(image, "estimate", start, stop, front=True)
+        # To the front: images under way finish before new ones begin.
+        self._issue(image, "estimate", ranges)
         self._issued[key] = ranges[-1][1] if ranges else horizon
 
-    def _issue(self, image: ImageVotes, stream: str, start: int, stop: int, *, front: bool) -> None:
-        unit = Unit(image.sigma, image.image_id, stream, start, stop)
-        part = Part(unit, start, stop, image.target(stream))
+    def _issue(self, image: ImageVotes, stream: str, ranges: list[tuple[int, int]]) -> None:
+        if not ranges:
+            return
+        target = image.target(stream)
+        stretch = _Stretch(image.sigma, image.image_id, stream, target, ranges[::-1])
         ready = self._ready[image.sigma]
-        (ready.appendleft if front else ready.append)(part)
-        self._ready_votes[image.sigma] += stop - start
-        self._settling[unit] = SettledUnit(UnitCounts(unit, part.target, {}, 0, 0.0))
+        (ready.append if stream == "select" else ready.appendleft)(stretch)
+        self._ready_votes[image.sigma] += stretch.votes
 
     def _share(self, fresh: int, workers: int) -> int:
         """Votes of the next item: towards the end smaller, so that all workers end together."""
-        if self._todo_left:
+        if self._todo:
             return fresh
         rest = sum(self._ready_votes.values())
         return min(fresh, max(-(-rest // (2 * workers)), self.plan.unit))
@@ -269,14 +296,12 @@ class Stages:
     def _sift_item(self, sigma: float, votes: int) -> Item:
         ready, parts = self._ready[sigma], []
         while ready and votes > 0:
-            part = ready.popleft()
-            unit = part.unit
-            middle = min(part.start + votes, part.stop)
-            if middle < part.stop:
-                ready.appendleft(Part(unit, middle, part.stop, part.target))
-            parts.append(Part(unit, part.start, middle, part.target))
-            self._ready_votes[sigma] -= middle - part.start
-            votes -= middle - part.start
+            parts.append(ready[0].take(votes))
+            if not ready[0].ranges:
+                ready.popleft()
+            taken = parts[-1].stop - parts[-1].start
+            self._ready_votes[sigma] -= taken
+            votes -= taken
         return self._send(Item(self._next_item, sigma, tuple(parts), None, self._hand_back))
 
     def _refine_item(self, sigma: float, votes: int) -> Item:

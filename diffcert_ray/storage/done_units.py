@@ -95,9 +95,10 @@ class UnitCounts:
 
 @dataclass(frozen=True)
 class DoneUnits:
-    """Stored units by (sigma, stream)."""
+    """Stored units by (sigma, stream), and the pixel hash of each image that has any."""
 
     groups: dict[tuple[float, str], UnitCounts]
+    image_sha: dict[int, str]
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups.values())
@@ -113,7 +114,7 @@ class DoneUnits:
             The same units in flat arrays (about 66 bytes each).
         """
         if table.num_rows == 0:
-            return cls({})
+            return cls({}, {})
         sigma, stream = table["sigma"].to_numpy(), dense(table["stream"])
         change = (sigma[1:] != sigma[:-1]) | (stream[1:] != stream[:-1])
         bounds = [0, *(np.flatnonzero(change) + 1).tolist(), table.num_rows]
@@ -121,7 +122,9 @@ class DoneUnits:
         for low, high in pairwise(bounds):
             key = float(sigma[low]), str(table["stream"][low].as_py())
             groups[key] = unit_counts(table.slice(low, high - low))
-        return cls(groups)
+        images, first = np.unique(table["image_id"].to_numpy(), return_index=True)
+        shas = table["image_sha"].take(pa.array(first)).to_pylist()
+        return cls(groups, dict(zip(images.tolist(), shas, strict=True)))
 
     def has(
         self,
