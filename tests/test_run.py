@@ -165,7 +165,7 @@ def test_numerics_of_a_run_are_adopted_by_every_later_start(clean, world, tmp_pa
 
 def test_n_may_grow_with_the_sequential_bound_only_and_reuses_the_votes(world, tmp_path):
     arguments = {"local": True, "denoiser": world[0], "dataset": world[1]}
-    votes = {"bound": "sequential", "n": 80, "radii": [0.3]}
+    votes = {"bound": "sequential", "n": 80, "radii": [0.3], "futility": 1e-6}
     before = certify(settings(votes=votes), tmp_path / "r", **arguments)
     used = before.certificates().set_index("image_id")["n"]
     after = certify(settings(votes=votes | {"n": 160}), tmp_path / "r", **arguments)

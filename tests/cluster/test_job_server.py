@@ -20,6 +20,7 @@ from tests.worlds import settings, small_world
 pytest.importorskip("opentelemetry", reason="ray[default] is not installed")
 
 pytestmark = [
+    pytest.mark.fault,
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.timeout(900),  # six processes that import torch, one after the other
