@@ -1,7 +1,7 @@
 """The stored losses of a run, each unit once.
 
-Losses are kept in parts like units, one row for each noise level and class, a unit's rows together
-in one part. They are read whole: about 32 bytes a row in memory.
+Losses are kept in parts and compacted like units, one row for each noise level and class, a unit's
+rows together in one part. They are read whole: about 32 bytes a row in memory.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,7 @@ from numpy.typing import NDArray
 
 from diffcert_ray.loss_work import LossUnit, UnitLosses
 from diffcert_ray.storage.create_only import StoreError
-from diffcert_ray.storage.parts import (
-    PART_NAME,
-    Damage,
-    ReadPart,
-    StoredFile,
-    missing_parts,
-    read_files,
-    reading_schema,
-)
-from diffcert_ray.storage.schemas import LOSS_SCHEMA
 from diffcert_ray.storage.store import RunStore
-
-FOLDER = "losses"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,47 +74,14 @@ def read_losses(store: RunStore, levels: int, classes: int) -> StoredLosses:
         StoreError: a part is damaged (unless on_damaged is "recompute"), holds part of a unit, two
             deliveries of one numerics kind differ, or an image_id has two pixel hashes.
     """
-    parts = _readable_parts(store)
-    nothing = reading_schema(LOSS_SCHEMA, LOSS_SCHEMA.names).empty_table()
-    table = pa.concat_tables([nothing, *(part.table for part in parts)]).unify_dictionaries()
+    table = store.losses()
     rows = levels * classes
     _check_whole_units(table, levels, classes, store.address)
-    keys = np.stack(
-        [_column(table, name)[::rows] for name in ("image_id", "start", "stop")], axis=1
-    )
+    units = [_column(table, name)[::rows] for name in ("image_id", "start", "stop")]
     sums, squares = (_column(table, c).reshape(-1, levels, classes) for c in ("sum", "sumsq"))
-    kinds, hashes = (_codes(table, name)[::rows] for name in ("numerics", "image_sha"))
     nfe, seconds = (_column(table, c).reshape(-1, rows).sum(axis=1) for c in ("nfe", "seconds"))
-    if not len(keys):
-        return StoredLosses(keys, sums, squares, nfe, seconds, differing=0)
-    _check_hashes(keys[:, 0], hashes, store.address)
-    _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    group = group.reshape(-1)
-    same = _same_as(sums, squares, first[group])
-    _check_kinds(keys, kinds, group, sums, squares, store.address)
-    return StoredLosses(
-        units=keys[first],
-        sums=sums[first],
-        squares=squares[first],
-        nfe=nfe[first],
-        seconds=seconds[first],
-        differing=len(np.unique(group[~same])),
-    )
-
-
-def _readable_parts(store: RunStore) -> list[ReadPart]:
-    """The parts in the order of their publication."""
-    names = [name for name in store.location.list(FOLDER) if PART_NAME.match(name)]
-    files = [StoredFile(name) for name in names]
-    parts, damaged, vanished = read_files(store.location, files, LOSS_SCHEMA, LOSS_SCHEMA.names)
-    damaged += [Damage(name, "missing") for name in [*missing_parts(names), *vanished]]
-    if damaged and store.on_damaged == "refuse":
-        raise StoreError(
-            f"{len(damaged)} damaged files in {store.address}: "
-            f"{', '.join(map(str, damaged[:3]))}. Restore them from a copy, or run again with "
-            'on_damaged="recompute" (--recompute-damaged): their units are computed again'
-        )
-    return sorted(parts, key=lambda part: (part.published_us, part.name))
+    keys = np.stack(units, axis=1).astype(np.int64)
+    return StoredLosses(keys, sums, squares, nfe, seconds, differing=store.differing)
 
 
 def _check_whole_units(table: pa.Table, levels: int, classes: int, address: str) -> None:
@@ -142,49 +97,5 @@ def _check_whole_units(table: pa.Table, levels: int, classes: int, address: str)
         )
 
 
-def _check_hashes(image_id: NDArray[np.int64], hashes: NDArray[np.int64], address: str) -> None:
-    pairs = np.unique(np.stack([image_id, hashes], axis=1), axis=0)
-    clash = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
-    if len(clash):
-        raise StoreError(
-            f"image_id {pairs[clash[0], 0]} has two pixel hashes in the losses of {address}: the "
-            "dataset changed between two starts; use the same images, or another run folder"
-        )
-
-
-def _check_kinds(
-    keys: NDArray[np.int64],
-    kinds: NDArray[np.int64],
-    group: NDArray[np.int64],
-    sums: NDArray[np.float64],
-    squares: NDArray[np.float64],
-    address: str,
-) -> None:
-    """Refuse two deliveries of one unit and one numerics kind that differ."""
-    pairs = np.stack([group, kinds], axis=1)
-    _, first, inverse = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    wrong = np.flatnonzero(~_same_as(sums, squares, first[inverse.reshape(-1)]))
-    if len(wrong):
-        image_id, start, stop = keys[wrong[0]]
-        raise StoreError(
-            f"{len(wrong)} deliveries of losses of one numerics kind differ in {address}, first "
-            f"image {image_id} draws {start}:{stop}: find the faulty device (column device), then "
-            "move its part out of the run"
-        )
-
-
-def _same_as(
-    sums: NDArray[np.float64], squares: NDArray[np.float64], other: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    axes = (1, 2)
-    same = (sums == sums[other]).all(axis=axes) & (squares == squares[other]).all(axis=axes)
-    return np.asarray(same)
-
-
 def _column(table: pa.Table, name: str) -> NDArray[Any]:
     return np.asarray(table[name].to_numpy())
-
-
-def _codes(table: pa.Table, name: str) -> NDArray[np.int64]:
-    values = np.asarray(table[name].cast(pa.string()).to_pylist(), dtype=str)
-    return np.unique(values, return_inverse=True)[1].astype(np.int64)

@@ -298,3 +298,20 @@ def test_pandas_reads_a_compacted_run_whose_sources_are_gone(store):
     put(store, unit(10), unit(20))
     frame = pd.concat(map(pd.read_parquet, store.unit_files())).drop_duplicates(list(UNIT_KEY))
     assert np.sort(frame["start"]).tolist() == [0, 10, 20]
+
+
+def test_manifest_of_the_time_before_losses_is_read(store):
+    put(store, unit(0))
+    compact(store, delete_sources=True)
+    path = Path(store.address, "compact", "000001.json")
+    old = json.loads(path.read_bytes()) | {"version": 1}
+    del old["losses"]
+    path.write_text(json.dumps(old))
+    assert starts(store) == [0]
+    put(store, unit(10))
+    assert compact(store).generation == 2
+    assert starts(store) == [0, 10]
+    path.write_text(json.dumps(old | {"version": 3}))
+    Path(store.address, "compact", "000002.json").unlink()
+    with pytest.raises(StoreError, match="version 3, this program knows 2: upgrade"):
+        store.units()

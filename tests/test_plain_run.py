@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from diffcert_ray.noise import NoiseSource
 from diffcert_ray.plain import plain_levels, plan_of_images
 from diffcert_ray.plain_results import estimates, largest_loss, loss_row, recompute_plain
 from diffcert_ray.report import Series, report_files
+from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.create_only import StoreError
 
 DRAWS, UNIT, CLASSES = 80, 32, 4  # the last unit is shorter
@@ -370,3 +372,63 @@ def test_no_more_draws_are_spent_on_a_given_up_image() -> None:
     while (item := stages.take(1.0)) is not None:
         later += [unit.image_id for unit in item.units]
     assert sorted(set(later)) == [i for i in small_plan().image_ids if i != lost]
+
+
+def test_compacted_losses_have_the_same_bits_and_the_run_continues_from_them(
+    clean, tmp_path: Path
+) -> None:
+    config = plain_settings()
+    config["execution"] = {"item_s": 1e-9, "flush_s": 1e-3}
+    run = run_of(tmp_path / "run", config=config, images=(0, 3))
+    before, parts = stored(run), len(run.store.location.list("losses"))
+    assert parts > 1
+    report = compact(run.store, delete_sources=True)
+    assert report.deleted == parts + len(run.certificates())
+    assert run.store.location.list("losses") == []
+    for name in ("units", "sums", "squares", "nfe"):
+        np.testing.assert_array_equal(getattr(stored(run), name), getattr(before, name))
+    run = run_of(tmp_path / "run", config=config)
+    assert run.outcome.nfe == 2 * DRAWS * 2 * CLASSES  # of the two images that were left
+    np.testing.assert_array_equal(stored(run).sums, stored(clean[0]).sums)
+    compact(run.store)
+    np.testing.assert_array_equal(stored(run).sums, stored(clean[0]).sums)
+    assert len(run.store.loss_files()) == 2
+    frame = pd.concat(map(pd.read_parquet, run.store.loss_files()))
+    assert len(frame) == stored(run).sums.size
+
+
+def test_compaction_keeps_the_first_delivery_of_losses_and_refuses_what_differs(
+    clean, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "run", images=(0, 1))
+    whole = stored(run)
+    unit = whole.of(int(whole.units[0, 0]))[0]
+    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
+    kind = next(iter(run.outcome.numerics))
+    sha = separated_world()[1].image_sha(unit.unit.image_id)
+
+    def deliver(numerics: str) -> None:
+        with run.store.writer() as writer:
+            result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
+            writer.add_losses([loss_row(changed, result, sha)])
+
+    deliver("another")
+    compact(run.store, delete_sources=True)
+    assert stored(run).differing == 1
+    np.testing.assert_array_equal(stored(run).sums, whole.sums)
+    deliver(kind)
+    with pytest.raises(StoreError, match=r"one numerics kind differ.*compact/000001"):
+        compact(run.store)
+
+
+def test_plain_certificates_whose_losses_were_deleted_are_refused_or_made_again(
+    clean, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "run")
+    for name in run.store.location.list("losses"):
+        run.store.location.delete(name)
+    with pytest.raises(StoreError, match=r"5 certificates in .* 0 \+ 0 votes are there of 0 \+ 80"):
+        run_of(tmp_path / "run")
+    run = run_of(tmp_path / "run", on_damaged="recompute")
+    assert run.outcome.nfe == clean[0].outcome.nfe
+    np.testing.assert_array_equal(stored(run).sums, stored(clean[0]).sums)

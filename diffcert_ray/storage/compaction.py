@@ -18,7 +18,11 @@ from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.deliveries import Rows
 from diffcert_ray.storage.manifest import FOLDER, FOLDERS, Manifest, Manifests
 from diffcert_ray.storage.parts import PART_NAME, StoredFile, encode, read_files
-from diffcert_ray.storage.schemas import CERTIFICATE_KEY, UNIT_COUNT_COLUMNS
+from diffcert_ray.storage.schemas import (
+    CERTIFICATE_KEY,
+    LOSS_DECIDING_COLUMNS,
+    UNIT_COUNT_COLUMNS,
+)
 from diffcert_ray.storage.store import RunStore
 from diffcert_ray.storage.stored_rows import SCHEMAS, StoredRows
 
@@ -27,7 +31,11 @@ logger = logging.getLogger(__name__)
 COMPACT_AT = 2000  # loose parts at which a driver compacts when it starts
 ROWS_PER_FILE = 1_000_000
 ATTEMPTS = 3
-DECIDING_COLUMNS = {"units": UNIT_COUNT_COLUMNS, "certificates": CERTIFICATE_KEY}
+DECIDING_COLUMNS = {
+    "units": UNIT_COUNT_COLUMNS,
+    "losses": LOSS_DECIDING_COLUMNS,
+    "certificates": CERTIFICATE_KEY,
+}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffcert_ray.storage.create_only import StoreError
-from diffcert_ray.storage.schemas import CERTIFICATE_KEY, UNIT_KEY
+from diffcert_ray.storage.schemas import CERTIFICATE_KEY, LOSS_KEY, LOSS_UNIT_KEY, UNIT_KEY
 
 Rows = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
@@ -82,6 +82,48 @@ def resolve_units(table: pa.Table, source: Callable[[int], str]) -> Resolution:
     check_repeats(table, np.concatenate([winners, repeated]), source)
     differs = ~same_votes(table, winners, repeated)
     return Resolution(rows, len(np.unique(winners[differs])))
+
+
+def resolve_losses(table: pa.Table, source: Callable[[int], str]) -> Resolution:
+    """Choose the delivery that counts for each row of losses: the first in the table.
+
+    A unit's rows lie in one part, so that all of them are of one delivery.
+
+    Args:
+        table: at least LOSS_DECIDING_COLUMNS, rows in the order in which they were stored.
+        source: names the file of a row, for messages.
+
+    Returns:
+        The rows that count, and the number of units for which kinds returned other losses.
+
+    Raises:
+        StoreError: two deliveries of one kind differ, or one image_id has two pixel hashes.
+    """
+    if table.num_rows == 0:
+        return Resolution(np.zeros(0, np.int64), 0)
+    order, first = grouped(packed_keys(table, LOSS_KEY))
+    check_images(table, order, source)
+    rows = order[first]
+    if len(rows) == len(order):
+        return Resolution(rows, 0)
+    values = [table[name].to_numpy() for name in ("sum", "sumsq")]
+
+    def same(left: Rows, right: Rows) -> Booleans:
+        return np.logical_and.reduce([column[left] == column[right] for column in values])
+
+    by_kind, kind_first = grouped(packed_keys(table, (*LOSS_KEY, "numerics")))
+    reference = by_kind[kind_first][np.cumsum(kind_first) - 1]
+    wrong = np.flatnonzero(~same(reference, by_kind))
+    if len(wrong):
+        a, b = int(reference[wrong[0]]), int(by_kind[wrong[0]])
+        image_id, start, stop = (table[name][a].as_py() for name in LOSS_UNIT_KEY)
+        raise StoreError(
+            f"stored deliveries of losses of one numerics kind differ, first of image {image_id} "
+            f"draws {start}:{stop} in {source(a)} and {source(b)}: find the faulty device (column "
+            "device), then move its part out of the run"
+        )
+    differs = order[~same(rows[np.cumsum(first) - 1], order)]
+    return Resolution(rows, len(np.unique(packed_keys(table, LOSS_UNIT_KEY)[differs])))
 
 
 def resolve_certificates(table: pa.Table) -> Resolution:

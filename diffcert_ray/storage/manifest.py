@@ -11,8 +11,8 @@ from diffcert_ray.storage.parts import StoredFile
 
 FOLDER = "compact"
 MANIFEST_NAME = re.compile(rf"^{FOLDER}/(\d{{6,}})\.json$")
-MANIFEST_VERSION = 1
-FOLDERS = ("units", "certificates")
+MANIFEST_VERSION = 2  # 1 knew no losses
+FOLDERS = ("units", "losses", "certificates")
 
 
 def by_folder() -> dict[str, tuple[Any, ...]]:
@@ -57,14 +57,13 @@ class Manifest:
                 f"compaction manifest of version {document['version']}, this program knows "
                 f"{MANIFEST_VERSION}: upgrade diffcert_ray to continue this run"
             )
+        nothing: dict[str, list[Any]] = {"files": [], "sources": [], "given_up": []}
+        rows = {folder: document.get(folder, nothing) for folder in FOLDERS}
         return cls(
             generation=int(document["generation"]),
-            files={
-                folder: tuple(StoredFile(**file) for file in document[folder]["files"])
-                for folder in FOLDERS
-            },
-            sources={folder: tuple(document[folder]["sources"]) for folder in FOLDERS},
-            given_up={folder: tuple(document[folder]["given_up"]) for folder in FOLDERS},
+            files={f: tuple(StoredFile(**file) for file in rows[f]["files"]) for f in FOLDERS},
+            sources={f: tuple(rows[f]["sources"]) for f in FOLDERS},
+            given_up={f: tuple(rows[f]["given_up"]) for f in FOLDERS},
             differing=int(document["differing"]),
         )
 

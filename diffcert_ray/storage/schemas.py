@@ -156,6 +156,9 @@ CERTIFICATE_SCHEMA = pa.schema(
     metadata={VERSION_KEY: f"certificates/{SCHEMA_VERSION}"},
 )
 
+LOSS_UNIT_KEY = ("image_id", "start", "stop")
+LOSS_KEY = (*LOSS_UNIT_KEY, "level", "class")
+LOSS_DECIDING_COLUMNS = (*LOSS_KEY, "image_sha", "sum", "sumsq", "numerics")
 UNIT_KEY = ("sigma", "stream", "image_id", "start", "stop", "target")
 CERTIFICATE_KEY = ("sigma", "image_id", "bound", "alpha", "n", "n0", "method", "votes_id")
 # What is needed to decide which rows count, and to resume.

@@ -17,6 +17,7 @@ from diffcert_ray.storage.parts import (
 )
 from diffcert_ray.storage.schemas import (
     CERTIFICATE_SCHEMA,
+    LOSS_SCHEMA,
     UNIT_COUNT_COLUMNS,
     UNIT_SCHEMA,
     CertificateRow,
@@ -182,16 +183,27 @@ class RunStore:
         """The stored units with their counts, for planning and for resuming."""
         return DoneUnits.from_table(self.units((*UNIT_COUNT_COLUMNS, "nfe", "seconds")))
 
+    def losses(self) -> pa.Table:
+        """The stored losses of a run without votes, each row once, sorted by key."""
+        return self._resolved("losses", LOSS_SCHEMA.names)
+
     def certificates(self) -> pa.Table:
         """The stored certificates, the last of each key, sorted by key."""
         return self._resolved("certificates", CERTIFICATE_SCHEMA.names)
 
     def unit_files(self) -> list[str]:
         """Full addresses of the files that hold the units, for pandas, pyarrow or DuckDB."""
-        listed = self.location.list("units")
+        return self._files("units")
+
+    def loss_files(self) -> list[str]:
+        """The same for the losses of a run without votes."""
+        return self._files("losses")
+
+    def _files(self, folder: str) -> list[str]:
+        listed = self.location.list(folder)
         manifest = Manifests(self.location).newest(self.on_damaged == "recompute")
-        names = [file.name for file in manifest.files["units"]]
-        names += loose_parts(listed, manifest, "units")
+        names = [file.name for file in manifest.files[folder]]
+        names += loose_parts(listed, manifest, folder)
         return [f"{self.address}/{name}" for name in names]
 
     def loose_part_count(self) -> int:
@@ -204,7 +216,7 @@ class RunStore:
         """Read everything stored in a folder, repeats included.
 
         Args:
-            folder: units or certificates.
+            folder: units, losses or certificates.
             columns: what to read.
 
         Returns:

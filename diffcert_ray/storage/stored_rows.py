@@ -7,7 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from diffcert_ray.storage.create_only import Location
-from diffcert_ray.storage.deliveries import Resolution, resolve_certificates, resolve_units
+from diffcert_ray.storage.deliveries import (
+    Resolution,
+    resolve_certificates,
+    resolve_losses,
+    resolve_units,
+)
 from diffcert_ray.storage.manifest import Manifest, Manifests
 from diffcert_ray.storage.parts import (
     PART_NAME,
@@ -18,9 +23,9 @@ from diffcert_ray.storage.parts import (
     read_files,
     reading_schema,
 )
-from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_SCHEMA
+from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, LOSS_SCHEMA, UNIT_SCHEMA
 
-SCHEMAS = {"units": UNIT_SCHEMA, "certificates": CERTIFICATE_SCHEMA}
+SCHEMAS = {"units": UNIT_SCHEMA, "losses": LOSS_SCHEMA, "certificates": CERTIFICATE_SCHEMA}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class StoredRows:
         """The rows that count."""
         if self.folder == "units":
             return resolve_units(self.table, self.source)
+        if self.folder == "losses":
+            return resolve_losses(self.table, self.source)
         return resolve_certificates(self.table)
 
 
@@ -58,7 +65,7 @@ def read_once(
 
     Args:
         location: the run's folder.
-        folder: units or certificates.
+        folder: units, losses or certificates.
         columns: what to read.
         recompute: leave out damaged files and fall back on what else holds their rows.
 
