@@ -9,8 +9,8 @@ the machine changes little) and its largest resident memory:
 2. merge: the driver with simulated workers, which answer at once: items per second through stages,
    merging and store, and the memory at ten moments. An item settles a few units of 100 votes.
 3. resume: all units and certificates of the first half of the images are written in parts of 20,000
-   rows and compacted; then `certify` continues until the first item comes back. All units, certificates
-   and images are read and checked as in any resume.
+   rows and compacted; then `certify` continues until the first item comes back. All units,
+   certificates and images are read and checked as in any resume.
 
 The images are tiny (4 x 4), so that neither pixels nor network play a part.
 """

@@ -226,3 +226,20 @@ def test_a_quarantined_item_costs_its_images_only():
         stages.deliver(evaluate(item))
     assert lost
     assert stages.images_done == stages.images_total - len(lost)
+
+
+def test_certified_images_are_done_without_a_look_at_their_votes():
+    def refuse(sigma, image_id):
+        raise AssertionError("votes of a certified image were looked up")
+
+    every = {(sigma, int(i)) for sigma in plan().sigmas for i in plan().image_ids}
+    stages = Stages(plan(), refuse, certified=every)
+    assert stages.finished
+    assert stages.all_stored()
+    assert stages.finished_images == []
+    assert stages.votes_done == stages.votes_total
+    left = min(every)
+    stages = Stages(plan(), NOTHING_STORED, certified=every - {left})
+    _, items = run_all(stages)
+    assert {(p.unit.sigma, p.unit.image_id) for i in items for p in i.parts} == {left}
+    assert stages.images_done == stages.images_total
