@@ -7,23 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffcert_ray.api import Classifier, Run, certify, open_run
     from diffcert_ray.certificates import ABSTAIN, Certificate, certificate
+    from diffcert_ray.certification import certify
     from diffcert_ray.datasets import load_dataset
     from diffcert_ray.denoisers.checkpoint import load_denoiser
     from diffcert_ray.metrics import certified_accuracy
+    from diffcert_ray.stored_run import Run, open_run
+    from diffcert_ray.voting import Classifier
 
 _WHERE = {
     "ABSTAIN": "certificates",
     "Certificate": "certificates",
-    "Classifier": "api",
-    "Run": "api",
+    "Classifier": "voting",
+    "Run": "stored_run",
     "certificate": "certificates",
     "certified_accuracy": "metrics",
-    "certify": "api",
+    "certify": "certification",
     "load_dataset": "datasets",
     "load_denoiser": "denoisers.checkpoint",
-    "open_run": "api",
+    "open_run": "stored_run",
 }
 
 __all__ = [

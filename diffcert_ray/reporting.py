@@ -8,7 +8,6 @@ import fsspec
 import pandas as pd
 import tomli_w
 
-from diffcert_ray.api import Run, check_certifiable, open_run
 from diffcert_ray.cohen_log import DEFAULT_ALPHA, write_cohen_log
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import load_dataset
@@ -18,6 +17,8 @@ from diffcert_ray.plain_results import estimates
 from diffcert_ray.report import Pictures, Series
 from diffcert_ray.report.series import distinct_names, series_of_log
 from diffcert_ray.storage.location import Location
+from diffcert_ray.stored_run import Run, open_run
+from diffcert_ray.verification import check_certifiable
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
 UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker", "attempt"]

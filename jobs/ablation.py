@@ -21,8 +21,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from diffcert_ray import certified_accuracy, certify
-from diffcert_ray.api import Run
 from diffcert_ray.denoisers.checkpoint import load_denoiser
+from diffcert_ray.stored_run import Run
 from diffcert_ray.training import train_digits
 
 

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diffcert_ray.api import open_run, plan_of
+from diffcert_ray.asked import plan_of
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
@@ -33,6 +33,7 @@ from diffcert_ray.loss_stages import ImageLosses
 from diffcert_ray.loss_store import read_losses
 from diffcert_ray.plain import PlainPlan
 from diffcert_ray.plain_results import recompute_plain
+from diffcert_ray.stored_run import open_run
 
 ROWS = 1024  # rows given to the network at once
 STANDARD_ERRORS = 4.0

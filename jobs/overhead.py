@@ -29,7 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the bare processes; Ray sets it for it
 
 import numpy as np
 
-from diffcert_ray.api import plan_of
+from diffcert_ray.asked import plan_of
 from diffcert_ray.config import Config, load_config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.image_votes import Plan

@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffcert_ray import certify
-from diffcert_ray.api import plan_of
+from diffcert_ray.asked import plan_of
 from diffcert_ray.config import Config, load_config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import gaussian_world

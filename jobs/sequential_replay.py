@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 
 from diffcert_ray import open_run
-from diffcert_ray.api import Run, plan_of
+from diffcert_ray.asked import plan_of
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.image_votes import ImageVotes, Plan, Verdict
 from diffcert_ray.results import stored_units
+from diffcert_ray.stored_run import Run
 
 
 @dataclass(frozen=True)

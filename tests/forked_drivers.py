@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from diffcert_ray import api, run
+from diffcert_ray import certification, run
 from diffcert_ray.storage import local_folder
 from diffcert_ray.work import Item, Result
 
@@ -119,8 +119,8 @@ def small_items(nfe: float) -> None:
 
 def note_evaluations(book: Path) -> None:
     """In this process, let the workers of every pool note what they evaluate."""
-    make = api._pool
-    api._pool = lambda spec, *given, **named: make(Noting(spec, book), *given, **named)
+    make = certification._pool
+    certification._pool = lambda spec, *given, **named: make(Noting(spec, book), *given, **named)
 
 
 def die_at(point: str, rng: random.Random) -> None:
@@ -161,7 +161,7 @@ def die_at(point: str, rng: random.Random) -> None:
 
 def _wrap_collect(due: Callable[[], bool]) -> None:
     """Die with results in hand that nothing has been done with."""
-    make = api._pool
+    make = certification._pool
 
     def made(*given: Any, **named: Any) -> Any:
         pool = make(*given, **named)
@@ -176,7 +176,7 @@ def _wrap_collect(due: Callable[[], bool]) -> None:
         pool.collect = collect_and_die
         return pool
 
-    api._pool = made
+    certification._pool = made
 
 
 def _die() -> None:

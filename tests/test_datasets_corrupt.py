@@ -5,11 +5,13 @@ import logging
 import numpy as np
 import pytest
 
-from diffcert_ray.api import certify, open_run, plan_of
+from diffcert_ray.asked import plan_of
+from diffcert_ray.certification import certify
 from diffcert_ray.config import ConfigError, load_config
 from diffcert_ray.datasets import check_images, load_dataset
 from diffcert_ray.metrics import certified_accuracy
 from diffcert_ray.preflight import check_plan
+from diffcert_ray.stored_run import open_run
 from tests.test_datasets_files import png
 from tests.worlds import settings, small_world
 

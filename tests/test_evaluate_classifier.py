@@ -249,7 +249,7 @@ def test_a_classifiers_table_changes_no_id_of_a_diffusion_classifier():
 
 
 def test_a_plan_says_the_evaluations_of_a_vote():
-    from diffcert_ray.api import plan_of
+    from diffcert_ray.asked import plan_of
 
     world = small_world()
     config = load_config(settings(method={"name": "denoise-classify"}))

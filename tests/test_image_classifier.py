@@ -34,7 +34,7 @@ def config_of(method: str = "classify", **classifier):
 
 
 def check(config, **objects):
-    from diffcert_ray.api import plan_of
+    from diffcert_ray.asked import plan_of
 
     data = load_dataset(config.dataset)
     weights_of(config, objects.get("denoiser"), objects.get("classifier"))

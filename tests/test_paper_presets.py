@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffcert_ray import certify
-from diffcert_ray.api import plan_of
+from diffcert_ray.asked import plan_of
 from diffcert_ray.cli import app
 from diffcert_ray.config import load_config
 from diffcert_ray.datasets import load_dataset

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from diffcert_ray.api import certify, open_run, plan_of
+from diffcert_ray.asked import plan_of
+from diffcert_ray.certification import certify
 from diffcert_ray.config import ConfigError, load_config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import GaussianClasses, gaussian_world, labelled_images
@@ -28,6 +29,7 @@ from diffcert_ray.plain_results import estimates, largest_loss, loss_row, recomp
 from diffcert_ray.report import Series, report_files
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.stored_run import open_run
 
 DRAWS, UNIT, CLASSES = 80, 32, 4  # the last unit is shorter
 

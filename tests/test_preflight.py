@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diffcert_ray.api import plan_of
+from diffcert_ray.asked import plan_of
 from diffcert_ray.certificates import largest_radius
 from diffcert_ray.config import ConfigError, load_config
 from diffcert_ray.preflight import check_plan, check_radii

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 
 from diffcert_ray import certify
-from diffcert_ray.api import check_certifiable, plan_of, verify_run
+from diffcert_ray.asked import plan_of
 from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
 from diffcert_ray.config import ConfigError, load_config
 from diffcert_ray.results import recompute
 from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.verification import check_certifiable, verify_run
 from diffcert_ray.verify import Verification, compare_certificates, replay
 from diffcert_ray.worker import WorkerSpec, weights_of
 from tests.worlds import settings, small_world

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcert_ray import api, certify, open_run
+from diffcert_ray import certification, certify, open_run
 from tests.forked_drivers import (
     POINTS,
     die_at,
@@ -83,7 +83,7 @@ def kill_driver(world, folder: Path, book: Path, seed: int, *, local: bool) -> i
 def finish(world, folder: Path, book: Path, monkeypatch: pytest.MonkeyPatch):
     """The same command once more, in this process and undisturbed."""
     before, begun = stored_votes(folder), noted(book)
-    monkeypatch.setattr(api, "_pool", api._pool)  # put back at the end
+    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
     note_evaluations(book)
     run = certify(tables(), folder, local=True, denoiser=world[0], dataset=world[1])
     assert run.outcome.complete

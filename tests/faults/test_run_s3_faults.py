@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcert_ray import api, certify, cli, open_run
+from diffcert_ray import certification, certify, cli, open_run
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.store import RunStore
@@ -53,7 +53,7 @@ def address(request) -> str:
 @pytest.fixture
 def book(tmp_path, monkeypatch) -> Path:
     """Where this process's workers note what they evaluate."""
-    monkeypatch.setattr(api, "_pool", api._pool)  # put back at the end
+    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
     note_evaluations(tmp_path / "evaluations")
     return tmp_path / "evaluations"
 

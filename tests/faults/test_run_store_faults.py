@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcert_ray import api, certify, open_run
+from diffcert_ray import certification, certify, open_run
 from diffcert_ray.pool import LocalPool
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.compaction import compact
@@ -90,7 +90,7 @@ def place(request, tmp_path) -> Place:
 @pytest.fixture
 def book(tmp_path, monkeypatch) -> Path:
     """Where this process's workers note what they evaluate."""
-    monkeypatch.setattr(api, "_pool", api._pool)  # put back at the end
+    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
     note_evaluations(tmp_path / "evaluations")
     return tmp_path / "evaluations"
 
@@ -193,10 +193,10 @@ class Meddled(LocalPool):
 def test_two_drivers_on_one_run_by_mistake_store_the_same_and_each_is_told(
     world, clean, place, book, monkeypatch, caplog
 ):
-    make, drivers = api._pool, []
+    make, drivers = certification._pool, []
 
     def another_driver() -> None:
-        monkeypatch.setattr(api, "_pool", make)
+        monkeypatch.setattr(certification, "_pool", make)
         drivers.append(place.start(world))
 
     def made(spec, settings, **how):
@@ -205,7 +205,7 @@ def test_two_drivers_on_one_run_by_mistake_store_the_same_and_each_is_told(
         pool._worker = noting._worker
         return pool
 
-    monkeypatch.setattr(api, "_pool", made)
+    monkeypatch.setattr(certification, "_pool", made)
     first = place.start(world)
     [second] = drivers
     assert first.outcome.complete
@@ -226,13 +226,15 @@ def test_two_drivers_on_one_run_by_mistake_store_the_same_and_each_is_told(
 def test_drivers_with_images_of_their_own_are_not_told_of_each_other(
     world, clean, place, book, monkeypatch, caplog
 ):
-    make = api._pool
+    make = certification._pool
 
     def another_driver() -> None:
-        monkeypatch.setattr(api, "_pool", make)
+        monkeypatch.setattr(certification, "_pool", make)
         place.start(world, images=(3, 6))
 
-    monkeypatch.setattr(api, "_pool", lambda spec, *_, **__: Meddled(spec, another_driver))
+    monkeypatch.setattr(
+        certification, "_pool", lambda spec, *_, **__: Meddled(spec, another_driver)
+    )
     place.start(world, images=(0, 3))
     check_same(place, clean)
     assert "another driver" not in caplog.text
@@ -252,7 +254,7 @@ class Echo(LocalPool):
 
 
 def test_results_delivered_again_and_again_count_once(world, clean, place, monkeypatch):
-    monkeypatch.setattr(api, "_pool", lambda spec, *_, **__: Echo(spec))
+    monkeypatch.setattr(certification, "_pool", lambda spec, *_, **__: Echo(spec))
     assert place.start(world).outcome.complete
     check_same(place, clean)
     raw = place.store.read_rows("units", ["image_id", "start"])
@@ -288,7 +290,9 @@ def test_disk_that_runs_full_ends_the_run_and_space_lets_the_same_command_contin
 ):
     place = Place(str(small_disk / "run"), {})
     monkeypatch.setattr(
-        api, "_pool", lambda spec, *a, _make=api._pool, **b: full_after_three(_make(spec, *a, **b))
+        certification,
+        "_pool",
+        lambda spec, *a, _make=certification._pool, **b: full_after_three(_make(spec, *a, **b)),
     )
 
     def full_after_three(pool):
@@ -317,7 +321,7 @@ def test_disk_that_runs_full_ends_the_run_and_space_lets_the_same_command_contin
     assert noted(book) == begun
     (small_disk / "stuff").unlink()
     monkeypatch.undo()
-    monkeypatch.setattr(api, "_pool", api._pool)
+    monkeypatch.setattr(certification, "_pool", certification._pool)
     note_evaluations(book)
     assert place.start(world).outcome.complete
     assert noted(book) - begun == Counter(votes_of(counts_of(clean)) - before)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from diffcert_ray import api, certify, cli, open_run
+from diffcert_ray import certification, certify, cli, open_run
+from diffcert_ray.commands.screen import INCOMPLETE
 from diffcert_ray.pool import LocalPool
 from tests.forked_drivers import (
     ended,
@@ -60,7 +61,7 @@ def diffcert(world, folder: Path, log: Path, book: Path, *, hangs: bool = False)
         note_evaluations(book)
         if hangs:
             hang_at_third_item(folder / "hangs")
-        api.certify = partial(api.certify, denoiser=world[0], dataset=world[1])
+        certification.certify = partial(certification.certify, denoiser=world[0], dataset=world[1])
         sys.argv = ["diffcert", "certify", str(config), "--local", "--run", str(folder)]
         cli.main()
 
@@ -88,7 +89,7 @@ def test_signal_stores_what_has_come_back_and_the_same_command_continues(
     pid = diffcert(world, folder, log, book)
     wait_for(lambda: len(list((folder / "units").glob("part-*"))) >= 2)
     os.kill(pid, number)
-    assert ended(pid, LIMIT_S) == cli.INCOMPLETE == 3
+    assert ended(pid, LIMIT_S) == INCOMPLETE == 3
     said = " ".join(log.read_text().split())
     assert "stopping: storing what has come back (again: stop at once)" in said
     assert "stopped: what has come back is stored; the same command continues" in said
@@ -97,7 +98,7 @@ def test_signal_stores_what_has_come_back_and_the_same_command_continues(
     open_ = open_units(begun)
     # Everything that was complete, and nothing half.
     assert stored == {vote for vote in begun if (*vote[:3], vote[3] // 10) not in open_}
-    monkeypatch.setattr(api, "_pool", api._pool)  # put back at the end
+    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
     note_evaluations(book)
     run = certify(tables(5.0), folder, local=True, denoiser=world[0], dataset=world[1])
     assert run.outcome.complete

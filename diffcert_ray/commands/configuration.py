@@ -1,0 +1,25 @@
+"""Print the configuration reference."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from diffcert_ray.commands.screen import out
+
+
+def config_command(
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="The JSON schema, for editors, instead")
+    ] = False,
+) -> None:
+    """Print every key of a configuration: values, default, meaning.
+
+    [dim]diffcert config --json-schema > diffcert.schema.json[/]
+    """
+    from diffcert_ray import config_reference
+
+    found = config_reference.json_schema() if json_schema else config_reference.markdown()
+    out.print(found, soft_wrap=True, markup=False, end="")

@@ -1,0 +1,62 @@
+"""Rewrite files: checkpoints into safetensors, many parts into few."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from diffcert_ray.commands.arguments import RunArgument
+from diffcert_ray.commands.screen import out
+
+
+def convert(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="File or address of any known format")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write")],
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with what the checkpoint does not say of itself")
+    ] = None,
+) -> None:
+    """Turn a checkpoint (.pkl of EDM, .pt of EDM or OpenAI) into safetensors, running no code.
+
+    [dim]diffcert convert edm-cifar10-32x32-cond-vp.pkl cifar10.safetensors[/]
+    """
+    from diffcert_ray.denoisers.configuration_text import read_json
+    from diffcert_ray.denoisers.conversion import convert as convert_checkpoint
+
+    settings = None if config is None else read_json(config, Path(checkpoint))
+    found = convert_checkpoint(checkpoint, output, settings)
+    shape = "x".join(str(n) for n in found.image_shape)
+    out.print(f"format      {found.format}")
+    out.print(f"network     {found.network}, {found.preconditioning} preconditioning")
+    out.print(f"image       {shape}")
+    out.print(f"classes     {found.classes or 'none (unconditional)'}")
+    out.print(f"parameters  {found.parameters:,}")
+    out.print(f"sha256      {found.source_sha256} (of what was read)", soft_wrap=True)
+    out.print(f"written     {found.output}", soft_wrap=True)
+    out.print(f"sha256      {found.output_sha256}", soft_wrap=True)
+
+
+def compact(
+    run: RunArgument,
+    delete_sources: Annotated[
+        bool, typer.Option(help="Delete the part files that the compaction has taken over")
+    ] = False,
+) -> None:
+    """Rewrite a run's many small unit files as few large ones; the run may go on meanwhile.
+
+    [dim]diffcert compact s3://bucket/run1[/]
+    """
+    from diffcert_ray.storage.compaction import compact as compact_store
+    from diffcert_ray.stored_run import open_run
+
+    done = compact_store(open_run(run).store, delete_sources=delete_sources)
+    out.print(
+        f"generation {done.generation}: {done.parts:,} parts taken over, {done.rows:,} rows "
+        "written, "
+        f"{done.deleted:,} part files deleted"
+    )

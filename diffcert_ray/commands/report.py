@@ -1,0 +1,102 @@
+"""The figures of runs: on the terminal, as files, as logs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from diffcert_ray.reporting import Sources
+    from diffcert_ray.stored_run import Run
+
+from diffcert_ray.commands.arguments import RunArgument
+from diffcert_ray.commands.screen import escaped, out, print_table
+
+
+def report(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|LOG...", help="Run folders or prefixes, and logs of Cohen et al. (.tsv)"
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the files [default: report/ of the first run, or LOG-report]",
+            show_default=False,
+        ),
+    ] = None,
+    log_sigma: Annotated[
+        float | None, typer.Option(min=0, help="Sigma of logs whose names do not tell")
+    ] = None,
+    log_alpha: Annotated[float, typer.Option(min=0, max=1, help="Alpha of logs")] = 0.001,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare with published rows of this dataset too, e.g. cifar10"),
+    ] = None,
+) -> None:
+    """Print the figures of runs and logs, and write them with pictures and a page to look at.
+
+    [dim]diffcert report runs/digits-demo[/]
+    [dim]diffcert report runs/new runs/old published-sigma-0.25.tsv --output compared[/]
+
+    The page, index.html, needs no other file.
+    """
+    from diffcert_ray.reporting import open_sources
+
+    found = open_sources(sources, log_sigma=log_sigma, log_alpha=log_alpha)
+    print_report(found, output or (None if found.runs else f"{sources[0]}-report"), published or ())
+
+
+def export(
+    run: RunArgument,
+    output: Annotated[Path, typer.Option(help="Folder of the logs")] = Path(),
+) -> None:
+    """Write a run's certificates as tab-separated logs of Cohen et al., one for each sigma.
+
+    [dim]diffcert export runs/digits --output logs[/]
+    """
+    from diffcert_ray.reporting import export_logs
+    from diffcert_ray.stored_run import open_run
+
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in export_logs(open_run(run)).items():
+        (output / name).write_text(text, encoding="utf-8")
+        out.print(f"{output / name}", soft_wrap=True)
+
+
+def print_report_of(run: "Run") -> None:
+    """The report of one run, as ``report`` prints it."""
+    from diffcert_ray.reporting import Sources, series_of_run
+
+    print_report(Sources(tuple(series_of_run(run)), (run,)))
+
+
+def print_report(
+    sources: "Sources", output: str | None = None, datasets: Sequence[str] = ()
+) -> None:
+    """Print the figures; write the files to a folder, by default the first run's report/."""
+    from diffcert_ray.report import guarantees, published_rows, report_files, report_tables
+    from diffcert_ray.reporting import pictures_of, replace_file
+    from diffcert_ray.storage.location import open_location
+
+    series, runs = sources.series, sources.runs
+    published = published_rows([*dict.fromkeys(one.dataset for one in series), *datasets])
+    for table in report_tables(series, published):
+        print_table(table)
+    for note in dict.fromkeys(note for one in series for note in one.notes):
+        out.print(escaped(note), soft_wrap=True)
+    for sentence in guarantees(series):
+        out.print(f"\n{sentence}", soft_wrap=False)
+    files = report_files(series, published, pictures_of(runs[0]) if runs else None)
+    location = open_location(output) if output else runs[0].store.location
+    folder = "" if output else "report/"
+    for name, data in files.items():
+        replace_file(location, folder + name, data)
+    for run in runs:
+        counted = "losses" if run.config.without_votes else "units"
+        out.print(f"\nresults: {run.address} (certificates/, {counted}/)", soft_wrap=True)
+    place = output or f"{runs[0].address.rstrip('/')}/report"
+    out.print(f"report: {place}/index.html", soft_wrap=True)

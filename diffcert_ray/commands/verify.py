@@ -1,0 +1,39 @@
+"""Recompute what a run says."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+
+from diffcert_ray.commands.arguments import RunArgument
+from diffcert_ray.commands.screen import FAILED, escaped, out
+
+
+def verify(
+    run: RunArgument,
+    sample: Annotated[int, typer.Option(min=0, help="Units to evaluate again")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of units")] = 0,
+) -> None:
+    """Recompute every certificate from the counts, and a sample of the units from the images.
+
+    Exit code 1 on any difference. To let others verify a run, share its folder and the checkpoint.
+
+    [dim]diffcert verify runs/digits --sample 50[/]
+    """
+    from diffcert_ray.stored_run import open_run
+    from diffcert_ray.verification import verify_run
+
+    found = verify_run(open_run(run), sample=sample, seed=seed)
+    kind = "" if found.same_numerics else " (units of another numerics kind among them)"
+    out.print(
+        f"{found.certificates:,} certificates recomputed from their counts, {found.units:,} units "
+        f"({found.votes:,} votes) evaluated again{kind}"
+    )
+    for difference in found.differences[:20]:
+        out.print(f"difference: {escaped(difference)}", soft_wrap=True)
+    if found.differences:
+        out.print(f"{len(found.differences)} differences")
+        raise typer.Exit(FAILED)
+    out.print("no difference")

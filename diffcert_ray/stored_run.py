@@ -1,0 +1,67 @@
+"""A stored run, opened to be read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from diffcert_ray.config import Config
+from diffcert_ray.run import Outcome
+from diffcert_ray.run_document import RunDocument
+from diffcert_ray.storage.store import RunStore
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run.
+
+    Args:
+        address: its folder or object prefix.
+        store: reads it.
+        document: its run.toml.
+        outcome: how this process's work on it ended, or None if it was only opened.
+    """
+
+    address: str
+    store: RunStore
+    document: RunDocument
+    outcome: Outcome | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the run was started with."""
+        return self.document.config
+
+    def units(self) -> pd.DataFrame:
+        """The stored units, each once: counts of votes, which all else is made of."""
+        return self.store.units().to_pandas()
+
+    def certificates(self) -> pd.DataFrame:
+        """The stored certificates: one row for each image, sigma and bound.
+
+        Where a ``sequential`` run was continued with a larger n, the row that used most votes
+        counts.
+        """
+        table = self.store.certificates().to_pandas()
+        key = ["sigma", "image_id", "bound", "alpha", "n0"]
+        return table.sort_values([*key, "n"]).drop_duplicates(key, keep="last", ignore_index=True)
+
+
+def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = None) -> Run:
+    """Open a run that exists, to read it.
+
+    Args:
+        address: a local folder or an fsspec address such as ``s3://bucket/prefix``.
+        storage_options: what fsspec's filesystem takes; never stored.
+
+    Returns:
+        The run.
+
+    Raises:
+        StoreError: there is no run, or it cannot be read.
+        ConfigError: its run.toml is of another version.
+    """
+    store = RunStore.open(str(address), storage_options)
+    return Run(str(address), store, RunDocument.from_bytes(store.run_document()))

@@ -1,0 +1,115 @@
+"""Verify a stored run: its certificates from its counts, a sample of units from its images."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from diffcert_ray.asked import about, check_same_images, labels_of, plan_of
+from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
+from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.image_votes import Plan
+from diffcert_ray.loss_store import read_losses
+from diffcert_ray.plain import PlainPlan
+from diffcert_ray.plain_results import plain_row, recompute_plain
+from diffcert_ray.results import (
+    recompute,
+    recompute_stopped,
+)
+from diffcert_ray.run_document import RunDocument
+from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.stored_run import Run
+
+if TYPE_CHECKING:
+    from diffcert_ray.verify import Verification
+
+SELECTORS = ("first", "every", "ids", "sample", "seed")
+"""Settings that choose a part of a dataset."""
+
+
+def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
+    """Recompute a run's certificates from its counts, and a sample of its units from its images.
+
+    Args:
+        run: an opened run whose checkpoint and dataset are at hand.
+        sample: units to evaluate again.
+        seed: of the choice.
+
+    Returns:
+        What was compared, and every difference.
+
+    Raises:
+        ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
+    """
+    from diffcert_ray.verify import Verification, compare_certificates, replay, replay_losses
+    from diffcert_ray.worker import Worker, WorkerSpec, resolve_device, weights_of
+
+    settings, certificates = run.config, run.certificates()
+    weights = weights_of(settings)
+    # Later starts may have added images and sigmas: the votes and certificates say which there are.
+    whole = settings.dataset.model_copy(update=dict.fromkeys(SELECTORS))
+    data = load_dataset(whole, settings.execution.storage_options)
+    run.document.check_continues(RunDocument.of(settings, weights, about(data)))
+    found, plain = Verification(), settings.without_votes
+    label = labels_of(data).__getitem__
+    if plain:
+        plan = plan_of(settings, data)
+        assert isinstance(plan, PlainPlan)
+        losses = read_losses(run.store, len(plan.s), plan.classes)
+        for bound in ("lipschitz", "local"):
+            rows = [
+                plain_row(image, c, label(image.image_id), votes_id=run.document.votes_id)
+                for image, c in recompute_plain(plan, losses, data.image, bound)
+            ]
+            stored = certificates[certificates["bound"] == bound]
+            if bound == plan.bound or len(stored):
+                compare_certificates(stored, rows, found)
+    else:
+        check_certifiable(run, certificates)
+        check_same_images(run.store.done_units(), set(data.ids.tolist()), data.image_sha)
+        compare_certificates(certificates, _recomputed(run, data, certificates), found)
+    if sample:
+        device = resolve_device(settings.execution.device)
+        spec = WorkerSpec(settings, weights, device, dataset=data)
+        worker = spec.load("verify")
+        if plain:
+            assert isinstance(worker, Worker)  # a configuration without votes has method dc
+            replay_losses(losses, worker, found, sample=sample, seed=seed)
+        else:
+            replay(run.units(), worker, found, sample=sample, seed=seed)
+    return found
+
+
+def check_certifiable(run: Run, certificates: pd.DataFrame) -> None:
+    """Refuse certificates that rest on counts which their bound does not hold for.
+
+    Args:
+        run: an opened run of votes.
+        certificates: its certificates.
+
+    Raises:
+        ConfigError: fixed-n bounds on stopped or extended counts, ``two-class`` on votes that only
+            said whether they are their target.
+    """
+    votes = run.config.votes
+    check_fixed_n(certificates, votes.bound, votes.n)
+    if (certificates["bound"] == "two-class").any():
+        check_complete_votes(certificates, run.store.units(["stream", "target"]).to_pandas())
+
+
+def _recomputed(run: Run, data: Dataset, certificates: pd.DataFrame) -> list[CertificateRow]:
+    """The certificates that the votes of a run give."""
+    plan = plan_of(run.config, data)
+    assert isinstance(plan, Plan)
+    units = run.units()
+    images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
+    sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
+    plan = replace(plan, image_ids=images, sigmas=sigmas)
+    done, label = run.store.done_units(), labels_of(data).__getitem__
+    name, votes_id = run.config.method.name, run.document.votes_id
+    if plan.bound != "sequential":
+        return list(recompute(plan, done, label, method=name, votes_id=votes_id))
+    columns = [certificates[c].tolist() for c in ("sigma", "image_id", "n")]
+    stored = zip(*columns, strict=True)
+    return list(recompute_stopped(plan, done, stored, label, method=name, votes_id=votes_id))
