@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from diffcert_ray import certified_accuracy, certify
 from diffcert_ray.denoisers.checkpoint import load_denoiser
+from diffcert_ray.denoisers.checkpoint_file import read_metadata
 from diffcert_ray.stored_run import Run
 from diffcert_ray.training import train_digits
 
@@ -58,11 +59,12 @@ def row(run: Run, network: str, channels: int, checkpoint: Path) -> dict[str, An
     """A network in figures."""
     certificates = run.certificates()
     votes = (certificates["n"] + certificates["n0"]).sum()
-    parameters = sum(p.numel() for p in load_denoiser(str(checkpoint)).parameters())
+    parameters = sum(p.numel() for p in load_denoiser(checkpoint).parameters())
     found: dict[str, Any] = {
         "network": network,
         "channels": channels,
         "parameters": parameters,
+        "training_s": read_metadata(checkpoint)["recipe"]["seconds"],
         "nfe_per_vote": certificates["nfe"].sum() / votes,
         "seconds_per_image": certificates["seconds"].mean(),
     }
@@ -116,8 +118,8 @@ def main(arguments: list[str]) -> int:
             place = options.output / checkpoint.stem
             run = certify(tables, place, local=options.local)
             rows.append(row(run, network, channels, checkpoint))
-    found = pd.DataFrame(rows)
-    found.to_csv(options.output / "ablation.csv", index=False)
+            found = pd.DataFrame(rows)
+            found.to_csv(options.output / "ablation.csv", index=False)
     radii = tuple(settings.run["votes"]["radii"])
     save_picture(found, radii, options.output / "ablation.png")
     shown = [c for c in found.columns if not c.startswith("accuracy at")]
