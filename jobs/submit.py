@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import os
 import re
+import secrets
 import shlex
 import shutil
 import sys
@@ -85,6 +86,9 @@ def submitted(options: argparse.Namespace, rest: list[str]) -> tuple[JobSubmissi
         client = JobSubmissionClient(options.cluster)
         runtime: dict[str, Any] = {"env_vars": ENVIRONMENT}
         if any(Path(folder).iterdir()):
+            # Ray knows a package by its content, does not send one that it believes it has, and
+            # deletes it with a job that used it: two jobs with the same configuration share none.
+            (Path(folder) / "submission").write_text(secrets.token_hex(8))
             runtime["working_dir"] = folder
         about = {"command": options.command, "run": options.run}
         job = client.submit_job(entrypoint=command, runtime_env=runtime, metadata=about)

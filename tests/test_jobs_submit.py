@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffcert_ray.config import ConfigError
+from jobs import submit
 from jobs.submit import entrypoint, main, parsed
 
 
@@ -28,6 +29,30 @@ def test_configuration_file_is_sent_along_and_options_go_to_diffcert(tmp_path: P
         "--run", "s3://bucket/run1", "--address", "auto",
         "--set", "votes.n=500", "--set", 'model.checkpoint="a b"', "--images", "0:50",
     ]  # fmt: skip
+
+
+def test_same_configuration_is_sent_again_with_each_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What one job has sent goes with that job, also while another is being submitted."""
+    sent = []
+
+    class Client:
+        def __init__(self, address: str) -> None: ...
+
+        def submit_job(self, *, runtime_env: dict, **_: object) -> str:
+            files = sorted(Path(runtime_env["working_dir"]).iterdir())
+            sent.append({file.name: file.read_bytes() for file in files})
+            return "job"
+
+    monkeypatch.setattr(submit, "JobSubmissionClient", Client)
+    config = tmp_path / "my.toml"
+    config.write_text('name = "mine"')
+    for _ in range(2):
+        assert main(["--no-wait", "certify", str(config), "--run", "s3://bucket/run1"]) == 0
+    first, second = sent
+    assert first["my.toml"] == second["my.toml"] == b'name = "mine"'
+    assert first != second
 
 
 def test_preset_needs_no_file(tmp_path: Path):
