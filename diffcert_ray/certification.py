@@ -296,6 +296,7 @@ def _open_or_create(
         return store, document, settings
     store = RunStore.open(place, options, on_damaged=on_damaged)
     document = RunDocument.from_bytes(store.run_document())
+    document = document.with_storage_options(settings.execution.storage_options)
     settings = document.adopt_numerics(settings)
     document.check_continues(RunDocument.of(settings, weights, described))
     return store, document, settings

@@ -1,8 +1,9 @@
 """From stored runs and logs to reports: what a series and its pictures are made from."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import fsspec
 import pandas as pd
@@ -42,6 +43,7 @@ def open_sources(
     *,
     log_sigma: float | None = None,
     log_alpha: float = DEFAULT_ALPHA,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Sources:
     """Open runs and logs to report on.
 
@@ -50,6 +52,7 @@ def open_sources(
             noise_ name that is a file).
         log_sigma: smoothing noise of the logs, pixel units, where their names do not tell.
         log_alpha: failure probability of each of their certificates.
+        storage_options: what fsspec's filesystem takes, for the addresses that are not local.
 
     Returns:
         The series of each, in order; a run with certificates by several bounds has one for each.
@@ -63,10 +66,10 @@ def open_sources(
     runs: list[Run] = []
     for address in addresses:
         if _is_log(address):
-            text = _read_text(address)
+            text = _read_text(address, storage_options)
             series.append(series_of_log(address, text, sigma=log_sigma, alpha=log_alpha))
             continue
-        runs.append(open_run(address))
+        runs.append(open_run(address, storage_options))
         series += series_of_run(runs[-1])
     return Sources(tuple(distinct_names(series)), tuple(runs))
 
@@ -128,7 +131,7 @@ def pictures_of(run: Run) -> Pictures:
     """
     settings = run.config.dataset
     try:
-        data = load_dataset(settings)
+        data = load_dataset(settings, run.config.execution.storage_options)
     except (ValueError, OSError) as error:
         return Pictures(missing=f"No pictures: the dataset is not at hand ({error}).")
     if data.fingerprint != run.document.dataset.get("fingerprint"):
@@ -164,8 +167,9 @@ def _is_log(address: str) -> bool:
     return address.lower().endswith(LOG_ENDINGS)
 
 
-def _read_text(address: str) -> str:
-    with fsspec.open(address, "rt", encoding="utf-8") as file:
+def _read_text(address: str, storage_options: Mapping[str, Any] | None) -> str:
+    options = storage_options if "://" in address else None
+    with fsspec.open(address, "rt", encoding="utf-8", **(options or {})) as file:
         text: str = file.read()
     return text
 
@@ -183,7 +187,7 @@ def _notes(run: Run, rows: pd.DataFrame, bound: str) -> list[str]:
 
 def _plain_estimates(run: Run, bound: str) -> str:
     """One line about the radii at the mean losses, which nothing guarantees."""
-    data = load_dataset(run.config.dataset)
+    data = load_dataset(run.config.dataset, run.config.execution.storage_options)
     plan = plan_of_images(run.config, data)
     losses = read_losses(run.store, len(plan.s), plan.classes)
     return estimates(plan, losses, data.image, "local" if bound == "local" else "lipschitz")

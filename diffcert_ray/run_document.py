@@ -3,7 +3,7 @@
 import platform
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
@@ -95,6 +95,11 @@ class RunDocument:
                 "written by "
                 "another version or changed by hand"
             ) from None
+
+    def with_storage_options(self, options: Mapping[str, Any]) -> "RunDocument":
+        """The same for a process that reaches store and dataset with these options."""
+        execution = self.config.execution.model_copy(update={"storage_options": dict(options)})
+        return replace(self, config=self.config.model_copy(update={"execution": execution}))
 
     def adopt_numerics(self, config: Config) -> Config:
         """The configuration with this run's [numerics], which every driver of the run must use."""

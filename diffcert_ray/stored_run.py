@@ -31,7 +31,7 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The configuration that the run was started with."""
+        """The configuration that the run was started with, and the storage options given now."""
         return self.document.config
 
     def units(self) -> pd.DataFrame:
@@ -54,7 +54,8 @@ def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = No
 
     Args:
         address: a local folder or an fsspec address such as ``s3://bucket/prefix``.
-        storage_options: what fsspec's filesystem takes; never stored.
+        storage_options: what fsspec's filesystem takes, for a run and a dataset that are not local;
+            never stored.
 
     Returns:
         The run.
@@ -63,5 +64,7 @@ def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = No
         StoreError: there is no run, or it cannot be read.
         ConfigError: its run.toml is of another version.
     """
-    store = RunStore.open(str(address), storage_options)
-    return Run(str(address), store, RunDocument.from_bytes(store.run_document()))
+    place, options = str(address), dict(storage_options or {})
+    store = RunStore.open(place, options if "://" in place else None)
+    document = RunDocument.from_bytes(store.run_document()).with_storage_options(options)
+    return Run(place, store, document)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffcert_ray.config import load_config
 from diffcert_ray.log_lines import name_run
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 from diffcert_ray.commands.arguments import ConfigArgument, ImagesOption, SetOption, image_range
 from diffcert_ray.commands.report import print_report_of
 from diffcert_ray.commands.screen import INCOMPLETE, err, out, progress_shown, stop_on_signals
+from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
 
 
 def certify(
@@ -31,6 +33,7 @@ def certify(
     recompute_damaged: Annotated[
         bool, typer.Option(help="Evaluate the units of damaged files again instead of stopping")
     ] = False,
+    storage: StorageOption = None,
 ) -> None:
     """Certify a dataset, or continue a run that was stopped.
 
@@ -43,9 +46,8 @@ def certify(
 
     with progress_shown() as progress, stop_on_signals() as stopped:
         found = certify_run(
-            config,
+            with_storage_options(load_config(config, overrides or ()), storage),
             run,
-            overrides=overrides or (),
             images=image_range(images),
             local=local,
             address=address,

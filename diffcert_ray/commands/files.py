@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 from diffcert_ray.commands.arguments import RunArgument
 from diffcert_ray.commands.screen import out
+from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
 def convert(
@@ -46,6 +47,7 @@ def compact(
     delete_sources: Annotated[
         bool, typer.Option(help="Delete the part files that the compaction has taken over")
     ] = False,
+    storage: StorageOption = None,
 ) -> None:
     """Rewrite a run's many small unit files as few large ones; the run may go on meanwhile.
 
@@ -54,7 +56,9 @@ def compact(
     from diffcert_ray.storage.compaction import compact as compact_store
     from diffcert_ray.stored_run import open_run
 
-    done = compact_store(open_run(run).store, delete_sources=delete_sources)
+    done = compact_store(
+        open_run(run, storage_options(storage)).store, delete_sources=delete_sources
+    )
     out.print(
         f"generation {done.generation}: {done.parts:,} parts taken over, {done.rows:,} rows "
         "written, "

@@ -11,9 +11,15 @@ if TYPE_CHECKING:
 
 from diffcert_ray.commands.arguments import ConfigArgument, ImagesOption, SetOption, image_range
 from diffcert_ray.commands.screen import out
+from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
 
 
-def plan(config: ConfigArgument, overrides: SetOption = None, images: ImagesOption = None) -> None:
+def plan(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    images: ImagesOption = None,
+    storage: StorageOption = None,
+) -> None:
     """Say what a run will take, measured on a few votes; stores nothing.
 
     [dim]diffcert plan digits --set votes.n=10000[/]
@@ -26,7 +32,7 @@ def plan(config: ConfigArgument, overrides: SetOption = None, images: ImagesOpti
     from diffcert_ray.terminal import duration
     from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
 
-    settings = load_config(config, overrides or ())
+    settings = with_storage_options(load_config(config, overrides or ()), storage)
     data = load_dataset(settings.dataset, settings.execution.storage_options)
     asked = plan_of(settings, data, image_range(images))
     check_plan(settings, asked, data)

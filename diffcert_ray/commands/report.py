@@ -1,8 +1,8 @@
 """The figures of runs: on the terminal, as files, as logs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 from diffcert_ray.commands.arguments import RunArgument
 from diffcert_ray.commands.screen import escaped, out, print_table
+from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
 def report(
@@ -36,6 +37,7 @@ def report(
         list[str] | None,
         typer.Option(help="Compare with published rows of this dataset too, e.g. cifar10"),
     ] = None,
+    storage: StorageOption = None,
 ) -> None:
     """Print the figures of runs and logs, and write them with pictures and a page to look at.
 
@@ -46,13 +48,16 @@ def report(
     """
     from diffcert_ray.reporting import open_sources
 
-    found = open_sources(sources, log_sigma=log_sigma, log_alpha=log_alpha)
-    print_report(found, output or (None if found.runs else f"{sources[0]}-report"), published or ())
+    options = storage_options(storage)
+    found = open_sources(sources, log_sigma=log_sigma, log_alpha=log_alpha, storage_options=options)
+    folder = output or (None if found.runs else f"{sources[0]}-report")
+    print_report(found, folder, published or (), options)
 
 
 def export(
     run: RunArgument,
     output: Annotated[Path, typer.Option(help="Folder of the logs")] = Path(),
+    storage: StorageOption = None,
 ) -> None:
     """Write a run's certificates as tab-separated logs of Cohen et al., one for each sigma.
 
@@ -62,7 +67,7 @@ def export(
     from diffcert_ray.stored_run import open_run
 
     output.mkdir(parents=True, exist_ok=True)
-    for name, text in export_logs(open_run(run)).items():
+    for name, text in export_logs(open_run(run, storage_options(storage))).items():
         (output / name).write_text(text, encoding="utf-8")
         out.print(f"{output / name}", soft_wrap=True)
 
@@ -75,7 +80,10 @@ def print_report_of(run: "Run") -> None:
 
 
 def print_report(
-    sources: "Sources", output: str | None = None, datasets: Sequence[str] = ()
+    sources: "Sources",
+    output: str | None = None,
+    datasets: Sequence[str] = (),
+    storage: Mapping[str, Any] | None = None,
 ) -> None:
     """Print the figures; write the files to a folder, by default the first run's report/."""
     from diffcert_ray.report import guarantees, published_rows, report_files, report_tables
@@ -91,7 +99,10 @@ def print_report(
     for sentence in guarantees(series):
         out.print(f"\n{sentence}", soft_wrap=False)
     files = report_files(series, published, pictures_of(runs[0]) if runs else None)
-    location = open_location(output) if output else runs[0].store.location
+    remote = output is not None and "://" in output
+    location = (
+        open_location(output, storage if remote else None) if output else runs[0].store.location
+    )
     folder = "" if output else "report/"
     for name, data in files.items():
         replace_file(location, folder + name, data)

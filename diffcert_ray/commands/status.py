@@ -8,9 +8,10 @@ if TYPE_CHECKING:
 
 from diffcert_ray.commands.arguments import RunArgument
 from diffcert_ray.commands.screen import out
+from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
-def status(run: RunArgument) -> None:
+def status(run: RunArgument, storage: StorageOption = None) -> None:
     """Say how far a run is, also one that another machine is doing.
 
     [dim]diffcert status runs/digits[/]
@@ -18,9 +19,9 @@ def status(run: RunArgument) -> None:
     from diffcert_ray.datasets import load_dataset
     from diffcert_ray.stored_run import open_run
 
-    found = open_run(run)
+    found = open_run(run, storage_options(storage))
     votes, certificates = found.config.votes, found.certificates()
-    data = load_dataset(found.config.dataset)
+    data = load_dataset(found.config.dataset, found.config.execution.storage_options)
     if found.config.without_votes:
         return _plain_status(found, data, len(certificates["image_id"].unique()))
     units = found.store.units(["start", "stop", "numerics"]).to_pandas()

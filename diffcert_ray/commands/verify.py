@@ -9,12 +9,14 @@ if TYPE_CHECKING:
 
 from diffcert_ray.commands.arguments import RunArgument
 from diffcert_ray.commands.screen import FAILED, escaped, out
+from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
 def verify(
     run: RunArgument,
     sample: Annotated[int, typer.Option(min=0, help="Units to evaluate again")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of units")] = 0,
+    storage: StorageOption = None,
 ) -> None:
     """Recompute every certificate from the counts, and a sample of the units from the images.
 
@@ -25,7 +27,7 @@ def verify(
     from diffcert_ray.stored_run import open_run
     from diffcert_ray.verification import verify_run
 
-    found = verify_run(open_run(run), sample=sample, seed=seed)
+    found = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
     kind = "" if found.same_numerics else " (units of another numerics kind among them)"
     out.print(
         f"{found.certificates:,} certificates recomputed from their counts, {found.units:,} units "
