@@ -165,6 +165,11 @@ class ImageVotes:
         """Estimation votes in the gap-free prefix that has been looked at."""
         return self._looks_n[-1] if self._looks_n else 0
 
+    @property
+    def votes_beyond(self) -> int:
+        """Estimation votes that have been added beyond that prefix."""
+        return self._arrived - self.prefix
+
     def target(self, stream: str) -> int:
         """The class that votes of a stream are asked about, or ALL_CLASSES."""
         if stream == "select" or self.plan.estimate == "complete":

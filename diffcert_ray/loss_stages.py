@@ -92,6 +92,7 @@ class LossStages:
         todo = [i for i in plan.image_ids.tolist() if (NO_SMOOTHING, i) not in certified]
         self.images_done = len(plan.image_ids) - len(todo)
         self.votes_done = self.votes_stored = self.images_done * plan.draws
+        self.votes_unused = 0  # every draw is needed
         self.finished_images: list[ImageLosses] = []
         self.nfe_per_vote = float(len(plan.s) * plan.classes)
         self._stored = stored

@@ -53,6 +53,7 @@ class Work(Protocol):
 
     images_done: int
     votes_done: int
+    votes_unused: int
     finished_images: list[Any]
 
     @property
@@ -131,6 +132,7 @@ class Outcome:
         given_up: (sigma, image_id) of images whose votes killed workers or raised.
         nfe: evaluations in this start.
         votes: votes settled in this start.
+        votes_unused: votes that came back after their image had stopped (``sequential``); stored.
         seconds: wall time of the loop.
         item_seconds: sum of the items' compute times on the workers.
         items: items evaluated.
@@ -144,6 +146,7 @@ class Outcome:
     given_up: list[tuple[float, int]] = field(default_factory=list)
     nfe: int = 0
     votes: int = 0
+    votes_unused: int = 0
     padded: int = 0
     seconds: float = 0.0
     item_seconds: float = 0.0
@@ -210,6 +213,7 @@ class Driver:
             self.writer.flush(force=True)
             outcome.seconds = self.clock() - started
             outcome.requeued = self.pool.state().requeued
+            outcome.votes_unused = self.work.votes_unused
         self._store_certificates()
         self.writer.flush(force=True)
         recent.add(self.clock(), outcome.nfe)

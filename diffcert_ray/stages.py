@@ -15,6 +15,8 @@ from diffcert_ray.work import Item, OpenVotes, Part, Result, Unit, join_open_vot
 
 Stored = Callable[[float, int], Iterable[UnitCounts]]
 
+AHEAD = 0.25  # of a sequential image's votes: how many more it is given before its next looks
+
 
 @dataclass
 class _Cost:
@@ -99,11 +101,13 @@ class Stages:
         self._todo = [key for key in reversed(keys) if key not in certified]  # from the end
         self.images_done = self.images_total - len(self._todo)
         self.votes_done = self.votes_stored = self.images_done * (plan.n0 + plan.n)
+        self.votes_unused = 0
         self.finished_images: list[ImageVotes] = []
         self._stored = stored
         self._hand_back = hand_back_levels
         self._active: dict[tuple[float, int], ImageVotes] = {}
         self._issued: dict[tuple[float, int], int] = {}
+        self._estimate: dict[tuple[float, int], _Stretch] = {}
         self._ready: dict[float, deque[_Stretch]] = {s: deque() for s in plan.sigmas}
         self._ready_votes: Counter[float] = Counter()
         self._open: dict[float, list[OpenVotes]] = {s: [] for s in plan.sigmas}
@@ -154,6 +158,8 @@ class Stages:
             if count >= held:
                 return self._refine_item(sigma, held)
         self._activate(2 * fresh * workers)
+        if not any(self._ready.values()) and self._in_flight:
+            self._issue_for_idle_workers()
         ready = next((s for s in self.plan.sigmas if self._ready[s]), None)
         if ready is not None:
             return self._sift_item(ready, self._share(fresh, workers))
@@ -216,6 +222,7 @@ class Stages:
         lost = sorted({(u.sigma, u.image_id) for u in units})
         for key in lost:
             if self._active.pop(key, None) is not None:
+                self._estimate.pop(key, None)
                 self._withdraw(key)
         return lost
 
@@ -237,17 +244,21 @@ class Stages:
 
     def _add(self, units: UnitCounts) -> None:
         image = self._active.get((units.unit.sigma, units.unit.image_id))
-        if image is not None:
-            image.add(units)
-            self._settle_or_issue(image)
+        if image is None:  # it has stopped, or was given up, since the votes were issued
+            self.votes_unused += units.unit.votes
+            return
+        image.add(units)
+        self._settle_or_issue(image)
 
     def _settle_or_issue(self, image: ImageVotes) -> None:
         key = (image.sigma, image.image_id)
         if image.finished:
             del self._active[key]
+            self._estimate.pop(key, None)
             if self._issued[key] > image.prefix:
                 self._withdraw(key)
             self.images_done += 1
+            self.votes_unused += image.votes_beyond
             self.finished_images.append(image)
         elif image.chosen is not None:
             self._issue_estimate(image)
@@ -262,12 +273,23 @@ class Stages:
     def _issue_select(self, image: ImageVotes) -> None:
         self._issue(image, "select", image.missing("select"))
 
-    def _issue_estimate(self, image: ImageVotes) -> None:
-        """Issue estimation units: all of a fixed n, or one item's worth beyond the last look."""
+    def _issue_for_idle_workers(self) -> None:
+        """Towards the end of a sequential run: votes that may not be needed, but nobody waits."""
+        for image in list(self._active.values()):
+            if image.chosen is not None:
+                self._issue_estimate(image, self._ahead_votes)
+
+    def _issue_estimate(self, image: ImageVotes, ahead: int | None = None) -> None:
+        """Issue estimation units: all of a fixed n, or some beyond the last look (sequential).
+
+        Their number grows with the votes that the image has had, so that few are in vain; it is at
+        most one item's worth.
+        """
         key = (image.sigma, image.image_id)
         horizon = self.plan.n
         if self.plan.bound == "sequential":
-            horizon = min(horizon, image.prefix + self._ahead_votes)
+            share = max(int(AHEAD * image.prefix), self.plan.n0, self.plan.unit)
+            horizon = min(horizon, image.prefix + (ahead or min(share, self._ahead_votes)))
         if self._issued[key] >= horizon:
             return
         ranges = [r for r in image.missing("estimate", horizon) if r[0] >= self._issued[key]]
@@ -278,11 +300,18 @@ class Stages:
     def _issue(self, image: ImageVotes, stream: str, ranges: list[tuple[int, int]]) -> None:
         if not ranges:
             return
-        target = image.target(stream)
-        stretch = _Stretch(image.sigma, image.image_id, stream, target, ranges[::-1])
-        ready = self._ready[image.sigma]
-        (ready.append if stream == "select" else ready.appendleft)(stretch)
-        self._ready_votes[image.sigma] += stretch.votes
+        key = (image.sigma, image.image_id)
+        self._ready_votes[image.sigma] += sum(stop - start for start, stop in ranges)
+        waiting = self._estimate.get(key)
+        if stream == "estimate" and waiting is not None and waiting.ranges:
+            waiting.ranges[:0] = ranges[::-1]  # behind its earlier votes: looks need them in order
+            return
+        stretch = _Stretch(*key, stream, image.target(stream), ranges[::-1])
+        if stream == "select":
+            self._ready[image.sigma].append(stretch)
+        else:
+            self._estimate[key] = stretch
+            self._ready[image.sigma].appendleft(stretch)
 
     def _share(self, fresh: int, workers: int) -> int:
         """Votes of the next item: towards the end smaller, so that all workers end together."""

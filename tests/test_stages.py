@@ -243,3 +243,51 @@ def test_certified_images_are_done_without_a_look_at_their_votes():
     _, items = run_all(stages)
     assert {(p.unit.sigma, p.unit.image_id) for i in items for p in i.parts} == {left}
     assert stages.images_done == stages.images_total
+
+
+def sequential_stages(radius: float = 1.0, unit: int = 10) -> Stages:
+    asked = plan(
+        bound="sequential", n=100_000, unit=unit, radii=(radius,),
+        image_ids=np.arange(1), sigmas=(1.0,),
+    )  # fmt: skip
+    return Stages(asked, NOTHING_STORED)
+
+
+def test_sequential_votes_ahead_of_the_looks_grow_with_the_votes_looked_at():
+    stages, prefix, ahead = sequential_stages(), 0, []
+    for _ in range(60):
+        item = stages.take(1000.0)
+        if item is None:
+            break
+        stops = [p.stop for p in item.parts if p.unit.stream == "estimate"]
+        if stops:
+            ahead.append((prefix, max(stops) - prefix))
+        for entry in stages.deliver(evaluate(item)):
+            if entry.units.unit.stream == "estimate":
+                prefix = max(prefix, entry.units.unit.stop)
+    assert len(ahead) > 5
+    assert [a for a in ahead if not 0 < a[1] <= max(a[0] // 4, 30) + 10] == []
+
+
+def test_an_idle_worker_gets_votes_that_may_not_be_needed_but_no_more_than_an_item():
+    stages, prefix = sequential_stages(), 0
+    while prefix < 200:
+        for entry in stages.deliver(evaluate(stages.take(1000.0))):
+            if entry.units.unit.stream == "estimate":
+                prefix = max(prefix, entry.units.unit.stop)
+    first, second = stages.take(1000.0, 2), stages.take(1000.0, 2)
+    assert first is not None
+    assert second is not None  # the first was all that the image needs before its next looks
+    assert max(p.stop for p in second.parts) <= prefix + 100 + 10
+
+
+def test_votes_that_come_back_after_the_stop_are_counted():
+    stages = sequential_stages(radius=0.5)
+    while not stages.finished:
+        out = [stages.take(1000.0, 3) for _ in range(3)]
+        for item in [i for i in out if i is not None]:
+            stages.deliver(evaluate(item))
+    cast = stages.votes_done
+    needed = sum(30 + image.verdict().n for image in stages.finished_images)
+    assert stages.votes_unused == cast - needed
+    assert stages.votes_unused > 0

@@ -59,8 +59,9 @@ def certify(
     outcome = found.outcome
     assert outcome is not None
     if outcome.nfe:
+        unused = f" ({outcome.votes_unused:,} not needed)" if outcome.votes_unused else ""
         err.print(
-            f"{outcome.votes:,} votes, {outcome.nfe:,} NFE, {outcome.items} items in "
+            f"{outcome.votes:,} votes{unused}, {outcome.nfe:,} NFE, {outcome.items} items in "
             f"{outcome.seconds:.1f} s; numerics {', '.join(sorted(outcome.numerics))}"
         )
     if outcome.unreadable:
