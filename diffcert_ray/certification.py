@@ -13,6 +13,7 @@ from diffcert_ray.image_votes import ImageVotes, Plan
 from diffcert_ray.loss_stages import ImageLosses, LossStages
 from diffcert_ray.loss_store import StoredLosses, read_losses
 from diffcert_ray.loss_work import LossResult, UnitLosses
+from diffcert_ray.model_files import model_files
 from diffcert_ray.plain import PlainPlan
 from diffcert_ray.plain_results import image_certificate, loss_row, plain_row
 from diffcert_ray.preflight import check_plan, leave_out_corrupt
@@ -304,8 +305,8 @@ def _open_or_create(
 
 def _store_options(settings: Config, place: str) -> dict[str, Any] | None:
     """Storage options of the run folder: those that open only its inputs are not the folder's."""
-    classifier = settings.classifier.checkpoint or ""
-    inputs = (settings.dataset.path or "", settings.model.checkpoint, classifier)
+    inputs = [file.source for file in model_files(settings).values()]
+    inputs += [settings.dataset.path or "", settings.classifier.checkpoint or ""]
     if "://" not in place and any("://" in address for address in inputs):
         return None
     return settings.execution.storage_options or None

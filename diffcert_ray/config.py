@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from diffcert_ray.config_tables import PLAIN_BOUNDS, Config, DatasetConfig, NumericsConfig
+from diffcert_ray.model_files import model_files
 
 __all__ = ["PLAIN_BOUNDS", "Config", "ConfigError", "NumericsConfig", "load_config", "presets"]
 
@@ -122,6 +123,11 @@ def _check(config: Config) -> None:
     chosen = [k for k in ("first", "every", "ids", "sample") if getattr(config.dataset, k)]
     if len(chosen) > 1:
         raise ConfigError(f"dataset.{' and dataset.'.join(chosen)} exclude each other: keep one")
+    if config.model.unconditional_config is not None and config.model.unconditional is None:
+        raise ConfigError(
+            "model.unconditional_config is given, but no model.unconditional that it could be of: "
+            "name that checkpoint, or say it in model.config"
+        )
     if config.without_votes:
         _check_plain(config)
         return
@@ -162,6 +168,14 @@ def _check_plain(config: Config) -> None:
             f'votes.bound = "{config.votes.bound}" with noise_levels.weights = "reference": use '
             '"linear-s" with min = 1.0, where losses change slowly, or another density'
         )
+
+
+def _weights(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
+    """What the networks are: the hash of each file, and what the configuration says of it."""
+    identity: dict[str, Any] = {f"weights.{role}": sha for role, sha in weights.items()}
+    for role, file in model_files(config).items():
+        identity |= {f"weights.{role}.{key}": value for key, value in file.identity().items()}
+    return identity
 
 
 def canonical_hash(content: Mapping[str, Any]) -> str:
@@ -205,7 +219,7 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
     identity |= {f"sift.{k}": sift[k] for k in used}
     identity |= {"model.resize": config.model.resize}
     identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
-    identity |= {f"weights.{role}": sha for role, sha in weights.items()}
+    identity |= _weights(config, weights)
     return {key: value for key, value in identity.items() if value is not None}
 
 
@@ -220,7 +234,7 @@ def _losses_identity(config: Config, weights: Mapping[str, str]) -> dict[str, An
     }
     identity |= {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
     identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
-    identity |= {f"weights.{role}": sha for role, sha in weights.items()}
+    identity |= _weights(config, weights)
     return {key: value for key, value in identity.items() if value is not None}
 
 
@@ -239,7 +253,7 @@ def _direct_identity(config: Config, weights: Mapping[str, str]) -> dict[str, An
         "classifier.std": None if about.std is None else list(about.std),
     }
     identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
-    identity |= {f"weights.{role}": sha for role, sha in weights.items()}
+    identity |= _weights(config, weights)
     return {key: value for key, value in identity.items() if value is not None}
 
 

@@ -1,8 +1,10 @@
 """The tables of a configuration: every key with its type, range, default and meaning."""
 
+import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 PLAIN_BOUNDS = ("lipschitz", "local")
 DIRECT_METHODS = ("classify", "denoise-classify")
@@ -10,6 +12,29 @@ DIRECT_METHODS = ("classify", "denoise-classify")
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _read_settings(given: Any) -> Any:
+    """The table that a JSON file holds, in place of its path; null says nothing."""
+    if not isinstance(given, str):
+        return given
+    try:
+        found = json.loads(Path(given).expanduser().read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"no JSON can be read there ({error}): give the path of a local JSON file, or a table"
+        ) from None
+    found = found.get("configuration", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise ValueError("the file holds no JSON object")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+ModelSettings = Annotated[
+    dict[str, Any],
+    BeforeValidator(_read_settings),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}]}),
+]
 
 
 class _Table(BaseModel):
@@ -61,10 +86,14 @@ class ModelConfig(_Table):
     """A shipped model's name, or the file, folder or address of the class-conditional network."""
     sha256: str | None = None
     """What the checkpoint's hash must be."""
+    config: ModelSettings | None = None
+    """What it does not say of itself, or says otherwise: a table, or the path of a JSON file."""
     unconditional: str | None = None
     """A second checkpoint for the unconditional step of apndc, where the first has no such mode."""
     unconditional_sha256: str | None = None
     """What its hash must be."""
+    unconditional_config: ModelSettings | None = None
+    """What it does not say of itself, as config."""
     resize: Literal["area", "bilinear", "bicubic"] | None = None
     """How its output is brought to the first network's resolution, where images have another."""
 
@@ -196,8 +225,8 @@ class ExecutionConfig(_Table):
     """Seconds that a worker may take to load."""
     stall_timeout_s: Positive = 1800.0
     """Seconds without any result after which the run ends and says what is missing."""
-    storage_options: dict[str, Any] = Field(default_factory=dict)
-    """What fsspec's filesystem takes; never stored."""
+    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """What fsspec's filesystem takes, for every remote address of the run; never stored."""
 
 
 class Config(_Table):

@@ -99,7 +99,8 @@ def load_classifier(
     """
     about = config.classifier
     if network is None:
-        path = classifier_path(needed_checkpoint(config), sha256)
+        options = config.execution.storage_options
+        path = classifier_path(needed_checkpoint(config), sha256, options)
         found = _file_sha256(path)
         if sha256 is not None and found != sha256.lower():
             raise CheckpointError(
@@ -137,12 +138,17 @@ def shipped_classifiers() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def classifier_path(source: str, sha256: str | None = None) -> Path:
+def classifier_path(
+    source: str,
+    sha256: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path:
     """Find a classifier's file, fetching it first if it is at a remote address.
 
     Args:
         source: name of a shipped classifier, path, or an address that fsspec knows.
         sha256: what its hash is known to be; a copy that this machine has is then taken.
+        storage_options: what fsspec's filesystem takes, for a remote address.
 
     Raises:
         CheckpointError: there is no such file.
@@ -152,7 +158,7 @@ def classifier_path(source: str, sha256: str | None = None) -> Path:
         return shipped[source]
     if "://" in source:
         known = cached_content(sha256) if sha256 else None
-        return known or local_copy(source, _file_sha256)
+        return known or local_copy(source, _file_sha256, storage_options)
     path = Path(source).expanduser()
     if not path.is_file():
         raise CheckpointError(
@@ -162,9 +168,9 @@ def classifier_path(source: str, sha256: str | None = None) -> Path:
     return path
 
 
-def classifier_sha256(source: str) -> str:
-    """The sha256 of a classifier's file (`sha256sum FILE`); ``source`` as `classifier_path`."""
-    return _file_sha256(classifier_path(source))
+def classifier_sha256(source: str, storage_options: Mapping[str, Any] | None = None) -> str:
+    """The sha256 of a classifier's file (`sha256sum FILE`); arguments as `classifier_path`."""
+    return _file_sha256(classifier_path(source, storage_options=storage_options))
 
 
 def digits_convnet(num_classes: int = 10) -> nn.Module:

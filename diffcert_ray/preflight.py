@@ -10,11 +10,14 @@ from diffcert_ray.certificates import largest_radius, required_n
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Checked, Dataset
 from diffcert_ray.image_votes import Plan
+from diffcert_ray.model_files import model_files
 from diffcert_ray.plain import PlainPlan
 from diffcert_ray.work import MAX_IMAGE_ID
 
 if TYPE_CHECKING:
+    from diffcert_ray.denoisers.configuration import EdmConfiguration
     from diffcert_ray.denoisers.denoiser import Denoiser
+    from diffcert_ray.denoisers.diffusers_configuration import DiffusersConfiguration
     from diffcert_ray.image_classifier import Network
 
 logger = logging.getLogger(__name__)
@@ -100,10 +103,8 @@ def _check_direct(
         _check_shape(denoiser.image_shape, type(denoiser).__name__, dataset)
         unconditional, source = denoiser.has_unconditional, type(denoiser).__name__
     else:
-        from diffcert_ray.denoisers.checkpoint_file import read_configuration
-
-        source = config.model.unconditional or config.model.checkpoint
-        found = read_configuration(source)
+        source = model_files(config)["denoiser"].source
+        found = _stated(config, "denoiser")
         _check_shape(found.image_shape, repr(source), dataset)
         unconditional = found.unconditional
     if not unconditional:
@@ -167,20 +168,23 @@ def check_radii(plan: Plan) -> None:
 def _network_facts(config: Config, denoiser: "Denoiser | None") -> tuple[tuple[int, ...], int, str]:
     if denoiser is not None:
         return denoiser.image_shape, denoiser.num_classes, type(denoiser).__name__
-    from diffcert_ray.denoisers.checkpoint_file import read_configuration
-
-    found = read_configuration(config.model.checkpoint)
+    found = _stated(config, "denoiser")
     return found.image_shape, found.label_dim, repr(config.model.checkpoint)
 
 
 def _smoothed_facts(config: Config) -> tuple[tuple[int, ...], str]:
     """Image shape and name of the network that sees the smoothing noise before a resize."""
-    from diffcert_ray.denoisers.checkpoint_file import read_configuration
-
     if config.model.unconditional is None or config.method.name != "apndc":
         raise ConfigError(
             f'model.resize = "{config.model.resize}" resizes what model.unconditional denoised, in '
             'method "apndc": set both, or leave model.resize out'
         )
-    source = config.model.unconditional
-    return read_configuration(source).image_shape, repr(source)
+    return _stated(config, "unconditional").image_shape, repr(config.model.unconditional)
+
+
+def _stated(config: Config, role: str) -> "EdmConfiguration | DiffusersConfiguration":
+    """What a run's checkpoint and the run's configuration say of a network."""
+    from diffcert_ray.denoisers.checkpoint_file import read_configuration
+
+    file = model_files(config)[role]
+    return read_configuration(file.source, file.settings, config.execution.storage_options)

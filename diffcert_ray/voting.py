@@ -52,7 +52,13 @@ class Classifier:
         tables["method"] = {"name": method}
         tables["votes"] = dict(tables.get("votes", {})) | {"sigmas": [sigma]}
         self._config = load_config(tables)
-        network = load_denoiser(denoiser, device=device) if isinstance(denoiser, str) else denoiser
+        network: Denoiser | None
+        if isinstance(denoiser, str):
+            options = self._config.execution.storage_options
+            settings = self._config.model.config
+            network = load_denoiser(denoiser, settings, device=device, storage_options=options)
+        else:
+            network = denoiser
         self.sigma = sigma
         self.nfe = 0
         self._base = self._base_of(network, classifier, device)

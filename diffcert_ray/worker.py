@@ -27,6 +27,7 @@ from diffcert_ray.image_classifier import (
     needed_checkpoint,
 )
 from diffcert_ray.loss_work import LossItem, LossResult
+from diffcert_ray.model_files import model_files
 from diffcert_ray.noise import NoiseSource
 from diffcert_ray.plain import plain_levels
 from diffcert_ray.work import Item, Result
@@ -68,20 +69,13 @@ class WorkerSpec:
         torch.use_deterministic_algorithms(True, warn_only=True)
         if self.config.direct:
             return self._load_direct(name)
-        model, dtype = self.config.model, self.config.numerics.dtype
+        model = self.config.model
         denoiser: Denoiser | None = self.denoiser
         unconditional: Denoiser | None = None
         if denoiser is None:
-            denoiser = load_denoiser(
-                model.checkpoint, device=self.device, dtype=dtype, sha256=self.weights["denoiser"]
-            )
+            denoiser = self._network("denoiser")
             if model.unconditional is not None:
-                unconditional = load_denoiser(
-                    model.unconditional,
-                    device=self.device,
-                    dtype=dtype,
-                    sha256=self.weights["unconditional"],
-                )
+                unconditional = self._network("unconditional")
         dataset = self._images()
         if self.config.numerics.compile:
             for network in (denoiser, unconditional):
@@ -98,12 +92,7 @@ class WorkerSpec:
         config, dataset = self.config, self._images()
         denoiser: Denoiser | None = None
         if config.method.name == "denoise-classify":
-            denoiser = self.denoiser or load_denoiser(
-                one_shot_source(config),
-                device=self.device,
-                dtype=config.numerics.dtype,
-                sha256=self.weights["denoiser"],
-            )
+            denoiser = self.denoiser or self._network("denoiser")
             if config.numerics.compile:
                 compile_denoiser(denoiser)
         classifier = load_classifier(
@@ -118,6 +107,17 @@ class WorkerSpec:
             return ClassifierWorker(name, config, classifier, denoiser, dataset, self.device)
         except compilation_failures() as error:
             raise no_compiler(error) from error
+
+    def _network(self, role: str) -> Denoiser:
+        file, config = model_files(self.config)[role], self.config
+        return load_denoiser(
+            file.source,
+            file.settings,
+            device=self.device,
+            dtype=config.numerics.dtype,
+            sha256=self.weights[role],
+            storage_options=config.execution.storage_options,
+        )
 
     def _images(self) -> Dataset:
         options = self.config.execution.storage_options
@@ -223,11 +223,6 @@ class ClassifierWorker:
         return DirectClassifier(*self._networks, sigma, seed, batch, self._device)
 
 
-def one_shot_source(config: Config) -> str:
-    """The denoiser of ``denoise-classify``: the unconditional checkpoint where there is one."""
-    return config.model.unconditional or config.model.checkpoint
-
-
 def weights_of(
     config: Config, denoiser: Denoiser | None = None, classifier: nn.Module | None = None
 ) -> dict[str, str]:
@@ -252,40 +247,33 @@ def weights_of(
         )
     if denoiser is not None:
         return {"denoiser": _object_sha256(denoiser)}
-    model = config.model
-    weights = {"denoiser": _pinned(model.checkpoint, model.sha256, "model.sha256")}
-    if model.unconditional is not None:
-        weights["unconditional"] = _pinned(
-            model.unconditional, model.unconditional_sha256, "model.unconditional_sha256"
-        )
-    return weights
+    return _denoiser_weights(config)
 
 
 def _direct_weights(
     config: Config, denoiser: Denoiser | None, classifier: nn.Module | None
 ) -> dict[str, str]:
-    about, model = config.classifier, config.model
+    about = config.classifier
     weights: dict[str, str] = {}
     if classifier is not None:
         weights["classifier"] = _object_sha256(classifier)
     else:
         source = needed_checkpoint(config)
-        found = classifier_sha256(source)
+        found = classifier_sha256(source, config.execution.storage_options)
         weights["classifier"] = _as_pinned(source, found, about.sha256, "classifier.sha256")
-    if config.method.name == "denoise-classify":
-        own = model.unconditional is None
-        key = "model.sha256" if own else "model.unconditional_sha256"
-        pin = model.sha256 if own else model.unconditional_sha256
-        weights["denoiser"] = (
-            _pinned(one_shot_source(config), pin, key)
-            if denoiser is None
-            else _object_sha256(denoiser)
+    if config.method.name == "denoise-classify" and denoiser is not None:
+        return weights | {"denoiser": _object_sha256(denoiser)}
+    return weights | _denoiser_weights(config)
+
+
+def _denoiser_weights(config: Config) -> dict[str, str]:
+    options = config.execution.storage_options
+    return {
+        role: _as_pinned(
+            file.source, checkpoint_sha256(file.source, options), file.sha256, file.sha256_key
         )
-    return weights
-
-
-def _pinned(source: str, expected: str | None, key: str) -> str:
-    return _as_pinned(source, checkpoint_sha256(source), expected, key)
+        for role, file in model_files(config).items()
+    }
 
 
 def _as_pinned(source: str, found: str, expected: str | None, key: str) -> str:

@@ -43,6 +43,7 @@ def load_denoiser(
     device: str | torch.device = "cpu",
     dtype: NetworkDtype = "float32",
     sha256: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> EdmDenoiser | DiffusersDenoiser:
     """Load a denoiser from any of the known formats, told apart by content and never by running it.
 
@@ -60,6 +61,8 @@ def load_denoiser(
         dtype: what its network computes in, "float32", "bfloat16" or "float16"; its input and
             output stay float32.
         sha256: what `checkpoint_sha256(source)` must be, 64 hex digits; None to accept any.
+        storage_options: what fsspec's filesystem takes, for a remote address, such as
+            {"endpoint_url": "http://host:9000"}.
 
     Returns:
         The denoiser, in evaluation mode and without gradients for its weights; it satisfies
@@ -71,7 +74,7 @@ def load_denoiser(
         ValueError: unknown dtype.
     """
     check_dtype(dtype)
-    path = checkpoint_path(source, sha256)
+    path = checkpoint_path(source, sha256, storage_options)
     if sha256 is not None and (found := sha256_of_path(path)) != sha256.lower():
         raise CheckpointError(
             f"checkpoint {str(source)!r} has sha256 {found} but {sha256} was expected: it is "

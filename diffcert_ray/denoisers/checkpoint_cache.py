@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,7 +45,11 @@ def cached_content(sha256: str) -> Path | None:
     return found if found.exists() else None
 
 
-def local_copy(address: str, sha256_of: Callable[[Path], str]) -> Path:
+def local_copy(
+    address: str,
+    sha256_of: Callable[[Path], str],
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path:
     """Fetch a checkpoint unless this machine has it; safe for many processes and threads at once.
 
     One of them downloads and the others wait for it. A copy is published whole, by one rename, and
@@ -54,14 +58,16 @@ def local_copy(address: str, sha256_of: Callable[[Path], str]) -> Path:
     Args:
         address: fsspec address of a file (NAME.json beside it is fetched too) or of a folder.
         sha256_of: hash that identifies a local checkpoint.
+        storage_options: what fsspec's filesystem takes, such as endpoint_url.
 
     Returns:
         Path of the local file or folder.
 
     Raises:
-        CheckpointError: nothing there, an unknown kind of address, or a torn download.
+        CheckpointError: nothing there, an unknown kind of address, a store that cannot be reached,
+            or a torn download.
     """
-    files, filesystem = _remote_files(address)
+    files, filesystem = _remote_files(address, storage_options or {})
     versions = sorted((name, filesystem.ukey(path)) for name, path in files.items())
     key = hashlib.sha256(repr((address, versions)).encode()).hexdigest()
     cache = cache_folder()
@@ -79,19 +85,27 @@ def local_copy(address: str, sha256_of: Callable[[Path], str]) -> Path:
     return found
 
 
-def _remote_files(address: str) -> tuple[dict[str, str], Any]:
+def _remote_files(address: str, options: Mapping[str, Any]) -> tuple[dict[str, str], Any]:
     """{local name: remote path} of a file or of a folder's files, and the filesystem."""
     import fsspec
 
     try:
-        filesystem, path = fsspec.core.url_to_fs(address)
-    except (ValueError, ImportError) as error:
+        filesystem, path = fsspec.core.url_to_fs(address, **options)
+    except (ValueError, ImportError, TypeError) as error:
         raise CheckpointError(
             f"checkpoint address {address!r} cannot be opened: {error}; give a local path, or an "
             "address that fsspec knows, such as s3://bucket/model.pkl"
         ) from None
     filesystem.invalidate_cache()
-    if not filesystem.exists(path):
+    try:
+        found = filesystem.exists(path)
+    except Exception as error:  # noqa: BLE001 - whatever the client of a store raises
+        raise CheckpointError(
+            f"checkpoint {address!r} cannot be reached ({type(error).__name__}: {error}): see "
+            "whether its store is there, and whether execution.storage_options (endpoint_url, for "
+            "example) and the credentials are right"
+        ) from None
+    if not found:
         raise CheckpointError(f"checkpoint {address!r} does not exist, or may not be read")
     if not filesystem.isdir(path):
         files = {_NAME: path}
@@ -101,11 +115,11 @@ def _remote_files(address: str) -> tuple[dict[str, str], Any]:
         return files, filesystem
     root = filesystem._strip_protocol(path).rstrip("/") + "/"
     files = {}
-    for found in filesystem.find(path):
-        name = PurePosixPath(filesystem._strip_protocol(found).removeprefix(root))
+    for inside in filesystem.find(path):
+        name = PurePosixPath(filesystem._strip_protocol(inside).removeprefix(root))
         hidden = any(part.startswith(".") for part in name.parts)
         if name.suffix in FOLDER_SUFFIXES and not hidden and not name.is_absolute():
-            files[str(PurePosixPath(_NAME) / name)] = found
+            files[str(PurePosixPath(_NAME) / name)] = inside
     if not files:
         raise CheckpointError(
             f"folder {address!r} has no {' or '.join(FOLDER_SUFFIXES)} files: it is no checkpoint"

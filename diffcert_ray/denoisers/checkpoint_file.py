@@ -57,7 +57,11 @@ def shipped_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def checkpoint_path(source: str | Path, sha256: str | None = None) -> Path:
+def checkpoint_path(
+    source: str | Path,
+    sha256: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path:
     """Find a checkpoint, fetching it first if it is at a remote address.
 
     Args:
@@ -65,6 +69,7 @@ def checkpoint_path(source: str | Path, sha256: str | None = None) -> Path:
             that fsspec knows, such as "s3://bucket/model.pkl".
         sha256: what its hash is known to be; a copy that this machine has is then taken without
             asking at the address.
+        storage_options: what fsspec's filesystem takes, for a remote address.
 
     Returns:
         The path of an existing local file or folder.
@@ -80,7 +85,7 @@ def checkpoint_path(source: str | Path, sha256: str | None = None) -> Path:
         source = source.removeprefix("file://")
     elif "://" in source:
         known = cached_content(sha256) if sha256 else None
-        return known or local_copy(source, sha256_of_path)
+        return known or local_copy(source, sha256_of_path, storage_options)
     path = Path(source).expanduser()
     if not path.exists():
         near = difflib.get_close_matches(source, list(shipped), n=1)
@@ -125,11 +130,12 @@ def checkpoint_format(path: Path) -> CheckpointFormat:
     )
 
 
-def checkpoint_sha256(source: str | Path) -> str:
+def checkpoint_sha256(source: str | Path, storage_options: Mapping[str, Any] | None = None) -> str:
     """The hash that identifies a checkpoint.
 
     Args:
         source: as `checkpoint_path`.
+        storage_options: what fsspec's filesystem takes, for a remote address.
 
     Returns:
         64 hex digits: the sha256 of the file itself or, where its configuration stands in a JSON
@@ -140,7 +146,7 @@ def checkpoint_sha256(source: str | Path) -> str:
     Raises:
         CheckpointError: nothing there, or in no known format.
     """
-    return sha256_of_path(checkpoint_path(source))
+    return sha256_of_path(checkpoint_path(source, storage_options=storage_options))
 
 
 def sha256_of_path(path: Path) -> str:
@@ -209,13 +215,16 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
 
 
 def read_configuration(
-    source: str | Path, config: Mapping[str, Any] | None = None
+    source: str | Path,
+    config: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> EdmConfiguration | DiffusersConfiguration:
     """The network and preconditioning of a checkpoint, without its weights.
 
     Args:
         source: as `checkpoint_path`.
         config: settings that replace or complete those found.
+        storage_options: what fsspec's filesystem takes, for a remote address.
 
     Returns:
         The validated configuration; both kinds have `image_shape`, `label_dim`, `noise_range` and
@@ -225,7 +234,7 @@ def read_configuration(
         CheckpointError: nothing there, in no known format, refused, or the configuration is missing
             or not valid.
     """
-    path = checkpoint_path(source)
+    path = checkpoint_path(source, storage_options=storage_options)
     kind = checkpoint_format(path)
     if kind == "diffusers folder":
         return read_diffusers_configuration(path, config)
