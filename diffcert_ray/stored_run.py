@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
 
 from diffcert_ray.config import Config
 from diffcert_ray.run import Outcome
 from diffcert_ray.run_document import RunDocument
+from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
 from diffcert_ray.storage.store import RunStore
 
 
@@ -47,6 +49,20 @@ class Run:
         table = self.store.certificates().to_pandas()
         key = ["sigma", "image_id", "bound", "alpha", "n0"]
         return table.sort_values([*key, "n"]).drop_duplicates(key, keep="last", ignore_index=True)
+
+    def table(self, name: Literal["certificates", "units"] = "certificates") -> pa.Table:
+        """What ``certificates`` or ``units`` gives, as an Arrow table.
+
+        Args:
+            name: which of them.
+
+        Returns:
+            The table; each field's metadata tell its unit of measure or meaning.
+        """
+        if name == "units":
+            return self.store.units()
+        rows = self.certificates()
+        return pa.Table.from_pandas(rows, schema=CERTIFICATE_SCHEMA, preserve_index=False)
 
 
 def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = None) -> Run:

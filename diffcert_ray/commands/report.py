@@ -1,5 +1,6 @@
 """The figures of runs: on the terminal, as files, as logs."""
 
+import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,20 +55,41 @@ def report(
     print_report(found, folder, published or (), options)
 
 
+class ExportFormat(enum.StrEnum):
+    """What ``export`` writes."""
+
+    logs = "logs"
+    parquet = "parquet"
+
+
 def export(
     run: RunArgument,
-    output: Annotated[Path, typer.Option(help="Folder of the logs")] = Path(),
+    output: Annotated[Path, typer.Option(help="Folder of the files")] = Path(),
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="Logs, or one file with images and votes")
+    ] = ExportFormat.logs,
     storage: StorageOption = None,
 ) -> None:
-    """Write a run's certificates as tab-separated logs of Cohen et al., one for each sigma.
+    """Write a run's certificates for others: logs of Cohen et al., or Parquet with the images.
 
     [dim]diffcert export runs/digits --output logs[/]
+    [dim]diffcert export runs/digits --format parquet[/]
+
+    Logs are tab-separated, one for each sigma and bound. The Parquet file has the layout of
+    Hugging Face datasets.
     """
     from diffcert_ray.reporting import export_logs
     from diffcert_ray.stored_run import open_run
 
+    found = open_run(run, storage_options(storage))
     output.mkdir(parents=True, exist_ok=True)
-    for name, text in export_logs(open_run(run, storage_options(storage))).items():
+    if form is ExportFormat.parquet:
+        from diffcert_ray.image_export import export_parquet
+
+        path = output / f"{found.config.name}.parquet"
+        out.print(f"{path} ({export_parquet(found, path):,} rows)", soft_wrap=True)
+        return
+    for name, text in export_logs(found).items():
         (output / name).write_text(text, encoding="utf-8")
         out.print(f"{output / name}", soft_wrap=True)
 
