@@ -20,9 +20,12 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from diffcert_ray import certified_accuracy, certify
+from diffcert_ray import certified_accuracy, certify, load_dataset
+from diffcert_ray.asked import plan_of
+from diffcert_ray.config import load_config
 from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.denoisers.checkpoint_file import read_metadata
+from diffcert_ray.preflight import check_radii
 from diffcert_ray.stored_run import Run
 from diffcert_ray.training import train_digits
 
@@ -109,6 +112,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--local", action="store_true", help="one worker in this process")
     options = parser.parse_args(arguments)
     settings = Settings.model_validate(tomllib.loads(options.config.read_text("utf-8")))
+    asked = load_config(settings.run)
+    check_radii(plan_of(asked, load_dataset(asked.dataset)))  # before hours of training
     torch.set_num_threads(1)  # as in every worker: two threads fight over small tensors
     rows = []
     for network, sizes in settings.networks.items():
@@ -120,7 +125,7 @@ def main(arguments: list[str]) -> int:
             rows.append(row(run, network, channels, checkpoint))
             found = pd.DataFrame(rows)
             found.to_csv(options.output / "ablation.csv", index=False)
-    radii = tuple(settings.run["votes"]["radii"])
+    radii = asked.votes.radii
     save_picture(found, radii, options.output / "ablation.png")
     shown = [c for c in found.columns if not c.startswith("accuracy at")]
     formats = {"nfe_per_vote": "{:.1f}".format, "seconds_per_image": "{:.2f}".format}

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import tomli_w
 
+from diffcert_ray.config import ConfigError
 from diffcert_ray.denoisers.checkpoint_file import read_configuration
 from diffcert_ray.training import digits_configuration
 from jobs.ablation import main
@@ -54,3 +55,13 @@ def test_networks_are_trained_once_and_certify_the_same_images(tmp_path, capsys)
     assert main(arguments) == 0
     assert made == {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
     assert capsys.readouterr().out == first
+
+
+def test_radii_out_of_reach_are_refused_before_any_training(tmp_path):
+    tables = tomllib.loads(FILE.read_text("utf-8"))
+    tables["run"]["votes"] |= {"n": 100, "radii": [0.5]}
+    config = tmp_path / "ablation.toml"
+    config.write_text(tomli_w.dumps(tables))
+    with pytest.raises(ConfigError, match="at most radius"):
+        main(["--config", str(config), "--output", str(tmp_path / "out"), "--local"])
+    assert not (tmp_path / "out").exists()
