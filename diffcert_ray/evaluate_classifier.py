@@ -16,7 +16,7 @@ from torch import Tensor
 from diffcert_ray.classifier import to_model_image
 from diffcert_ray.config import ConfigError
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.evaluate import Votes
+from diffcert_ray.engine.item_votes import Votes
 from diffcert_ray.image_classifier import ImageClassifier
 from diffcert_ray.noise import NoiseSource
 from diffcert_ray.noise_levels import to_model_space

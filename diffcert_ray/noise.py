@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.noise_key import noise_key
+from diffcert_ray.transfers import sent
 from diffcert_ray.work import MAX_IMAGE_ID, STREAM_NAMES
 
 PURPOSES = ("smoothing", "internal")
@@ -129,7 +130,7 @@ class NoiseSource:
         words = np.empty((3, len(vote)), np.int64)
         words[0], words[1] = vote, image_id
         words[2] = (tag << 24) | level
-        address = torch.from_numpy(words).to(device)[:, :, None]
+        address = sent(words, device)[:, :, None]
         block = torch.arange(-(-self.elements // 4), device=device)[None, :]
         uniform = philox4x32((block, address[0], address[1], address[2]), self.key)
         return _box_muller(*uniform)[:, : self.elements].to(torch.float32)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcert_ray import evaluate
 from diffcert_ray.base_classifier import BaseClassifier, base_classifier
 from diffcert_ray.classifier import (
     METHODS,
@@ -232,13 +231,21 @@ def test_cutting_units_into_items_and_parts_changes_no_count(rule: str) -> None:
     assert sum(r.nfe for r in results) == whole.nfe
 
 
+LIMITS = [
+    {"item_run.LANE_BYTES": 1},
+    {"item_run.LANE_BYTES": 4000},
+    {"lanes.DECIDE_BYTES": 1},
+    {"item_run.CHUNK_BATCHES": 1},
+]
+
+
 @every_rule
-@pytest.mark.parametrize("limits", [{"LANE_BYTES": 1}, {"LANE_BYTES": 4000}, {"DECIDE_BYTES": 1}])
+@pytest.mark.parametrize("limits", LIMITS)
 def test_memory_limits_change_no_vote_and_no_cost(rule: str, limits: dict, monkeypatch) -> None:
     base, parts = base_of(rule, batch=8), (part(0, 0, 5), part(1, 0, 5))
     expected = evaluate_votes(base, item_of(*parts), image)
     for name, value in limits.items():
-        monkeypatch.setattr(evaluate, name, value)
+        monkeypatch.setattr(f"diffcert_ray.engine.{name}", value)
     found = evaluate_votes(base, item_of(*parts), image)
     assert list(found[0]) == list(expected[0])
     assert found[1] == expected[1]
