@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from diffcert_ray.commands.attack import attack
 from diffcert_ray.commands.certify import certify
 from diffcert_ray.commands.configuration import config_command
 from diffcert_ray.commands.files import compact, convert
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (certify, plan, status, report, export, verify, convert, compact):
+for command in (certify, plan, status, report, export, verify, attack, convert, compact):
     app.command()(command)
 app.command("config")(config_command)
 

@@ -150,19 +150,22 @@ class Worker:
 
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
-        base = self._at_sigma.get(item.sigma)
+        base, image = self.base(item.sigma), self._dataset.image
+        return evaluate_item(base, item, image, worker=self.name, numerics=self.numerics)
+
+    def base(self, sigma: float) -> BaseClassifier:
+        """The base classifier at one sigma, pixel units."""
+        base = self._at_sigma.get(sigma)
         if base is None:
             base = base_classifier(
                 self._config,
                 self.denoiser,
-                item.sigma,
+                sigma,
                 unconditional=self.unconditional,
                 device=self._device,
             )
-            self._at_sigma[item.sigma] = base
-        return evaluate_item(
-            base, item, self._dataset.image, worker=self.name, numerics=self.numerics
-        )
+            self._at_sigma[sigma] = base
+        return base
 
     def most_nfe(self, sigma: float) -> int:
         """Evaluations of a vote that drops no class early."""
@@ -200,7 +203,7 @@ class ClassifierWorker:
         self._networks = (classifier, denoiser)
         self._dataset = dataset
         self._device = device
-        probed = self._at(config.votes.sigmas[0])
+        probed = self.base(config.votes.sigmas[0])
         shape, batch = dataset.image_shape, config.numerics.batch
         z, s, _ = _probe(shape, batch, device)
         self.numerics = _kind(lambda rows: probed.logits(z[rows], s[rows]), batch, device)
@@ -211,14 +214,15 @@ class ClassifierWorker:
 
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
-        base, image = self._at(item.sigma), self._dataset.image
+        base, image = self.base(item.sigma), self._dataset.image
         return evaluate_classifier_item(base, item, image, worker=self.name, numerics=self.numerics)
 
     def most_nfe(self, sigma: float) -> int:
         """Evaluations of a vote."""
-        return self._at(sigma).nfe_per_vote
+        return self.base(sigma).nfe_per_vote
 
-    def _at(self, sigma: float) -> DirectClassifier:
+    def base(self, sigma: float) -> DirectClassifier:
+        """The base classifier at one sigma, pixel units."""
         seed, batch = self._config.votes.seed, self._config.numerics.batch
         return DirectClassifier(*self._networks, sigma, seed, batch, self._device)
 

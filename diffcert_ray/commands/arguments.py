@@ -18,6 +18,7 @@ ImagesOption = Annotated[
     str | None,
     typer.Option("--images", metavar="A:B", help="Positions A..B-1 of the chosen images only"),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines")]
 
 
 def image_range(text: str | None) -> tuple[int, int] | None:

@@ -1,12 +1,15 @@
 """What the commands share of the terminal: two consoles, tables, progress, signals, exit codes."""
 
+import json
+import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +26,22 @@ DONE, FAILED, BAD_USE, INCOMPLETE = 0, 1, 2, 3
 def escaped(text: str) -> str:
     """Text that may hold brackets, for rich."""
     return text.replace("[", r"\[")
+
+
+def print_json(found: Mapping[str, Any]) -> None:
+    """One JSON object as one line on stdout; numbers that are none become null."""
+    typer.echo(json.dumps(_finite(found), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON does not have, and without numpy's types."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if hasattr(value, "tolist"):  # numpy
+        return _finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

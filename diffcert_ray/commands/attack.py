@@ -1,0 +1,112 @@
+"""Try to break what a run certified."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.screen import FAILED, err, out, print_json, print_table
+
+if TYPE_CHECKING:
+    from diffcert_ray.attack import ImageAttack
+    from diffcert_ray.attack_run import Attack
+
+
+def attack(
+    run: RunArgument,
+    images: Annotated[int, typer.Option(min=1, help="Certificates to attack, at random")] = 20,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the choice, the searches and the fresh votes")
+    ] = 0,
+    votes: Annotated[int, typer.Option(min=1, help="Fresh votes at each attacked point")] = 500,
+    alpha: Annotated[
+        float, typer.Option(help="Probability of any false alarm inside the radii")
+    ] = 1e-4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of projected gradient")] = 10,
+    candidates: Annotated[int, typer.Option(min=1, help="Directions of random search")] = 10,
+    as_json: JsonOption = False,
+) -> None:
+    """Try to break certificates: gradients and random search, judged by fresh votes.
+
+    Exit code 1 if any point inside a certified radius is confidently of another class; all about it
+    is kept in RUN/attack/. Beyond the radius it looks where the class first changes.
+
+    [dim]diffcert attack runs/digits --images 20[/]
+    """
+    from diffcert_ray.attack_run import as_json as figures
+    from diffcert_ray.attack_run import attack_run
+    from diffcert_ray.attack_search import Effort
+    from diffcert_ray.stored_run import open_run
+
+    done = 0
+
+    def on_image(found: "ImageAttack", total: int) -> None:
+        nonlocal done
+        done += 1
+        what = "BROKEN" if found.broken else f"first change at {_share(found)} of the radius"
+        err.print(f"{done}/{total} image {found.image_id} at sigma {found.sigma:g}: {what}")
+
+    found = attack_run(
+        open_run(run),
+        images=images,
+        seed=seed,
+        votes=votes,
+        alpha=alpha,
+        effort=Effort(steps=steps, candidates=candidates),
+        on_image=on_image,
+    )
+    if as_json:
+        print_json({"run": run} | figures(found) | {"files": found.kept})
+    else:
+        _say(run, found)
+    if found.broken:
+        raise typer.Exit(FAILED)
+
+
+def _say(run: str, found: "Attack") -> None:
+    from diffcert_ray.report.text_table import TextTable
+
+    judgement = found.judgement
+    header = ("sigma", "image", "class", "radius", "first change", "share", "to class", "tries")
+    rows = [
+        (
+            f"{one.sigma:g}",
+            str(one.image_id),
+            str(one.predicted),
+            f"{one.radius:.3f}",
+            "-" if one.changed_at is None else f"{one.changed_at:.3f}",
+            _share(one),
+            "-" if one.changed_at is None else str(one.changed_to),
+            str(len(one.tries)),
+        )
+        for one in found.images
+    ]
+    print_table(TextTable(f"Attack on {run}", header, tuple(rows)))
+    inside = sum(t.length < one.radius for one in found.images for t in one.tries)
+    out.print(
+        f"\n{inside} points inside {len(found.images)} radii (of {found.certified:,} certificates "
+        f"with a radius) decided by {judgement.votes} fresh votes each, two-sided binomial test at "
+        f"level {judgement.level:.2g} (alpha {judgement.alpha:g} over {judgement.tries} tries); "
+        f"{found.votes:,} votes and {found.nfe:,} NFE in all, votes of searches included.",
+    )
+    if shares := sorted(one.share for one in found.images if one.share is not None):
+        out.print(
+            f"The class first changes at {shares[0]:.2f} (least) and "
+            f"{shares[len(shares) // 2]:.2f} (median of {len(shares)}) times the radius."
+        )
+    out.print(f"kept: {', '.join(f'{run}/{name}' for name in found.kept)}", soft_wrap=True)
+    if found.broken:
+        shown = ", ".join(str(one.image_id) for one in found.broken[:20])
+        out.print(
+            f"[bold red]broken:[/] {len(found.broken)} certificates have another class inside "
+            f"their radius (image {shown}). A certificate fails with probability alpha of the run; "
+            "more than that is a bug: please report it with the files above"
+        )
+    else:
+        out.print("no certificate was broken")
+
+
+def _share(found: "ImageAttack") -> str:
+    if found.share is not None:
+        return f"{found.share:.2f}"
+    return f"> {found.furthest / found.radius:.2f}"
