@@ -1,6 +1,7 @@
 """A CIFAR-sized Parquet on an object store: what is fetched, and what stays in memory."""
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 
 import fsspec
@@ -111,6 +112,24 @@ def test_one_image_fetches_one_row_group_and_a_pass_fetches_each_once(
         assert len(faults.sent) == ROWS // GROUP
         # So many fit; one has just come, and one more is kept by `one`.
         assert max(alive) <= KEPT // chunk + 2 < ROWS // GROUP
+
+
+def test_memory_does_not_grow_over_a_pass_of_all_row_groups(endpoint, images, monkeypatch):
+    monkeypatch.setattr("diffcert_ray.datasets.parquet_files.KEPT_BYTES", KEPT)
+    data = load_dataset(spec(every=250), {"endpoint_url": endpoint})
+    chunk = GROUP * len(png(images[0]))
+    held = []
+    tracemalloc.start()
+    try:
+        before = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0]
+        for image_id in data.ids:
+            data.image(image_id)
+            now = pa.total_allocated_bytes() + tracemalloc.get_traced_memory()[0]
+            held.append(now - before)
+    finally:
+        tracemalloc.stop()
+    # Of ten chunks; what the server holds while it answers is in it.
+    assert chunk < max(held) < KEPT + 2 * chunk
 
 
 def test_what_is_not_on_the_store_is_refused_by_its_address(endpoint):

@@ -22,14 +22,15 @@ PRESETS = sorted((Path(__file__).parents[1] / "jobs" / "paper").glob("*.toml"))
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "folder": 1000}
 
 
-def network(path: Path, classes: int, resolution: int = 32) -> str:
-    """A narrow DDPM++ network with random weights, in a file."""
+def network(path: Path, classes: int, resolution: int = 32, family: str = "SongUNet") -> str:
+    """A narrow DDPM++ or ADM network with random weights, in a file."""
     configuration = EdmConfiguration(
-        model_type="SongUNet",
+        model_type=family,
         img_resolution=resolution,
         img_channels=3,
         label_dim=classes,
         model_channels=4,
+        num_heads=1 if family == "DhariwalUNet" else None,
         channel_mult=(1, 1),
         num_blocks=1,
     )
@@ -65,8 +66,8 @@ def files(tmp_path_factory) -> Path:
         )
     for classes in (0, 10, 100):
         network(folder / f"{classes}.safetensors", classes)
-    network(folder / "1000.safetensors", 1000, resolution=8)
-    network(folder / "0-large.safetensors", 0, resolution=16)
+    network(folder / "1000.safetensors", 1000, 8, "DhariwalUNet")
+    network(folder / "0-large.safetensors", 0, 16, "DhariwalUNet")
     return folder
 
 
