@@ -85,7 +85,7 @@ def overrides(preset: Path, files: Path) -> list[str]:
         "votes.n=2",
         "votes.unit=2",
         "votes.radii=[0.0]",
-        "numerics.batch=128",
+        f"numerics.batch={128 if name == 'folder' else 32}",
         "sift.threshold_levels=1",
     ]
     if config.model.unconditional is not None:
