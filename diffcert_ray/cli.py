@@ -9,6 +9,7 @@ import sys
 import typer
 
 from diffcert_ray.commands.attack import attack
+from diffcert_ray.commands.bench import bench
 from diffcert_ray.commands.certify import certify
 from diffcert_ray.commands.configuration import config_command
 from diffcert_ray.commands.files import compact, convert
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (certify, plan, status, report, export, verify, attack, convert, compact):
+for command in (certify, plan, status, report, export, verify, attack, convert, compact, bench):
     app.command()(command)
 app.command("config")(config_command)
 

@@ -63,10 +63,7 @@ class WorkerSpec:
         Raises:
             ValueError: a checkpoint or dataset is missing or another one than the driver's.
         """
-        # One thread for each CPU worker: two threads in each of two processes are 30 times slower.
-        torch.set_num_threads(1)
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        set_up_torch()
         if self.config.direct:
             return self._load_direct(name)
         model = self.config.model
@@ -122,6 +119,14 @@ class WorkerSpec:
     def _images(self) -> Dataset:
         options = self.config.execution.storage_options
         return self.dataset or load_dataset(self.config.dataset, options)
+
+
+def set_up_torch() -> None:
+    """Let this process compute the way that every worker does."""
+    # One thread for each CPU worker: two threads in each of two processes are 30 times slower.
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 class Worker:

@@ -236,6 +236,7 @@ LIMITS = [
     {"item_run.LANE_BYTES": 4000},
     {"lanes.DECIDE_BYTES": 1},
     {"item_run.CHUNK_BATCHES": 1},
+    {"item_run.AHEAD": {"cpu": 1}},
 ]
 
 

@@ -30,6 +30,7 @@ from diffcert_ray.work import Item
 
 LANE_BYTES = 512 * 2**20  # what the losses of the votes under way may take
 CHUNK_BATCHES = 8  # between two decisions: more spread their cost, fewer keep votes fresh
+AHEAD = {"cpu": 0, "cuda": 1}  # chunks queued before the losses of the last one are looked at
 DENOISE = -1  # entry of the row that makes a vote's denoised input
 
 
@@ -64,7 +65,7 @@ class ItemRun:
         self._image_id, self._stream = self.votes.addresses()
         self._held = Unpacked(item.open_votes) if item.open_votes is not None else None
         self._first_held = len(self.votes) - len(item.open_votes or ())
-        self._ahead = int(base.device != "cpu")  # chunks queued before the last one is looked at
+        self._ahead = AHEAD[base.device]
         self._classes = base.denoiser.num_classes
         self._lanes = Lanes(base.sift, self._classes, self._lanes_wanted())
         self._queue = RowQueue()

@@ -1,0 +1,205 @@
+"""Measure the network and the engine on this device."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from diffcert_ray.bench.measure import Subject
+    from diffcert_ray.bench.record import Found
+    from diffcert_ray.config import Config
+
+from diffcert_ray.commands.arguments import ConfigArgument, SetOption
+from diffcert_ray.commands.screen import err, escaped, out
+
+SCALE_NAMES = ("digits", "digits-32", "cifar10", "imagenet64")
+
+
+def bench(
+    config: ConfigArgument = "digits",
+    overrides: SetOption = None,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Random networks of these sizes instead: {','.join(SCALE_NAMES)}, or a part",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of engine and bare network in turn")] = 5,
+    item_s: Annotated[float, typer.Option(min=0.1, help="Seconds of an item")] = 5.0,
+    largest_batch: Annotated[int, typer.Option(min=1, help="Largest batch to try")] = 4096,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything to this file")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Compare with a file of --json", exists=True)
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a Chrome trace of an item to this file")
+    ] = None,
+) -> None:
+    """Measure the bare network, the engine, its parts, memory and floors on this device.
+
+    [dim]diffcert bench digits --set numerics.compile=true --json compiled.json[/]
+    [dim]diffcert bench --scales digits,cifar10 --set numerics.batch=8[/]
+
+    One process, one thread on a CPU, without Ray. Rates are evaluations (NFE) per second; on a CPU
+    per second that this process computed, so that other work on the machine counts less.
+    """
+    from diffcert_ray.bench.floor import device_speeds
+    from diffcert_ray.bench.measure import Effort, measure, write_trace
+    from diffcert_ray.bench.record import device_facts, read_reference, to_json
+    from diffcert_ray.config import load_config
+    from diffcert_ray.worker import resolve_device, set_up_torch
+
+    reference = read_reference(against) if against else {}
+    settings = load_config(config, overrides or ())
+    device = resolve_device(settings.execution.device)
+    set_up_torch()
+    facts = device_facts(device)
+    speeds = device_speeds(device, settings.numerics.dtype)
+    out.print(escaped(f"{facts['name']}, {facts['threads']} thread, torch {facts['torch']}"))
+    effort = Effort(
+        rounds=rounds,
+        item_s=item_s,
+        bare_s=item_s / 3,
+        search_s=item_s / 10,
+        largest_batch=largest_batch,
+    )
+    found: list[Found] = []
+    names = scales.split(",") if scales else [None]
+    for name in names:
+        subject = _random_subject(settings, name, device) if name else _subject(settings, device)
+        err.print(f"measuring {subject.name}", soft_wrap=True)
+        found.append(measure(subject, speeds, effort, on_rate=_say_rate))
+        _print_found(found[-1], reference.get(found[-1].name))
+        if profile:
+            fastest = max(r.nfe_per_s or 0.0 for r in found[-1].rates)
+            write_trace(subject, profile, item_s, fastest)
+    _print_table(found)
+    if json_file:
+        json_file.write_text(to_json(facts, found), encoding="utf-8")
+
+
+def _subject(settings: "Config", device: str) -> "Subject":
+    """The configuration's own network, images and rules."""
+    from diffcert_ray.base_classifier import base_classifier
+    from diffcert_ray.bench.measure import Subject
+    from diffcert_ray.config import ConfigError
+    from diffcert_ray.datasets import load_dataset
+    from diffcert_ray.worker import Worker, WorkerSpec, weights_of
+
+    data = load_dataset(settings.dataset, settings.execution.storage_options)
+    worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("bench")
+    if not isinstance(worker, Worker):
+        raise ConfigError(
+            f'method.name = "{settings.method.name}" has no engine to measure: give a '
+            "configuration of a diffusion classifier"
+        )
+    sigma, second = settings.votes.sigmas[0], worker.unconditional
+    base = base_classifier(settings, worker.denoiser, sigma, unconditional=second, device=device)
+    numerics, name = settings.numerics, settings.model.checkpoint
+    return Subject(name, base, data.image, data.ids, numerics.dtype, numerics.compile)
+
+
+def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
+    """A network of a scale with random weights, random images, and the configuration's rules."""
+    import numpy as np
+
+    from diffcert_ray.base_classifier import base_classifier
+    from diffcert_ray.bench.measure import Subject, random_images
+    from diffcert_ray.bench.scales import random_network
+    from diffcert_ray.denoisers.compiled import compile_denoiser
+
+    numerics = settings.numerics
+    network = random_network(scale, device, numerics.dtype)
+    if numerics.compile:
+        compile_denoiser(network)
+    base = base_classifier(settings, network, settings.votes.sigmas[0], device=device)
+    images = random_images(network.image_shape, 16)
+    ids = np.arange(len(images))
+    return Subject(
+        f"{scale} (random)", base, lambda i: images[i], ids, numerics.dtype, numerics.compile
+    )
+
+
+def _say_rate(rate: Any) -> None:
+    shown = "out of memory" if rate.nfe_per_s is None else f"{rate.nfe_per_s:,.1f} NFE/s"
+    err.print(f"  batch {rate.batch}: {shown}")
+
+
+def _print_found(found: "Found", before: dict[str, Any] | None) -> None:
+    """The parts of the engine, and the difference to a reference."""
+    total = sum(found.part_seconds.values())
+    if total:
+        parts = ", ".join(f"{k} {100 * v / total:.1f} %" for k, v in found.part_seconds.items())
+        out.print(f"{escaped(found.name)}: {parts}", soft_wrap=True)
+    ran = found.comparison
+    if ran is not None:
+        rows = ran.nfe + ran.padded
+        out.print(
+            f"{escaped(found.name)}: {100 * ran.padded / rows:.2f} % of {rows:,} rows only filled "
+            f"batches; engine by bare network in each round: "
+            f"{', '.join(f'{100 * r:.1f}' for r in ran.ratios)} %; this process had "
+            f"{100 * ran.core_share:.0f} % of a core",
+            soft_wrap=True,
+        )
+    if before is not None:
+        _print_difference(found, before)
+
+
+def _print_difference(found: "Found", before: dict[str, Any]) -> None:
+    """What is now, by what was in the reference."""
+    for key, now in _figures(found).items():
+        if old := _lookup(before, key):
+            out.print(
+                f"{escaped(found.name)}: {key} {now:,.4g}, before {old:,.4g}: {now / old:.3f}"
+            )
+
+
+def _figures(found: "Found") -> dict[str, float]:
+    """What is compared with a reference, by its place in the file."""
+    ran = found.comparison
+    figures = {"bare": max(r.nfe_per_s or 0.0 for r in found.rates)}
+    if ran is not None:
+        figures |= {"engine": ran.engine_nfe_per_s, "ratio": ran.ratio}
+    return figures
+
+
+def _lookup(row: dict[str, Any], key: str) -> float | None:
+    if key == "bare":
+        return max(rate["nfe_per_s"] or 0.0 for rate in row["rates"])
+    ran = row["comparison"]
+    return None if ran is None else ran["engine_nfe_per_s" if key == "engine" else "ratio"]
+
+
+def _print_table(found: "list[Found]") -> None:
+    """One column for each network."""
+    table = Table(title="\nNFE/s: evaluations per second")
+    table.add_column("")
+    for one in found:
+        table.add_column(escaped(one.name), justify="right")
+    rows = [_column(one) for one in found]
+    for label in rows[0]:
+        table.add_row(label, *(row[label] for row in rows))
+    out.print(table)
+
+
+def _column(one: "Found") -> dict[str, str]:
+    best = max(one.rates, key=lambda r: r.nfe_per_s or 0.0)
+    ran, share, floor = one.comparison, one.memory.share, one.floor
+    return {
+        "parameters": f"{one.parameters:,}",
+        "computes in": one.dtype + (", compiled" if one.compiled else ""),
+        "bare NFE/s, at best": f"{best.nfe_per_s:,.5g} (batch {best.batch})",
+        "engine NFE/s": f"{ran.engine_nfe_per_s:,.5g} (batch {ran.batch})" if ran else "-",
+        "engine / bare": f"{100 * ran.ratio:.1f} %" if ran else "-",
+        "GFLOP per NFE": f"{floor.flop / 1e9:.3g}",
+        "MB moved per NFE": f"{floor.bytes / 1e6:.3g}",
+        "floor NFE/s": f"{floor.nfe_per_s:,.5g}",
+        "weights MiB": f"{one.memory.network / 2**20:,.1f}",
+        f"activations MiB (batch {floor.batch})": f"{one.memory.activations / 2**20:,.1f}",
+        "engine peak / activations": "-" if share is None else f"{share:.2f}",
+    }
