@@ -203,7 +203,7 @@ class NumericsConfig(_Table):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the network computes in; its input, its output and all sums are wider."""
     compile: bool = False
-    """Compile the network: a minute or so at each worker's start, needs a C++ compiler."""
+    """Compile the networks: a minute or so at each worker's start, needs a C++ compiler."""
 
 
 class ExecutionConfig(_Table):
@@ -217,6 +217,14 @@ class ExecutionConfig(_Table):
     """Where the networks live."""
     gpus_per_actor: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Share of a GPU for each worker."""
+    calibrate: Literal["auto", "always", "never"] = "auto"
+    """Whether a new run measures what [numerics] leaves open; auto: where it is long enough."""
+    dtypes: Annotated[tuple[Literal["float32", "bfloat16", "float16"], ...], Field(min_length=1)] = (
+        "float32",
+    )
+    """What calibration may compute in; below float32 some votes change."""
+    memory_limit: Positive | None = None
+    """GiB that a worker may take when it is calibrated; by default 0.8 of its share of the free."""
     item_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     """Seconds of work in one call of a worker."""
     flush_s: Annotated[float, Field(gt=0, le=3600)] = 30.0

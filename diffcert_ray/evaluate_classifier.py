@@ -134,7 +134,7 @@ def _winners(
     image_id = np.array([u.image_id for u in votes.units], np.int64)
     stream = np.array([STREAM_NAMES.index(u.stream) for u in votes.units], np.int64)
     s_tau, count = to_model_space(base.sigma), len(votes.vote)
-    pixels = cache(lambda i: torch.from_numpy(np.asarray(image(i), np.float32)))
+    pixels = cache(lambda i: torch.from_numpy(np.array(image(i), np.float32)))
     winner = np.empty(count, np.int64)
     with torch.inference_mode():
         for start in range(0, count, base.batch):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.denoisers.checkpoint_cache import cached_content, local_copy
 from diffcert_ray.denoisers.checkpoint_error import CheckpointError
+from diffcert_ray.denoisers.compiled import compile_classifier
 
 Network = nn.Module
 """What the Python API takes as a classifier: images [B, C, H, W] to logits [B, K]."""
@@ -58,6 +59,10 @@ class ImageClassifier:
         self._network = network.to(device, self._dtype)
         self._mean = _per_channel(mean, 0.0, device)
         self._std = _per_channel(std, 1.0, device)
+
+    def compile(self) -> None:
+        """Compile the network at its next call, which takes a minute or so."""
+        compile_classifier(self._network)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B, K], float32, of images [B, C, H, W] in pixel units."""

@@ -100,6 +100,8 @@ class WorkerSpec:
             device=self.device,
             sha256=self.weights["classifier"],
         )
+        if config.numerics.compile:
+            classifier.compile()
         try:
             return ClassifierWorker(name, config, classifier, denoiser, dataset, self.device)
         except compilation_failures() as error:

@@ -34,6 +34,15 @@ class Templates(nn.Module):
         return torch.lerp(u.flatten(1), self.means[rows + 1], pull).view_as(u)
 
 
+class Shrinking(nn.Module):
+    """A denoiser that only shrinks, so that what is seen of a noisy image stays noisy."""
+
+    image_shape, num_classes, has_unconditional, s_range = (1, 8, 8), 10, True, (0.002, 80.0)
+
+    def forward(self, u, s, y=None):
+        return u * (1 / (1 + s))[:, None, None, None]
+
+
 def worker(denoiser, compiled: bool):
     numerics = SMALL["numerics"] | {"compile": compiled}
     config = load_config(SMALL | {"numerics": numerics})
@@ -53,6 +62,32 @@ def test_a_compiled_network_casts_the_same_votes_wherever_its_rows_stand():
     unit = Unit(0.25, image_id, "estimate", 0, 40)
     item = Item(0, 0.25, (Part(unit, 0, 40),))
     counts = [dict(w.cast_votes(item).tallies[0].counts) for w in (eager, compiled)]
+    assert len(counts[0]) > 1
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler (g++)")
+@pytest.mark.parametrize("method", ["classify", "denoise-classify"])
+def test_a_compiled_classifier_casts_the_same_votes(method):
+    sigma = 2.0  # so that votes differ
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    denoiser = Shrinking() if method == "denoise-classify" else None
+    counts, networks = [], []
+    for compiled in (False, True):
+        numerics = SMALL["numerics"] | {"compile": compiled}
+        tables = {"method": {"name": method}, "votes": {"sigmas": [sigma]}}
+        config = load_config(SMALL | {"numerics": numerics, "noise_levels": {"max": 9.0}} | tables)
+        weights = weights_of(config, denoiser, classifier)
+        spec = WorkerSpec(config, weights, denoiser=denoiser, classifier=classifier)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself
+            loaded = spec.load("test")
+        unit = Unit(sigma, int(loaded._dataset.ids[0]), "estimate", 0, 40)
+        counts.append(
+            dict(loaded.cast_votes(Item(0, sigma, (Part(unit, 0, 40),))).tallies[0].counts)
+        )
+        networks.append(loaded._networks[0]._network._compiled_call_impl is not None)
+    assert networks == [False, True]
     assert len(counts[0]) > 1
     assert counts[0] == counts[1]
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from diffcert_ray import Classifier, certify
+from diffcert_ray import Classifier, certify, open_run
+from diffcert_ray.cli import app
 from diffcert_ray.config import ConfigError, canonical_hash, load_config, votes_identity
 from diffcert_ray.evaluate_classifier import DirectClassifier, evaluate_classifier_item
 from diffcert_ray.image_classifier import ImageClassifier
@@ -246,6 +248,18 @@ def test_a_classifiers_table_changes_no_id_of_a_diffusion_classifier():
 
     assert id_of() == id_of(classifier={"mean": [0.5]})
     assert not any(key.startswith("classifier") for key in id_of())
+
+
+@pytest.mark.parametrize("method", ["classify", "denoise-classify"])
+def test_the_command_certifies_a_preset(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["dataset.first=2", "votes.n0=5", "votes.n=20", "votes.unit=10", "votes.radii=[0.0]"]
+    changes = [part for size in sizes for part in ("--set", size)]
+    found = CliRunner().invoke(app, ["certify", f"digits-{method}", "--local", *changes])
+    assert found.exit_code == 0, found.output
+    run = open_run(tmp_path / "runs" / f"digits-{method}")
+    assert set(run.certificates()["method"]) == {method}
+    assert run.units()["nfe"].sum() == 2 * 25 * (1 if method == "classify" else 2)
 
 
 def test_a_plan_says_the_evaluations_of_a_vote():

@@ -1,4 +1,4 @@
-"""Compile a denoiser once for one batch shape, for runs long enough to pay for it."""
+"""Compile a network once for one batch shape, for runs long enough to pay for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from diffcert_ray.denoisers.checkpoint_error import CheckpointError
 from diffcert_ray.denoisers.denoiser import Denoiser
 
 REMEDY = "set numerics.compile = false, or give a new run folder if this one was started compiled"
+
+# No autotuning: a kernel chosen by timing would make the last bits depend on the moment.
+_OPTIONS = {"freezing": True, "max_autotune": False}
 
 
 def compile_denoiser(denoiser: Denoiser) -> None:
@@ -28,9 +31,12 @@ def compile_denoiser(denoiser: Denoiser) -> None:
             f"numerics.compile is true, but a {type(denoiser).__name__} is no torch module, and "
             f"only those can be compiled: {REMEDY}"
         )
-    # No autotuning: a kernel chosen by timing would make the last bits depend on the moment.
-    options = {"freezing": True, "max_autotune": False}
-    denoiser.compile(fullgraph=True, dynamic=False, options=options)
+    denoiser.compile(fullgraph=True, dynamic=False, options=_OPTIONS)
+
+
+def compile_classifier(network: nn.Module) -> None:
+    """Compile any torch module in place, as `compile_denoiser`; parts that cannot be stay eager."""
+    network.compile(dynamic=False, options=_OPTIONS)
 
 
 def compilation_failures() -> tuple[type[Exception], ...]:
