@@ -156,7 +156,7 @@ def attack_image(
     key = (seed, base.sigma, image_id)
     found = ImageAttack(base.sigma, image_id, predicted, radius, derived_seed(*key, VERDICT))
     judge = _Judge(Smoothed(base, found.seed), image, judgement, found)
-    x = torch.from_numpy(np.ascontiguousarray(image)).to(base.device)
+    x = torch.from_numpy(np.array(image, np.float32)).to(base.device)
     ways = x.new_empty((0, *x.shape)) if towards is None else torch.from_numpy(towards).to(x)
     searching = Smoothed(base, derived_seed(*key, SEARCH))
     generator = torch.Generator().manual_seed(derived_seed(*key, "gradients"))

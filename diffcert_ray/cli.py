@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad use, 3 incomplete (run the same command agai
 
 import os
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -23,8 +24,11 @@ from diffcert_ray.config import ConfigError
 from diffcert_ray.log_lines import log_to
 from diffcert_ray.storage.create_only import StoreError
 
+SHOWN_LINES = 3  # of a message that comes from elsewhere
+
 app = typer.Typer(
-    help="Certify how robust a diffusion classifier is: guaranteed radii, for whole datasets.",
+    help="Certify how robust a diffusion classifier is: guaranteed radii, for whole datasets.\n\n"
+    "With --debug any command logs what it does and shows where an error came from.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -40,24 +44,38 @@ train_app.command("digits-classifier")(train_digits_classifier)
 app.add_typer(train_app, name="train")
 
 
-def main() -> None:
-    """Run the command line; known failures become one line with the remedy."""
-    debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; failures become one line, known ones with the remedy.
+
+    Args:
+        arguments: what follows the program's name; by default this process's.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]
     level = "INFO" if debug else os.environ.get("DIFFCERT_LOG_LEVEL", "WARNING")
     try:
         log_to(sys.stderr, level=level, all_libraries=debug)
-        app(arguments, standalone_mode=True)
+        app(given, prog_name="diffcert", standalone_mode=True)
     except (ConfigError, ValueError) as error:
         sys.exit(_explain(error, BAD_USE, debug))
     except (StoreError, RuntimeError, OSError) as error:
         sys.exit(_explain(error, FAILED, debug))
+    except Exception as error:  # noqa: BLE001 (a traceback is for those who ask for it)
+        sys.exit(_explain(error, FAILED, debug, f"{type(error).__name__}: "))
 
 
-def _explain(error: Exception, code: int, debug: bool) -> int:
+def _explain(error: Exception, code: int, debug: bool, unexpected: str = "") -> int:
     if debug:
         raise error
-    err.print(f"[bold red]error:[/] {escaped(str(error) or type(error).__name__)}", soft_wrap=True)
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    text = unexpected + " ".join(line.strip() for line in lines[:SHOWN_LINES])
+    if unexpected or len(lines) > SHOWN_LINES:
+        text += " (unexpected: --debug shows where)" if unexpected else " (--debug shows all)"
+    err.print(f"[bold red]error:[/] {escaped(text)}", soft_wrap=True)
     return code
 
 

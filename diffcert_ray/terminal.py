@@ -1,5 +1,7 @@
-"""What a person sees while a run goes on: a live bar on a terminal, lines elsewhere."""
+"""What is seen while a run goes on: a live bar on a terminal, lines for logs and machines."""
 
+import json
+import shlex
 import time
 from collections.abc import Callable
 
@@ -38,21 +40,73 @@ def progress_line(progress: RunProgress) -> str:
     )
 
 
-class LineProgress:
-    """Progress as one line every ten seconds, for logs and pipes."""
+def progress_facts(progress: RunProgress) -> dict[str, int | float | str | None]:
+    """The same for machines: seconds_left is None while unknown, note is "" where there is none."""
+    pool, left = progress.pool, progress.seconds_left
+    return {
+        "images": progress.images_done,
+        "images_total": progress.images_total,
+        "votes": progress.votes_done,
+        "votes_total": progress.votes_total,
+        "nfe_per_s": round(progress.nfe_per_s, 1),
+        "seconds_left": None if left is None else round(left, 1),
+        "workers": pool.live,
+        "pending": pool.pending,
+        "requeued": pool.requeued,
+        "note": pool.note,
+    }
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._clock = console, clock
+
+def key_value_line(progress: RunProgress) -> str:
+    """Where a run stands as the word "progress" and key=value pairs, quoted as a shell does it."""
+    facts = {k: "?" if v is None else v for k, v in progress_facts(progress).items() if v != ""}
+    return " ".join(["progress", *(f"{k}={shlex.quote(str(v))}" for k, v in facts.items())])
+
+
+def json_line(progress: RunProgress) -> str:
+    """Where a run stands as one JSON object."""
+    return json.dumps({"event": "progress"} | progress_facts(progress))
+
+
+class QuietProgress:
+    """No progress at all."""
+
+    def __call__(self, progress: RunProgress) -> None:
+        """Say nothing."""
+
+    def __enter__(self) -> "QuietProgress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to restore."""
+
+
+class LineProgress:
+    """Progress as one line every ten seconds, for logs, pipes and machines.
+
+    Args:
+        console: where the lines go.
+        clock: monotonic seconds.
+        line: what makes a line: ``key_value_line`` or ``json_line``.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+        line: Callable[[RunProgress], str] = key_value_line,
+    ) -> None:
+        self._console, self._clock, self._line = console, clock, line
         self._said_at: float | None = None
         self._last = ""
 
     def __call__(self, progress: RunProgress) -> None:
         """Say where the run stands, if it is time."""
-        now, line = self._clock(), progress_line(progress)
+        now, line = self._clock(), self._line(progress)
         done = progress.images_done == progress.images_total
         due = self._said_at is None or now - self._said_at >= LINE_S or done
         if due and line != self._last:
-            self._console.print(line, soft_wrap=True, highlight=False)
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
             self._said_at, self._last = now, line
 
     def __enter__(self) -> "LineProgress":

@@ -1,13 +1,23 @@
 """What a person reads while a run goes on."""
 
 import io
+import json
+import shlex
 
 import pytest
 from rich.console import Console
 
 from diffcert_ray.pool import PoolState
 from diffcert_ray.run import Progress
-from diffcert_ray.terminal import LineProgress, LiveProgress, duration, progress_line
+from diffcert_ray.terminal import (
+    LineProgress,
+    LiveProgress,
+    QuietProgress,
+    duration,
+    json_line,
+    key_value_line,
+    progress_line,
+)
 
 
 def progress(done: int = 3, **changes) -> Progress:
@@ -43,7 +53,26 @@ def test_lines_come_every_ten_seconds_and_at_the_end():
     now[0] = 26.0
     line(progress(done=20))
     written = console.file.getvalue().splitlines()
-    assert [w.split("/")[0] for w in written] == ["0", "10", "1", "20"]
+    images = [dict(p.split("=", 1) for p in shlex.split(w)[1:])["images"] for w in written]
+    assert images == ["0", "10", "1", "20"]
+
+
+def test_lines_are_key_value_pairs_or_json_of_the_same_facts():
+    pairs = shlex.split(key_value_line(progress(seconds_left=None)))
+    assert pairs[0] == "progress"
+    facts = dict(pair.split("=", 1) for pair in pairs[1:])
+    assert (facts["votes"], facts["votes_total"], facts["seconds_left"]) == ("1500", "5000", "?")
+    assert facts["note"] == "waiting for a node"
+    found = json.loads(json_line(progress(seconds_left=None)))
+    assert found["event"] == "progress"
+    assert found["seconds_left"] is None
+    assert {k for k in found if k != "event"} == set(facts)
+
+
+def test_quiet_says_nothing(capsys):
+    with QuietProgress() as quiet:
+        quiet(progress())
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_live_bar_shows_the_same_facts():

@@ -1,15 +1,71 @@
 """Arguments and options that several commands take."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from diffcert_ray.config import ConfigError, presets
+from diffcert_ray.storage.store import RUN_DOCUMENT
+
+RUNS_FOLDER = "runs"
+
+
+def complete_config(incomplete: str) -> list[str]:
+    """What a shell offers for CONFIG: presets, TOML files, and folders on the way to some.
+
+    Args:
+        incomplete: what has been typed, as "dig" or "jobs/pl".
+    """
+    typed = Path(incomplete)
+    folder = typed if incomplete.endswith("/") else typed.parent
+    return [*(p for p in presets() if p.startswith(incomplete)), *_paths(folder, incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """What a shell offers for RUN: folders that hold a run, under runs/ and where one has typed.
+
+    Args:
+        incomplete: what has been typed, as "" or "runs/di".
+    """
+    typed = Path(incomplete)
+    folders = {Path(RUNS_FOLDER), typed if incomplete.endswith("/") else typed.parent}
+    found = {
+        str(document.parent)
+        for folder in folders
+        for document in _listed(folder, f"*/{RUN_DOCUMENT}")
+    }
+    return sorted(run for run in found if run.startswith(incomplete))
+
+
+def _paths(folder: Path, incomplete: str) -> list[str]:
+    paths = _listed(folder, "*")
+    names = [f"{p}/" if p.is_dir() else str(p) for p in paths if p.is_dir() or p.suffix == ".toml"]
+    return sorted(n for n in names if n.startswith(incomplete) and not Path(n).name.startswith("."))
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """What matches in a folder; nothing where it is missing or must not be read."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
+
 
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help=f"TOML file or preset: {', '.join(presets())}")
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help=f"TOML file or preset: {', '.join(presets())}",
+        autocompletion=complete_config,
+    ),
 ]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder or s3:// prefix")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="Run folder or s3:// prefix", autocompletion=complete_run
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a setting; may be repeated"),

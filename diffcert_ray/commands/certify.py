@@ -1,6 +1,6 @@
 """Certify a dataset, or continue a run."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -8,11 +8,25 @@ from diffcert_ray.config import load_config
 from diffcert_ray.log_lines import name_run
 
 if TYPE_CHECKING:
+    from diffcert_ray.run import Outcome
     from diffcert_ray.stored_run import Run
 
-from diffcert_ray.commands.arguments import ConfigArgument, ImagesOption, SetOption, image_range
-from diffcert_ray.commands.report import print_report_of
-from diffcert_ray.commands.screen import INCOMPLETE, err, out, progress_shown, stop_on_signals
+from diffcert_ray.commands.arguments import (
+    ConfigArgument,
+    ImagesOption,
+    JsonOption,
+    SetOption,
+    image_range,
+)
+from diffcert_ray.commands.report import print_report_of, report_of
+from diffcert_ray.commands.screen import (
+    INCOMPLETE,
+    err,
+    out,
+    print_json,
+    progress_shown,
+    stop_on_signals,
+)
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
 
 
@@ -33,6 +47,10 @@ def certify(
     recompute_damaged: Annotated[
         bool, typer.Option(help="Evaluate the units of damaged files again instead of stopping")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress: only warnings, errors and results")
+    ] = False,
+    as_json: JsonOption = False,
     storage: StorageOption = None,
 ) -> None:
     """Certify a dataset, or continue a run that was stopped.
@@ -40,11 +58,12 @@ def certify(
     [dim]diffcert certify digits-quick[/]
     [dim]diffcert certify my.toml --run s3://bucket/run1 --set votes.n=10000 --address auto[/]
 
-    Ctrl-C stores what has come back and stops; the same command continues.
+    Ctrl-C stores what has come back and stops; the same command continues. Where stderr is no
+    terminal, progress comes as lines of key=value, with --json as JSON lines.
     """
     from diffcert_ray.certification import certify as certify_run
 
-    with progress_shown() as progress, stop_on_signals() as stopped:
+    with progress_shown(quiet=quiet, as_json=as_json) as progress, stop_on_signals() as stopped:
         found = certify_run(
             with_storage_options(load_config(config, overrides or ()), storage),
             run,
@@ -53,12 +72,36 @@ def certify(
             address=address,
             on_damaged="recompute" if recompute_damaged else "refuse",
             on_progress=progress,
-            on_start=_say_where,
+            on_start=lambda run: _say_where(run, quiet=quiet),
+            on_calibrated=lambda said: None if quiet else err.print(said, soft_wrap=True),
             should_stop=lambda: bool(stopped),
         )
     outcome = found.outcome
     assert outcome is not None
-    if outcome.nfe:
+    _say_outcome(outcome, quiet=quiet)
+    if as_json:
+        print_json(_figures(found, images))
+    elif outcome.complete:
+        if images is None:
+            print_report_of(found)
+        else:
+            out.print(f"images {images} are done; run: {found.address}", soft_wrap=True)
+    if not outcome.complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _say_where(run: "Run", *, quiet: bool) -> None:
+    name_run(run.document.votes_id)
+    if quiet:
+        return
+    err.print(f"run {run.address}  votes_id {run.document.votes_id}", soft_wrap=True)
+    if err.is_terminal:
+        err.print("[dim]Ctrl-C stores what has come back and stops; the same command continues[/]")
+
+
+def _say_outcome(outcome: "Outcome", *, quiet: bool) -> None:
+    """What this start did, and what a person has to know about how it ended."""
+    if outcome.nfe and not quiet:
         unused = f" ({outcome.votes_unused:,} not needed)" if outcome.votes_unused else ""
         err.print(
             f"{outcome.votes:,} votes{unused}, {outcome.nfe:,} NFE, {outcome.items} items in "
@@ -70,23 +113,25 @@ def certify(
             f"[bold]warning:[/] {len(outcome.unreadable)} images could not be read and count as "
             f"abstentions: image_id {shown}"
         )
-    if outcome.complete and images is None:
-        print_report_of(found)
-        return
-    if outcome.complete:
-        out.print(f"images {images} are done; run: {found.address}")
-        return
     if outcome.given_up:
         shown = ", ".join(f"image {i} at sigma {s:g}" for s, i in outcome.given_up[:5])
         err.print(
             f"[bold]incomplete:[/] {len(outcome.given_up)} images were given up after repeated "
             f"failures ({shown}); see the log above, then run the same command again"
         )
-    else:
+    elif not outcome.complete:
         err.print("[bold]stopped:[/] what has come back is stored; the same command continues")
-    raise typer.Exit(INCOMPLETE)
 
 
-def _say_where(run: "Run") -> None:
-    name_run(run.document.votes_id)
-    err.print(f"run {run.address}  votes_id {run.document.votes_id}", soft_wrap=True)
+def _figures(run: "Run", images: str | None) -> dict[str, Any]:
+    """What --json prints: how this start went, and of a finished run its report."""
+    outcome = run.outcome
+    assert outcome is not None
+    found = vars(outcome) | {
+        "numerics": sorted(outcome.numerics),
+        "given_up": [{"sigma": s, "image_id": i} for s, i in outcome.given_up],
+    }
+    document = run.document
+    identity = {"votes_id": document.votes_id, "plan_id": document.plan_id, "images": images}
+    report = report_of(run).figures() if outcome.complete and images is None else None
+    return {"run": run.address} | identity | found | {"report": report}

@@ -8,8 +8,8 @@ import typer
 if TYPE_CHECKING:
     pass
 
-from diffcert_ray.commands.arguments import RunArgument
-from diffcert_ray.commands.screen import out
+from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.screen import out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
@@ -21,6 +21,7 @@ def convert(
     config: Annotated[
         Path | None, typer.Option(help="JSON with what the checkpoint does not say of itself")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint (.pkl of EDM, .pt of EDM or OpenAI) into safetensors, running no code.
 
@@ -31,6 +32,9 @@ def convert(
 
     settings = None if config is None else read_json(config, Path(checkpoint))
     found = convert_checkpoint(checkpoint, output, settings)
+    if as_json:
+        print_json(vars(found) | {"output": str(found.output)})
+        return
     shape = "x".join(str(n) for n in found.image_shape)
     out.print(f"format      {found.format}")
     out.print(f"network     {found.network}, {found.preconditioning} preconditioning")
@@ -47,6 +51,7 @@ def compact(
     delete_sources: Annotated[
         bool, typer.Option(help="Delete the part files that the compaction has taken over")
     ] = False,
+    as_json: JsonOption = False,
     storage: StorageOption = None,
 ) -> None:
     """Rewrite a run's many small unit files as few large ones; the run may go on meanwhile.
@@ -59,6 +64,9 @@ def compact(
     done = compact_store(
         open_run(run, storage_options(storage)).store, delete_sources=delete_sources
     )
+    if as_json:
+        print_json({"run": run} | vars(done))
+        return
     out.print(
         f"generation {done.generation}: {done.parts:,} parts taken over, {done.rows:,} rows "
         "written, "

@@ -1,57 +1,130 @@
 """Say what a run will take."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
+import typer
 
-from diffcert_ray.config import load_config
+from diffcert_ray.commands.arguments import (
+    ConfigArgument,
+    ImagesOption,
+    JsonOption,
+    SetOption,
+    image_range,
+)
+from diffcert_ray.commands.screen import escaped, out, print_json, print_table
+from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
+from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.report.text_table import TextTable
 
 if TYPE_CHECKING:
-    pass
-
-from diffcert_ray.commands.arguments import ConfigArgument, ImagesOption, SetOption, image_range
-from diffcert_ray.commands.screen import out
-from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
+    from diffcert_ray.planning import Bill, Estimate, PlainEstimate
 
 
 def plan(
     config: ConfigArgument,
     overrides: SetOption = None,
     images: ImagesOption = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]PRICE", help="Price of a worker like this one for an hour; repeatable"
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="At work at the same time")] = 1,
+    as_json: JsonOption = False,
     storage: StorageOption = None,
 ) -> None:
     """Say what a run will take, measured on a few votes; stores nothing.
 
     [dim]diffcert plan digits --set votes.n=10000[/]
+    [dim]diffcert plan my.toml --workers 8 --price spot=0.35 --price on-demand=1.20[/]
     """
     from diffcert_ray.asked import plan_of
     from diffcert_ray.datasets import check_images, load_dataset
     from diffcert_ray.plain import PlainPlan
-    from diffcert_ray.planning import estimate
+    from diffcert_ray.planning import PlainEstimate, bills, doubts, estimate, estimate_plain
     from diffcert_ray.preflight import check_plan, leave_out_corrupt
-    from diffcert_ray.terminal import duration
-    from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.worker import Worker, WorkerSpec, resolve_device, weights_of
 
+    prices = dict(_price(text) for text in price or ())
     settings = with_storage_options(load_config(config, overrides or ()), storage)
     data = load_dataset(settings.dataset, settings.execution.storage_options)
     asked = plan_of(settings, data, image_range(images))
     check_plan(settings, asked, data)
     asked, _ = leave_out_corrupt(settings, asked, check_images(data, asked.image_ids))
-    if isinstance(asked, PlainPlan):
-        draws = len(asked.image_ids) * asked.draws
-        out.print(
-            f"{settings.name}: {len(asked.image_ids):,} images, {draws:,} draws, exactly "
-            f"{draws * len(asked.s) * asked.classes:,} NFE; certified without votes"
-        )
-        return
     device = resolve_device(settings.execution.device)
     worker = WorkerSpec(settings, weights_of(settings), device).load("plan")
-    found = estimate(asked, worker)
-    table = Table(title=f"{settings.name}: {found.images} images, {settings.votes.bound}")
-    for name in ("sigma", "votes", "NFE/vote", "at most", "NFE/s", "worker time", "largest radius"):
-        table.add_column(name, justify="right")
-    for s in found.sigmas:
-        table.add_row(
+    found: Estimate | PlainEstimate
+    if isinstance(asked, PlainPlan):
+        assert isinstance(worker, Worker)  # a configuration without votes has method dc
+        found, warnings = estimate_plain(asked, worker), []
+    else:
+        found = estimate(asked, worker)
+        warnings = doubts(settings, asked, data.num_classes)
+    costs = bills(found.worker_hours, prices, workers)
+    if as_json:
+        print_json(_figures(settings.name, device, workers, found, costs, warnings))
+        return
+    if isinstance(found, PlainEstimate):
+        _say_plain(settings.name, found)
+    else:
+        _say_votes(f"{settings.name}: {found.images} images, {settings.votes.bound}", found)
+    _say_costs(device, workers, found, costs)
+    for warning in warnings:
+        out.print(f"[bold]warning:[/] {escaped(warning)}")
+
+
+def _price(text: str) -> tuple[str, float]:
+    """The value of --price; ConfigError says what is wrong with it."""
+    name, _, number = text.rpartition("=")
+    try:
+        return name or "worker", float(number)
+    except ValueError:
+        raise ConfigError(
+            f"--price {text!r} must be a number, or NAME=NUMBER, as in spot=0.35"
+        ) from None
+
+
+def _figures(
+    name: str,
+    device: str,
+    workers: int,
+    found: "Estimate | PlainEstimate",
+    costs: "Sequence[Bill]",
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    facts = asdict(found)
+    for row, sigma in zip(facts.get("sigmas", ()), getattr(found, "sigmas", ()), strict=True):
+        row["worker_hours"] = sigma.worker_hours
+    return {
+        "name": name,
+        "device": device,
+        **facts,
+        "worker_hours": found.worker_hours,
+        "workers": workers,
+        "wall_hours": found.worker_hours / workers,
+        "costs": [asdict(bill) for bill in costs],
+        "warnings": list(warnings),
+    }
+
+
+def _say_plain(name: str, found: "PlainEstimate") -> None:
+    out.print(
+        f"{name}: {found.images:,} images, {found.draws:,} draws, exactly {found.nfe:,} NFE; "
+        f"certified without votes; {found.nfe_per_s:,.0f} NFE/s (measured on {found.trial_draws} "
+        "draws)"
+    )
+
+
+def _say_votes(title: str, found: "Estimate") -> None:
+    from diffcert_ray.terminal import duration
+
+    header = ("sigma", "votes", "NFE/vote", "at most", "NFE/s", "worker time", "largest radius")
+    rows = [
+        (
             f"{s.sigma:g}",
             f"{s.votes:,}",
             f"{s.nfe_per_vote:.1f}",
@@ -60,17 +133,24 @@ def plan(
             duration(s.worker_hours * 3600),
             f"{s.largest_radius:.3f}",
         )
-    out.print(table)
+        for s in found.sigmas
+    ]
+    print_table(TextTable(title, header, tuple(rows)))
+    out.print(f"measured on {found.trial_votes} votes")
+
+
+def _say_costs(
+    device: str, workers: int, found: "Estimate | PlainEstimate", costs: "Sequence[Bill]"
+) -> None:
+    from diffcert_ray.terminal import duration
+
     out.print(
         f"{found.units:,} units, about {found.stored_bytes / 2**20:.1f} MiB stored; "
-        f"{duration(found.worker_hours * 3600)} on one worker like this one ({device}; measured on "
-        f"{found.trial_votes} votes), divided by the number of workers"
+        f"{duration(found.worker_hours * 3600)} on one worker like this one ({device})"
     )
-    for s in found.sigmas:
-        if s.unreachable:
-            shown = ", ".join(f"{r:g}" for r in s.unreachable)
-            out.print(
-                f"warning: at sigma {s.sigma:g} no image can reach radius {shown}: n = "
-                f"{asked.n} at "
-                f"alpha {asked.alpha:g} certifies at most {s.largest_radius:.3f}"
-            )
+    if workers > 1:
+        wall = duration(found.worker_hours / workers * 3600)
+        out.print(f"{wall} on {workers} such workers, without their start")
+    if costs:
+        rows = [(c.name, f"{c.price:g}", f"{c.cost:,.2f}") for c in costs]
+        print_table(TextTable("Cost", ("machine", "price of an hour", "all"), tuple(rows)))

@@ -2,17 +2,20 @@
 
 import enum
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from diffcert_ray.report import PublishedRow
     from diffcert_ray.reporting import Sources
     from diffcert_ray.stored_run import Run
 
-from diffcert_ray.commands.arguments import RunArgument
-from diffcert_ray.commands.screen import escaped, out, print_table
+from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.screen import escaped, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
@@ -38,6 +41,7 @@ def report(
         list[str] | None,
         typer.Option(help="Compare with published rows of this dataset too, e.g. cifar10"),
     ] = None,
+    as_json: JsonOption = False,
     storage: StorageOption = None,
 ) -> None:
     """Print the figures of runs and logs, and write them with pictures and a page to look at.
@@ -52,7 +56,11 @@ def report(
     options = storage_options(storage)
     found = open_sources(sources, log_sigma=log_sigma, log_alpha=log_alpha, storage_options=options)
     folder = output or (None if found.runs else f"{sources[0]}-report")
-    print_report(found, folder, published or (), options)
+    made = written(found, folder, published or (), options)
+    if as_json:
+        print_json(made.figures())
+    else:
+        made.show()
 
 
 class ExportFormat(enum.StrEnum):
@@ -94,32 +102,76 @@ def export(
         out.print(f"{output / name}", soft_wrap=True)
 
 
-def print_report_of(run: "Run") -> None:
-    """The report of one run, as ``report`` prints it."""
+@dataclass(frozen=True)
+class Report:
+    """A report whose files are written.
+
+    Args:
+        sources: what it is about.
+        published: rows to compare with.
+        place: folder of the files.
+        files: their contents by name.
+    """
+
+    sources: "Sources"
+    published: "Sequence[PublishedRow]"
+    place: str
+    files: Mapping[str, bytes]
+
+    def show(self) -> None:
+        """Print the figures."""
+        from diffcert_ray.report import guarantees, report_tables
+
+        series = self.sources.series
+        for table in report_tables(series, self.published):
+            print_table(table)
+        for note in dict.fromkeys(note for one in series for note in one.notes):
+            out.print(escaped(note), soft_wrap=True)
+        for sentence in guarantees(series):
+            out.print(f"\n{sentence}", soft_wrap=False)
+        for run in self.sources.runs:
+            counted = "losses" if run.config.without_votes else "units"
+            out.print(f"\nresults: {run.address} (certificates/, {counted}/)", soft_wrap=True)
+        out.print(f"report: {self.place}/index.html", soft_wrap=True)
+
+    def figures(self) -> dict[str, Any]:
+        """The same for machines: the rows of table.csv, what each series rests on, the files."""
+        import pandas as pd
+
+        series = [
+            {"name": s.name, "title": s.title, "facts": dict(s.facts), "notes": list(s.notes)}
+            for s in self.sources.series
+        ]
+        rows = pd.read_csv(BytesIO(self.files["table.csv"])).to_dict("records")
+        files = [f"{self.place}/{name}" for name in self.files]
+        return {"series": series, "certified_accuracy": rows, "files": files}
+
+
+def report_of(run: "Run") -> Report:
+    """The report of one run, written into its folder."""
     from diffcert_ray.reporting import Sources, series_of_run
 
-    print_report(Sources(tuple(series_of_run(run)), (run,)))
+    return written(Sources(tuple(series_of_run(run)), (run,)))
 
 
-def print_report(
+def print_report_of(run: "Run") -> None:
+    """The report of one run, as ``report`` prints it."""
+    report_of(run).show()
+
+
+def written(
     sources: "Sources",
     output: str | None = None,
     datasets: Sequence[str] = (),
     storage: Mapping[str, Any] | None = None,
-) -> None:
-    """Print the figures; write the files to a folder, by default the first run's report/."""
-    from diffcert_ray.report import guarantees, published_rows, report_files, report_tables
+) -> Report:
+    """Write the files of a report to a folder, by default the first run's report/."""
+    from diffcert_ray.report import published_rows, report_files
     from diffcert_ray.reporting import pictures_of, replace_file
     from diffcert_ray.storage.location import open_location
 
     series, runs = sources.series, sources.runs
     published = published_rows([*dict.fromkeys(one.dataset for one in series), *datasets])
-    for table in report_tables(series, published):
-        print_table(table)
-    for note in dict.fromkeys(note for one in series for note in one.notes):
-        out.print(escaped(note), soft_wrap=True)
-    for sentence in guarantees(series):
-        out.print(f"\n{sentence}", soft_wrap=False)
     files = report_files(series, published, pictures_of(runs[0]) if runs else None)
     remote = output is not None and "://" in output
     location = (
@@ -128,8 +180,5 @@ def print_report(
     folder = "" if output else "report/"
     for name, data in files.items():
         replace_file(location, folder + name, data)
-    for run in runs:
-        counted = "losses" if run.config.without_votes else "units"
-        out.print(f"\nresults: {run.address} (certificates/, {counted}/)", soft_wrap=True)
     place = output or f"{runs[0].address.rstrip('/')}/report"
-    out.print(f"report: {place}/index.html", soft_wrap=True)
+    return Report(sources, published, place, files)

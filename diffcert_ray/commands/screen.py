@@ -45,11 +45,23 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def progress_shown() -> Iterator[Any]:
-    """What takes a run's progress: a live bar on a terminal, else a line now and then."""
-    from diffcert_ray.terminal import LineProgress, LiveProgress
+def progress_shown(*, quiet: bool = False, as_json: bool = False) -> Iterator[Any]:
+    """What takes a run's progress: a live bar on a terminal, else a line now and then.
 
-    with LiveProgress(err) if err.is_terminal else LineProgress(err) as progress:
+    Args:
+        quiet: show nothing.
+        as_json: JSON lines, on a terminal too.
+    """
+    from diffcert_ray.terminal import LineProgress, LiveProgress, QuietProgress, json_line
+
+    shown: LineProgress | LiveProgress | QuietProgress
+    if quiet:
+        shown = QuietProgress()
+    elif as_json:
+        shown = LineProgress(err, line=json_line)
+    else:
+        shown = LiveProgress(err) if err.is_terminal else LineProgress(err)
+    with shown as progress:
         yield progress
 
 

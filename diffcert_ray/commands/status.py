@@ -1,52 +1,120 @@
 """Say how far a run is."""
 
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from diffcert_ray.datasets import Dataset
-    from diffcert_ray.stored_run import Run
-
-from diffcert_ray.commands.arguments import RunArgument
-from diffcert_ray.commands.screen import out
+from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.screen import out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
+if TYPE_CHECKING:
+    from diffcert_ray.storage.activity import Activity
+    from diffcert_ray.stored_run import Run
 
-def status(run: RunArgument, storage: StorageOption = None) -> None:
+
+def status(run: RunArgument, as_json: JsonOption = False, storage: StorageOption = None) -> None:
     """Say how far a run is, also one that another machine is doing.
 
+    Needs neither the images nor the checkpoint. The speed is that of the last parts stored.
+
     [dim]diffcert status runs/digits[/]
+    [dim]diffcert status s3://bucket/run1 --json[/]
     """
-    from diffcert_ray.datasets import load_dataset
+    from diffcert_ray.storage.activity import activity, newest_writes
     from diffcert_ray.stored_run import open_run
 
     found = open_run(run, storage_options(storage))
-    votes, certificates = found.config.votes, found.certificates()
-    data = load_dataset(found.config.dataset, found.config.execution.storage_options)
-    if found.config.without_votes:
-        return _plain_status(found, data, len(certificates["image_id"].unique()))
-    units = found.store.units(["start", "stop", "numerics"]).to_pandas()
-    images = len(data) * len(votes.sigmas)
-    cast = int((units["stop"] - units["start"]).sum())
-    asked = images * (votes.n0 + votes.n)
-    done = len(certificates[["sigma", "image_id"]].drop_duplicates())
+    plain = found.config.without_votes
+    standing = _plain_standing(found) if plain else _standing(found)
+    writes = newest_writes(found.store, "losses" if plain else "units")
+    seen = activity(writes, time.time())
+    if as_json:
+        facts = vars(standing) | {"complete": standing.complete} | vars(seen)
+        identity = {"votes_id": found.document.votes_id, "plan_id": found.document.plan_id}
+        print_json({"run": found.address} | identity | facts)
+        return
+    what = "draws" if plain else "votes"
+    most = " at most" if found.config.votes.bound == "sequential" else ""
+    scope = "without votes" if plain else "(images x sigmas)"
     out.print(f"run        {found.address}", soft_wrap=True)
     out.print(f"votes_id   {found.document.votes_id}")
-    out.print(f"images     {done:,} of {images:,} certified (images x sigmas)")
-    most = " at most" if votes.bound == "sequential" else ""
-    out.print(f"votes      {cast:,} of {asked:,}{most}")
-    out.print(f"numerics   {', '.join(sorted(units['numerics'].unique())) or '-'}")
-    out.print(f"state      {'complete' if done >= images else 'incomplete: run certify again'}")
+    out.print(f"images     {standing.certified:,} of {standing.images:,} certified {scope}")
+    out.print(f"{what}      {standing.votes:,} of {standing.votes_asked:,}{most}")
+    out.print(f"numerics   {', '.join(standing.numerics) or '-'}")
+    out.print(f"written    {_written(seen, what)}")
+    out.print(f"state      {_state(standing, seen)}", soft_wrap=True)
 
 
-def _plain_status(run: "Run", data: "Dataset", done: int) -> None:
-    from diffcert_ray.loss_store import read_losses
-    from diffcert_ray.plain import plan_of_images
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is: images (times sigmas) certified, votes (or draws) stored."""
 
-    plan = plan_of_images(run.config, data)
-    units = read_losses(run.store, len(plan.s), plan.classes).units
-    drawn = int((units[:, 2] - units[:, 1]).sum())
-    out.print(f"run        {run.address}", soft_wrap=True)
-    out.print(f"votes_id   {run.document.votes_id}")
-    out.print(f"images     {done:,} of {len(data):,} certified, without votes")
-    out.print(f"draws      {drawn:,} of {len(data) * run.config.plain.draws:,}")
-    out.print(f"state      {'complete' if done >= len(data) else 'incomplete: run certify again'}")
+    certified: int
+    images: int
+    votes: int
+    votes_asked: int
+    numerics: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image has its certificate."""
+        return self.certified >= self.images
+
+
+def _standing(run: "Run") -> Standing:
+    votes, certificates = run.config.votes, run.certificates()
+    units = run.store.units(["sigma", "image_id", "start", "stop", "numerics"]).to_pandas()
+    # Later starts may have added images and sigmas: what is stored says so.
+    sigmas = {*votes.sigmas, *units["sigma"].unique()}
+    images = max(_images(run), units["image_id"].nunique()) * len(sigmas)
+    return Standing(
+        certified=len(certificates[["sigma", "image_id"]].drop_duplicates()),
+        images=images,
+        votes=int((units["stop"] - units["start"]).sum()),
+        votes_asked=images * (votes.n0 + votes.n),
+        numerics=tuple(sorted(map(str, units["numerics"].unique()))),
+    )
+
+
+def _plain_standing(run: "Run") -> Standing:
+    from diffcert_ray.storage.schemas import LOSS_UNIT_KEY
+
+    table = run.store.losses().select([*LOSS_UNIT_KEY, "numerics"]).to_pandas()
+    units = table.drop_duplicates(list(LOSS_UNIT_KEY))
+    certified = run.certificates()["image_id"].nunique()
+    images = max(_images(run), units["image_id"].nunique())
+    return Standing(
+        certified=certified,
+        images=images,
+        votes=int((units["stop"] - units["start"]).sum()),
+        votes_asked=images * run.config.plain.draws,
+        numerics=tuple(sorted(map(str, units["numerics"].unique()))),
+    )
+
+
+def _images(run: "Run") -> int:
+    return int(run.document.dataset.get("images", 0))
+
+
+def _written(seen: "Activity", what: str) -> str:
+    from diffcert_ray.terminal import duration
+
+    if seen.last_s is None:
+        return "-"
+    rate = "" if seen.votes_per_s is None else f", {seen.votes_per_s:,.1f} {what}/s then"
+    writers = "1 driver" if seen.writers == 1 else f"{seen.writers} drivers"
+    return f"{duration(seen.last_s)} ago, by {writers}{rate}"
+
+
+def _state(standing: Standing, seen: "Activity") -> str:
+    from diffcert_ray.terminal import duration
+
+    if standing.complete:
+        return "complete"
+    if not seen.alive:
+        return "incomplete, and nobody seems to work on it: run certify again"
+    left = None
+    if seen.votes_per_s:
+        left = max(standing.votes_asked - standing.votes, 0) / seen.votes_per_s
+    return f"incomplete, somebody seems to work on it: about {duration(left)} left"

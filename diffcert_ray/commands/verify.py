@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    pass
+    from diffcert_ray.verify import Verification
 
-from diffcert_ray.commands.arguments import RunArgument
-from diffcert_ray.commands.screen import FAILED, escaped, out
+from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.screen import FAILED, escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
@@ -16,6 +16,7 @@ def verify(
     run: RunArgument,
     sample: Annotated[int, typer.Option(min=0, help="Units to evaluate again")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of units")] = 0,
+    as_json: JsonOption = False,
     storage: StorageOption = None,
 ) -> None:
     """Recompute every certificate from the counts, and a sample of the units from the images.
@@ -28,6 +29,15 @@ def verify(
     from diffcert_ray.verification import verify_run
 
     found = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
+    if as_json:
+        print_json({"run": run, "same": not found.differences} | vars(found))
+    else:
+        _say(found)
+    if found.differences:
+        raise typer.Exit(FAILED)
+
+
+def _say(found: "Verification") -> None:
     kind = "" if found.same_numerics else " (units of another numerics kind among them)"
     out.print(
         f"{found.certificates:,} certificates recomputed from their counts, {found.units:,} units "
@@ -37,5 +47,5 @@ def verify(
         out.print(f"difference: {escaped(difference)}", soft_wrap=True)
     if found.differences:
         out.print(f"{len(found.differences)} differences")
-        raise typer.Exit(FAILED)
-    out.print("no difference")
+    else:
+        out.print("no difference")

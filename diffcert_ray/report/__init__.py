@@ -23,6 +23,7 @@ from diffcert_ray.report.text_table import TextTable, latex, markdown, without_r
 
 __all__ = [
     "Pictures",
+    "PublishedRow",
     "Series",
     "guarantees",
     "published_rows",

@@ -1,0 +1,99 @@
+"""Whether somebody is writing into a run, and how fast, from the times of its newest parts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from diffcert_ray.storage.manifest import Manifests
+from diffcert_ray.storage.parts import PART_NAME, ReadPart, StoredFile, read_files
+from diffcert_ray.storage.schemas import LOSS_UNIT_KEY
+from diffcert_ray.storage.store import RunStore
+from diffcert_ray.storage.stored_rows import SCHEMAS, loose_parts
+
+RECENT_S = 600.0  # before the newest part: what the rate rests on
+PATIENCE_S = 120.0  # without a part, before a run is taken for abandoned
+PATIENCE_GAPS = 3.0  # the same, in the longest of the recent gaps between parts
+
+
+@dataclass(frozen=True)
+class Write:
+    """One part: when it was published (unix time, s), by which writer, with how many votes."""
+
+    time: float
+    writer: str
+    votes: int
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the newest parts say.
+
+    Attributes:
+        last_s: seconds since the newest part, by this machine's clock against the writer's; None
+            where there is none (or all are compacted).
+        writers: that published in the ten minutes before it.
+        votes_per_s: stored in these, by all of them; None while a single part tells nothing.
+        alive: whether somebody seems to be at work: a guess.
+    """
+
+    last_s: float | None
+    writers: int
+    votes_per_s: float | None
+    alive: bool
+
+
+def activity(writes: Sequence[Write], now: float) -> Activity:
+    """Judge a run by its newest parts.
+
+    Args:
+        writes: parts in any order.
+        now: unix time, s.
+
+    Returns:
+        The judgement; votes of the first part of the ten minutes were cast before them.
+
+    Source: ours.
+    """
+    if not writes:
+        return Activity(None, 0, None, alive=False)
+    newest = max(write.time for write in writes)
+    recent = sorted((w for w in writes if w.time >= newest - RECENT_S), key=lambda w: w.time)
+    span = newest - recent[0].time
+    votes = sum(write.votes for write in recent[1:])
+    gaps = [b.time - a.time for a, b in pairwise(recent)]
+    patience = max([PATIENCE_S, *(PATIENCE_GAPS * gap for gap in gaps)])
+    last_s = max(0.0, now - newest)
+    return Activity(
+        last_s=last_s,
+        writers=len({write.writer for write in recent}),
+        votes_per_s=votes / span if span > 0 and votes else None,
+        alive=last_s <= patience,
+    )
+
+
+def newest_writes(store: RunStore, folder: str) -> list[Write]:
+    """The parts of a run that no compaction has taken over.
+
+    Args:
+        store: the run.
+        folder: "units", or "losses" of a run without votes (draws count as votes).
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    listed = store.location.list(folder)
+    manifest = Manifests(store.location).newest(skip_damaged=True)
+    names = loose_parts(listed, manifest, folder)
+    columns = LOSS_UNIT_KEY if folder == "losses" else ("start", "stop")
+    files = [StoredFile(name) for name in names]
+    parts, _, _ = read_files(store.location, files, SCHEMAS[folder], columns)
+    return [_write(part, folder) for part in parts]
+
+
+def _write(part: ReadPart, folder: str) -> Write:
+    rows = part.table.to_pandas()
+    if folder == "losses":  # one row for each level and class
+        rows = rows.drop_duplicates()
+    match = PART_NAME.match(part.name)
+    votes = int((rows["stop"] - rows["start"]).sum())
+    return Write(part.published_us / 1e6, match["writer"] if match else part.name, votes)
