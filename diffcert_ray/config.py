@@ -64,8 +64,10 @@ def load_config(
 def _read_toml(source: str) -> dict[str, Any]:
     if source in presets():
         text = (resources.files("diffcert_ray") / "presets" / f"{source}.toml").read_text("utf-8")
-    elif Path(source).is_file():
-        text = Path(source).read_text("utf-8")
+    elif Path(source).is_dir():
+        raise ConfigError(f"{source} is a folder: give the TOML file itself")
+    elif Path(source).exists():
+        text = _file_text(source)
     else:
         near = difflib.get_close_matches(source, presets(), 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -76,6 +78,20 @@ def _read_toml(source: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from None
+
+
+def _file_text(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): give a TOML file, "
+            "saved as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path} ({error.strerror}): make it readable, or give another file"
+        ) from None
 
 
 def _apply_override(tables: dict[str, Any], override: str) -> None:
@@ -94,6 +110,14 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
     tables[keys[-1]] = parsed
 
 
+_REMEDIES = {
+    "tuple_type": "; give a list, as in {key}=[{value}]",
+    "list_type": "; give a list, as in {key}=[{value}]",
+    "model_type": "; it is a table: set one of its keys, as in {key}.KEY=VALUE",
+    "int_parsing": "; give a whole number",
+}
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
@@ -104,7 +128,9 @@ def _explain(error: ValidationError) -> str:
             hint = f"did you mean {near[0]!r}? " if near else ""
             lines.append(f"unknown key {where!r}: {hint}Known here: {', '.join(known)}")
         else:
-            lines.append(f"{where} is {problem['input']!r}: {problem['msg']}")
+            hint = _REMEDIES.get(problem["type"], "")
+            shown = hint.format(key=where, value=problem["input"])
+            lines.append(f"{where} is {problem['input']!r}: {problem['msg']}{shown}")
     return "; ".join(lines)
 
 

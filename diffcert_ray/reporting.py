@@ -169,8 +169,13 @@ def _is_log(address: str) -> bool:
 
 def _read_text(address: str, storage_options: Mapping[str, Any] | None) -> str:
     options = storage_options if "://" in address else None
-    with fsspec.open(address, "rt", encoding="utf-8", **(options or {})) as file:
-        text: str = file.read()
+    try:
+        with fsspec.open(address, "rt", encoding="utf-8", **(options or {})) as file:
+            text: str = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the log {address} ({error}): check the address, and that it is text"
+        ) from None
     return text
 
 

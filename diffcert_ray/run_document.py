@@ -93,7 +93,7 @@ class RunDocument:
             raise ConfigError(
                 f"run.toml is not a run document of this version: {error}; the folder was "
                 "written by "
-                "another version or changed by hand"
+                "another version or changed by hand: restore it from a copy, or give another folder"
             ) from None
 
     def with_storage_options(self, options: Mapping[str, Any]) -> "RunDocument":

@@ -64,8 +64,13 @@ class LocalFolder:
             return Path(self.address, name).read_bytes()
         except FileNotFoundError:
             raise
+        except NotADirectoryError as error:  # a file where the folder should be
+            raise FileNotFoundError(errno.ENOENT, error.strerror, error.filename) from error
         except OSError as error:
-            raise StoreError(f"cannot read {self.address}/{name}: {error}") from error
+            raise StoreError(
+                f"cannot read {self.address}/{name} ({error.strerror}): make it readable, or "
+                "restore it from a copy"
+            ) from error
 
     def list(self, folder: str) -> list[str]:
         """Sorted names of the finished files in a folder; empty if it is missing."""

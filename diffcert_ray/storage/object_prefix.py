@@ -142,7 +142,10 @@ class ObjectPrefix:
                 self.protocol, use_listings_cache=False, skip_instance_cache=True, **options
             )
         except (ImportError, ValueError, TypeError) as error:
-            raise StoreError(f"cannot open {self.address}: {error}") from error
+            raise StoreError(
+                f"cannot open {self.address}: {error}; give a local path, an s3:// address, or "
+                "install what this protocol needs"
+            ) from error
         if self._is_s3:
             filesystem.retries = 1
         return filesystem
