@@ -15,6 +15,10 @@ RECENT_CALLS = 200
 # fast and would draw item after item. So many are given up before any has succeeded: all would be.
 WORKER_FAILURES = 3
 GIVEN_UP_AT_FIRST = 3
+# On machines that have become slow, a fixed limit would end one worker after the other, and start
+# new ones, for ever: each time it strikes it doubles, and so many returned calls halve it again.
+DOUBLINGS = 5
+CALLS_PER_HALVING = 50
 
 
 def spoils_worker(error: BaseException) -> bool:
@@ -86,6 +90,7 @@ class Dispatch:
         self._given_up_count = 0
         self._succeeded = False
         self._recent: deque[float] = deque(maxlen=RECENT_CALLS)
+        self._doublings, self._returned = 0, 0
 
     # ---- workers ---------------------------------------------------------------------------------
 
@@ -139,7 +144,11 @@ class Dispatch:
     @property
     def limit_s(self) -> float:
         """How long a call may take at present, seconds."""
-        return self._deadline.seconds(self._recent)
+        return self._deadline.seconds(self._recent) * 2**self._doublings
+
+    def lengthen_limit(self) -> None:
+        """Be more patient: workers were just lost because they were overdue."""
+        self._doublings, self._returned = min(self._doublings + 1, DOUBLINGS), 0
 
     # ---- items -----------------------------------------------------------------------------------
 
@@ -180,6 +189,9 @@ class Dispatch:
         """
         line = self._lines.get(worker)
         self._succeeded = True
+        self._returned += 1
+        if self._returned >= CALLS_PER_HALVING:
+            self._doublings, self._returned = max(self._doublings - 1, 0), 0
         if line is not None:
             line.failed_since_success.clear()
             self._leave_line(worker, item_id, now, measured=True)

@@ -289,9 +289,11 @@ class RayPool:
             self._fatal = PoolError(f"no worker for {waited:.0f} s: {self._waits_for()}")
 
     def _enforce_limits(self, now: float) -> None:
-        for name in self._dispatch.overdue(now):
+        if overdue := self._dispatch.overdue(now):
             limit = self._dispatch.limit_s
-            self._lose(self._actors[name], f"no answer in {limit:.0f} s", blame=True)
+            for name in overdue:
+                self._lose(self._actors[name], f"no answer in {limit:.0f} s", blame=True)
+            self._dispatch.lengthen_limit()
         for actor in list(self._actors.values()):
             if actor.phase == "loading" and now - actor.since > self._start_timeout_s:
                 limit = self._start_timeout_s
@@ -380,6 +382,48 @@ class RayPool:
             self._lose(actor, str(error), blame=blame)
         elif self._dispatch.fail(actor.name, item_id, error, self._clock()):
             self._lose(actor, f"{type(error).__name__}: {error}", blame=False)
+
+
+def run_as_task(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: Mapping[str, Any],
+    *,
+    address: str | None,
+    gpus: float,
+    limit_s: float,
+) -> Any:
+    """Call a function once where a worker may be: on one CPU core, with a worker's share of a GPU.
+
+    Args:
+        function: importable on every node.
+        arguments: of the function.
+        options: of the function, by name.
+        address: as for ``RayPool``.
+        gpus: GPUs that the call needs, >= 0.
+        limit_s: seconds that waiting for a place and the call may take.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        PoolError: the cluster cannot be joined, or there was no answer in time.
+        Exception: what the function raised.
+    """
+    connected_here = _connect(address, None)
+    try:
+        remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(function)
+        return ray.get(remote.remote(*arguments, **options), timeout=limit_s)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    except RayError as error:
+        raise PoolError(
+            f"calibration got no answer from a worker in {limit_s:.0f} s ({_brief(str(error))}): "
+            'add nodes with free resources, or set execution.calibrate = "never"'
+        ) from None
+    finally:
+        if connected_here:
+            ray.shutdown()
 
 
 class RayRecorder:

@@ -204,7 +204,8 @@ class Driver:
                 for result in self.pool.collect(POLL_S):
                     self._take_in(result, outcome, speed)
                 for item in self.pool.given_up():
-                    outcome.given_up += self.work.abandon(item)
+                    lost = self.work.abandon(item)
+                    outcome.given_up += [key for key in lost if key not in outcome.given_up]
                 self._store_certificates()
                 self.writer.flush()
                 if recent.add(self.clock(), outcome.nfe):

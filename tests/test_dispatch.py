@@ -212,6 +212,25 @@ def test_deadline_is_patient_at_first_and_then_five_times_the_95th_percentile() 
     assert deadline.seconds([20.0] * 94 + [400.0] * 6) == 2000.0
 
 
+def test_limit_doubles_each_time_it_strikes_and_comes_back_with_answers() -> None:
+    """Workers on machines that became slow are not ended one after the other for ever."""
+    dispatch = Dispatch(deadline=Deadline(floor_s=10.0, first_s=10.0), tries=9)
+    dispatch.add_worker("w0")
+    limits = []
+    for _ in range(7):
+        limits.append(dispatch.limit_s)
+        dispatch.lengthen_limit()
+    assert limits == [10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 320.0]
+    for number in range(250):
+        dispatch.submit(item(number))
+        feed(dispatch)
+        dispatch.finish("w0", number, now=0.0)
+        if number in (48, 49, 99):
+            limits.append(dispatch.limit_s)
+    assert limits[-3:] == [320.0, 160.0, 80.0]
+    assert dispatch.limit_s == 10.0
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 25))
 def test_each_item_comes_out_exactly_once_whatever_is_lost(

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from diffcert_ray import ABSTAIN, certify, open_run
+from diffcert_ray import ABSTAIN, certification, certify, open_run
 from diffcert_ray.certificates import certificate
 from diffcert_ray.config import ConfigError
+from diffcert_ray.pool import LocalPool
 from diffcert_ray.storage.create_only import StoreError
 from tests.worlds import counts_of, settings, small_world
 
@@ -110,6 +111,79 @@ def test_a_stopped_run_continues_and_evaluates_only_what_is_missing(clean, world
     # Part of a unit that was under way at a stop is evaluated again, whole units never.
     assert nfe >= clean.outcome.nfe
     assert run.units()["nfe"].sum() == clean.units()["nfe"].sum()
+
+
+class GivesUp(LocalPool):
+    """A pool that gives up every item with a certain image."""
+
+    def __init__(self, spec, image_id: int) -> None:
+        super().__init__(spec)
+        self.image_id, self.lost, self.given_up_items = image_id, [], 0
+
+    def submit(self, item) -> None:
+        bad = any(part.unit.image_id == self.image_id for part in item.parts)
+        (self.lost if bad else self._items).append(item)
+
+    def room(self) -> int:
+        return 10 - len(self._items)
+
+    def given_up(self) -> list:
+        lost, self.lost = self.lost, []
+        self.given_up_items += len(lost)
+        return lost
+
+
+def test_image_that_is_given_up_in_several_items_is_named_once_and_made_up_for_later(
+    clean, world, tmp_path, monkeypatch
+):
+    tables = settings(execution={"item_s": 0.01})
+    pools = []
+
+    def made(spec, *_, **__) -> GivesUp:
+        pools.append(GivesUp(spec, 100))
+        return pools[0]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(certification, "_pool", made)
+        broken.setattr("diffcert_ray.run.FIRST_ITEM_NFE", 40.0)
+        run = certify(tables, tmp_path / "r", local=True, denoiser=world[0], dataset=world[1])
+    assert not run.outcome.complete
+    assert pools[0].given_up_items >= 2
+    assert (0.25, 100) in run.outcome.given_up
+    assert len(set(run.outcome.given_up)) == len(run.outcome.given_up)
+    missing = set(clean.certificates()["image_id"]) - set(run.certificates()["image_id"])
+    assert missing == {image_id for _, image_id in run.outcome.given_up}
+    run = certify(tables, tmp_path / "r", local=True, denoiser=world[0], dataset=world[1])
+    assert run.outcome.complete
+    assert counts_of(run) == counts_of(clean)
+
+
+def test_start_that_finds_many_parts_compacts_them_first(clean, world, tmp_path, monkeypatch):
+    folder = tmp_path / "r"
+    tables = settings(execution={"item_s": 0.01, "flush_s": 1e-3})
+
+    def start(questions: int):
+        return certify(
+            tables, folder, local=True, denoiser=world[0], dataset=world[1],
+            should_stop=StopAfter(questions),
+        )  # fmt: skip
+
+    for _ in range(2):
+        start(4)  # each start writes a part at least
+    store = open_run(folder).store
+    before, parts = counts_of(open_run(folder)), store.loose_part_count()
+    assert parts >= 2
+    monkeypatch.setattr(certification, "COMPACT_AT", parts)
+    start(0)
+    assert not (folder / "compact").exists()  # as many as are allowed
+    monkeypatch.setattr(certification, "COMPACT_AT", parts - 1)
+    start(0)
+    assert len(list((folder / "compact").glob("*.json"))) == 1
+    assert open_run(folder).store.loose_part_count() == 0
+    assert counts_of(open_run(folder)) == before
+    run = start(10**6)
+    assert run.outcome.complete
+    assert counts_of(run) == counts_of(clean)
 
 
 def test_images_may_be_split_over_drivers_and_are_merged_by_reading(clean, world, tmp_path):
