@@ -127,8 +127,25 @@ def test_many_workers_of_a_machine_fetch_it_once(server, tmp_path):
     assert len(found) == 2
     assert len(set(found)) == 1
     assert fetched(faults, MODEL) == shipped_models()["digits"].stat().st_size
-    WorkerSpec(config, weights).load("one more")
-    assert fetched(faults, MODEL) == shipped_models()["digits"].stat().st_size
+
+
+def test_a_worker_of_another_machine_fetches_for_itself(server, tmp_path, monkeypatch):
+    address, faults = server
+    size = shipped_models()["digits"].stat().st_size
+    config = load_config(toml(tmp_path, address))
+    weights = weights_of(config)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another machine"))
+    for number in range(2):
+        WorkerSpec(config, weights).load(f"worker {number}")
+        assert fetched(faults, MODEL) == 2 * size
+    direct = load_config(config, [
+        "method.name=classify", f"classifier.checkpoint=s3://{BUCKET}/{CLASSIFIER}",
+        "classifier.architecture=digits-convnet",
+    ])  # fmt: skip
+    weights = weights_of(direct)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "a third"))
+    WorkerSpec(direct, weights).load("worker")
+    assert fetched(faults, CLASSIFIER) == 2 * shipped_classifiers()["digits"].stat().st_size
 
 
 def test_a_toml_with_dataset_and_checkpoint_on_the_store_is_certified(server, tmp_path):
