@@ -69,7 +69,13 @@ def about(data: Dataset) -> dict[str, Any]:
 
 
 def check_same_images(held: DoneUnits, known: set[int], image_sha: Callable[[int], str]) -> None:
-    """Refuse to continue with other pixels under a stored image_id."""
+    """Refuse to continue with other pixels under a stored image_id.
+
+    Args:
+        held: what the store holds, with each image's pixel hash.
+        known: ids of the images at hand.
+        image_sha: image_id -> its pixel hash now.
+    """
     for image_id, sha in held.image_sha.items():
         if image_id in known and (found := image_sha(image_id)) != sha:
             raise ConfigError(

@@ -150,7 +150,13 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
 
 
 def largest_evaluations(config: Config, sigma: float, classes: int) -> int:
-    """Evaluations of one vote that drops no class early: the ceiling that a plan can promise."""
+    """Evaluations of one vote that drops no class early: the ceiling that a plan can promise.
+
+    Args:
+        config: the run's configuration.
+        sigma: smoothing noise, pixel units.
+        classes: number of classes K.
+    """
     levels, _ = levels_and_sift(config, sigma)
     denoising = 1 if config.method.name.startswith("apndc") else 0
     return denoising + len(levels.s) * classes

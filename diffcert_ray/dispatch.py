@@ -184,6 +184,11 @@ class Dispatch:
     def finish(self, worker: str, item_id: int, now: float) -> bool:
         """Take note of a returned call.
 
+        Args:
+            worker: whose call it was.
+            item_id: what it evaluated.
+            now: monotonic time, s.
+
         Returns:
             Whether the result is to be delivered: an item counts once, whoever evaluated it.
         """
@@ -199,6 +204,12 @@ class Dispatch:
 
     def fail(self, worker: str, item_id: int, error: BaseException, now: float) -> bool:
         """Take note of a call that raised: the item is put back, or given up.
+
+        Args:
+            worker: whose call it was.
+            item_id: what it should have evaluated.
+            error: what was raised.
+            now: monotonic time, s.
 
         Returns:
             Whether the worker is to be replaced.

@@ -96,7 +96,16 @@ def evaluate_classifier_item(
     numerics: str = "",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Result:
-    """Evaluate one item; arguments, result and errors as ``evaluate.evaluate_item``."""
+    """Evaluate one item; arguments, result and errors as ``evaluate.evaluate_item``.
+
+    Args:
+        base: the classifier at the item's sigma.
+        item: what to evaluate.
+        image: image_id -> float32 [C, H, W] in [0, 1].
+        worker: name of the worker.
+        numerics: its numerics kind.
+        clock: wall time, s.
+    """
     if item.sigma != base.sigma:
         raise ValueError(
             f"item {item.item_id} is at sigma {item.sigma}, the worker at {base.sigma}"
@@ -122,7 +131,13 @@ def evaluate_classifier_item(
 def evaluate_classifier_votes(
     base: DirectClassifier, item: Item, image: Callable[[int], np.ndarray]
 ) -> tuple[np.ndarray, int]:
-    """The class of every vote of an item, one by one, as ``evaluate.evaluate_votes``."""
+    """The class of every vote of an item, one by one, as ``evaluate.evaluate_votes``.
+
+    Args:
+        base: the classifier at the item's sigma.
+        item: what to evaluate.
+        image: image_id -> float32 [C, H, W] in [0, 1].
+    """
     winner = _winners(base, Votes.of(item), image)
     return winner, len(winner) * base.nfe_per_vote
 

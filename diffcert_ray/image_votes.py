@@ -62,7 +62,15 @@ def _ranges(votes: int, unit: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class UnitCounts:
-    """One complete unit: counts per class (or NOT_TARGET), and its cost."""
+    """One complete unit: counts per class (or NOT_TARGET), and its cost.
+
+    Args:
+        unit: which votes.
+        target: the class asked for, or -1: any.
+        counts: votes of each class.
+        nfe: evaluations spent.
+        seconds: of work spent.
+    """
 
     unit: Unit
     target: int

@@ -158,7 +158,13 @@ def export_logs(run: Run) -> dict[str, str]:
 
 
 def replace_file(location: Location, name: str, data: bytes) -> None:
-    """Write a file anew: a view of the stored truth, the one thing that may be replaced."""
+    """Write a file anew: a view of the stored truth, the one thing that may be replaced.
+
+    Args:
+        location: the folder.
+        name: of the file in it.
+        data: its bytes.
+    """
     location.delete(name)
     location.create(name, data)
 

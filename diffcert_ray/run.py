@@ -133,6 +133,7 @@ class Outcome:
         nfe: evaluations in this start.
         votes: votes settled in this start.
         votes_unused: votes that came back after their image had stopped (``sequential``); stored.
+        padded: rows that only filled batches.
         seconds: wall time of the loop.
         item_seconds: sum of the items' compute times on the workers.
         items: items evaluated.

@@ -36,7 +36,14 @@ class _Cost:
 
 @dataclass
 class SettledUnit:
-    """A unit whose votes are all in, as it is to be stored."""
+    """A unit whose votes are all in, as it is to be stored.
+
+    Args:
+        units: its counts and cost.
+        workers: that took part.
+        devices: they ran on.
+        numerics: their numerics kinds.
+    """
 
     units: UnitCounts
     workers: set[str] = field(default_factory=set)

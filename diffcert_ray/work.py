@@ -146,7 +146,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Tally:
-    """Votes of one unit that an item settled, per class, and the evaluations spent on it."""
+    """Votes of one unit that an item settled, per class, and the evaluations spent on it.
+
+    Args:
+        unit: which.
+        target: the class asked for, or -1: any.
+        counts: votes of each class.
+        nfe: evaluations.
+    """
 
     unit: Unit
     target: int

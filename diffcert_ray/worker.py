@@ -132,7 +132,16 @@ def set_up_torch() -> None:
 
 
 class Worker:
-    """Evaluates items at any sigma of the run."""
+    """Evaluates items at any sigma of the run.
+
+    Args:
+        name: told with every result.
+        config: of the run, with final [numerics].
+        denoiser: the class-conditional network.
+        unconditional: of the first step, or None: the same network.
+        dataset: the images.
+        device: "cpu" or "cuda".
+    """
 
     def __init__(
         self,
@@ -194,7 +203,16 @@ class Worker:
 
 
 class ClassifierWorker:
-    """Evaluates items of ``classify`` and ``denoise-classify`` at any sigma of the run."""
+    """Evaluates items of ``classify`` and ``denoise-classify`` at any sigma of the run.
+
+    Args:
+        name: told with every result.
+        config: of the run, with final [numerics].
+        classifier: the trained classifier.
+        denoiser: for ``denoise-classify``, else None.
+        dataset: the images.
+        device: "cpu" or "cuda".
+    """
 
     def __init__(
         self,

@@ -56,7 +56,13 @@ class Floor:
 
 
 def device_speeds(device: str, dtype: str, rounds: int = 5) -> Speeds:
-    """Measure the best that the device does; the largest of some rounds."""
+    """Measure the best that the device does; the largest of some rounds.
+
+    Args:
+        device: "cpu" or "cuda".
+        dtype: what networks compute in.
+        rounds: of which the fastest counts.
+    """
     kind = getattr(torch, dtype)
     a = torch.ones(SIDE[device], SIDE[device], dtype=kind, device=device)
     source = torch.ones(COPIED_BYTES[device], dtype=torch.uint8, device=device)

@@ -24,6 +24,11 @@ def example_rows(denoiser: Denoiser, batch: int, device: str) -> tuple[Tensor, T
     """Noise [B, C, H, W] at levels [B] inside the network's range, and classes [B].
 
     The values matter to no time, as long as they are no denormal numbers.
+
+    Args:
+        denoiser: whose shape, range and classes count.
+        batch: rows B.
+        device: where they are made.
     """
     low, high = denoiser.s_range
     s = torch.linspace(max(0.1, low), min(3.0, high), batch, device=device)

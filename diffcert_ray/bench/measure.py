@@ -112,7 +112,13 @@ def measure(
 
 
 def part_seconds(engine: Engine, device: str, votes: int) -> dict[str, float]:
-    """Seconds of one item by part of the engine; "rest" is what lies between them."""
+    """Seconds of one item by part of the engine; "rest" is what lies between them.
+
+    Args:
+        engine: what evaluates the item.
+        device: "cpu" or "cuda".
+        votes: in the item.
+    """
     watch, began = Stopwatch(device), seconds(device)
     engine.evaluate(votes, watch)
     total = seconds(device) - began

@@ -19,6 +19,11 @@ SCALES: Mapping[str, EdmConfiguration] = {
 def random_network(scale: str, device: str, dtype: NetworkDtype = "float32") -> EdmDenoiser:
     """A network of one of SCALES with random weights; it takes "no class", too.
 
+    Args:
+        scale: a name in SCALES.
+        device: where it lives.
+        dtype: what it computes in.
+
     Raises:
         ValueError: an unknown scale.
     """

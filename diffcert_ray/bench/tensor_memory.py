@@ -66,7 +66,13 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
 
 
 def activation_bytes(denoiser: Denoiser, batch: int, device: str) -> int:
-    """Peak of the tensors of one batch without the weights, input and output included."""
+    """Peak of the tensors of one batch without the weights, input and output included.
+
+    Args:
+        denoiser: the network.
+        batch: rows of a batch.
+        device: where it lives.
+    """
     network = eager(denoiser) if device == "cpu" else denoiser
     with torch.inference_mode():
         return peak_bytes(lambda: network(*example_rows(denoiser, batch, device)), device)

@@ -59,6 +59,11 @@ class Place:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file, or the bytes start:stop of it.
 
+        Args:
+            name: relative to the place.
+            start: first byte, or None: 0.
+            stop: byte after the last, or None: to the end.
+
         Raises:
             DatasetError: there is no such file.
             OSError: fewer bytes came than were asked for.
@@ -116,6 +121,11 @@ class RangeFile(io.RawIOBase):
     """A file of known size of which every read is one request for exactly these bytes.
 
     fsspec's own file objects read ahead by megabytes; Parquet says exactly which bytes it needs.
+
+    Args:
+        place: where the file is.
+        name: the file, relative to the place.
+        size: its bytes.
     """
 
     def __init__(self, place: Place, name: str, size: int) -> None:

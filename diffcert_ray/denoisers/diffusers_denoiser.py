@@ -31,6 +31,11 @@ class DiffusersDenoiser(nn.Module):
     Nothing is clipped, whatever the scheduler of the checkpoint says: it made samples, this
     denoises.
 
+    Args:
+        network: F, of diffusers.
+        configuration: its shape, classes and noise schedule.
+        dtype: what F computes in.
+
     Source: Karras et al. 2022 (arXiv:2206.00364), equation 7; see `preconditioning` for the rest.
     """
 

@@ -127,7 +127,13 @@ def build_decoder(
 
 
 def encode(layers: nn.ModuleDict, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Go down the ladder from [B, C, H, W] and embedding [B, E]; return the end and the skips."""
+    """Go down the ladder from [B, C, H, W] and embedding [B, E]; return the end and the skips.
+
+    Args:
+        layers: the blocks, from the finest.
+        x: [B, C, H, W].
+        emb: embedding of noise and class [B, E].
+    """
     skips: list[Tensor] = []
     aux = x
     for name, layer in layers.items():
@@ -140,7 +146,14 @@ def encode(layers: nn.ModuleDict, x: Tensor, emb: Tensor) -> tuple[Tensor, list[
 
 
 def decode(blocks: nn.ModuleDict, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
-    """Go up the ladder, using up the skips."""
+    """Go up the ladder, using up the skips.
+
+    Args:
+        blocks: from the coarsest.
+        x: [B, C, H, W], where encoding ended.
+        skips: what encoding left, used up from the last.
+        emb: embedding of noise and class [B, E].
+    """
     for name, block in blocks.items():
         if "_block" in name:
             x = torch.cat([x, skips.pop()], dim=1)

@@ -50,7 +50,13 @@ class BlockStyle:
 
 
 def group_norm(channels: int, eps: float, groups: int | None = None) -> nn.GroupNorm:
-    """Group norm; if no groups are given, with 32, or fewer of four channels each."""
+    """Group norm; if no groups are given, with 32, or fewer of four channels each.
+
+    Args:
+        channels: C of [B, C, H, W].
+        eps: added to the variance.
+        groups: of channels, or None.
+    """
     return nn.GroupNorm(groups or min(32, channels // 4), channels, eps=eps)
 
 
@@ -65,6 +71,15 @@ class Conv2d(nn.Module):
     """Convolution (kernel 1, 3, ...) or nothing (kernel 0), after resampling by two if asked.
 
     With `fused_resample` the filter of a down-sampling comes after the kernel instead.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel: side of the kernel; 0: no convolution.
+        up: double the resolution first.
+        down: halve the resolution.
+        resample_filter: taps of the resampling, in each direction.
+        fused_resample: as said above.
     """
 
     resample_filter: Tensor
@@ -159,7 +174,16 @@ class FourierEmbedding(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """Residual block with two convolutions, the embedding between them, attention after them."""
+    """Residual block with two convolutions, the embedding between them, attention after them.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        style: what tells the families of networks apart.
+        up: double the resolution.
+        down: halve the resolution.
+        heads: of the attention; 0: none.
+    """
 
     def __init__(
         self,

@@ -19,7 +19,14 @@ OPEN = -1
 
 @dataclass
 class Votes:
-    """The votes of one item, flat: each array is [N]."""
+    """The votes of one item, flat: each array is [N].
+
+    Args:
+        units: of the item.
+        unit_index: of each vote, in ``units``.
+        vote: its index in the stream.
+        target: the class asked for, or -1: any.
+    """
 
     units: tuple[Unit, ...]
     unit_index: np.ndarray

@@ -13,7 +13,13 @@ class RowQueue:
         self.rows = 0
 
     def put(self, lane: np.ndarray, entry: np.ndarray, column: np.ndarray) -> None:
-        """Add rows at the end: three int64 [n]."""
+        """Add rows at the end: three int64 [n].
+
+        Args:
+            lane: of each row.
+            entry: its entry in the lane's round.
+            column: its noise level's column.
+        """
         self._blocks.append(np.stack([lane, entry, column]))
         self.rows += len(lane)
 

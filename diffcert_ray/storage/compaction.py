@@ -40,7 +40,11 @@ DECIDING_COLUMNS = {
 
 @dataclass(frozen=True)
 class CompactionReport:
-    """What a compaction did."""
+    """What a compaction did.
+
+    Args:
+        generation: that was written.
+    """
 
     generation: int
     parts: int
@@ -144,7 +148,13 @@ def write_rows(store: RunStore, rows: StoredRows, counted: Rows, prefix: str) ->
 
 
 def read_parts(store: RunStore, folder: str, names: Sequence[str]) -> pa.Table:
-    """All columns of some parts, rows in the order of the names."""
+    """All columns of some parts, rows in the order of the names.
+
+    Args:
+        store: the run.
+        folder: units or losses.
+        names: of the parts.
+    """
     schema = SCHEMAS[folder]
     files = [StoredFile(name) for name in names]
     parts, damaged, vanished = read_files(store.location, files, schema, schema.names)
@@ -157,7 +167,14 @@ def read_parts(store: RunStore, folder: str, names: Sequence[str]) -> pa.Table:
 
 
 def write_file(store: RunStore, folder: str, table: pa.Table, stem: str) -> StoredFile:
-    """Store one compacted file."""
+    """Store one compacted file.
+
+    Args:
+        store: the run.
+        folder: units or losses.
+        table: its rows.
+        stem: start of its name.
+    """
     schema = SCHEMAS[folder]
     data = encode(table.cast(schema).replace_schema_metadata(schema.metadata))
     name = f"{stem}.parquet"
@@ -166,7 +183,13 @@ def write_file(store: RunStore, folder: str, table: pa.Table, stem: str) -> Stor
 
 
 def with_folder(manifest: Manifest, rows: StoredRows, files: list[StoredFile]) -> Manifest:
-    """The manifest with what one folder's reading and writing adds."""
+    """The manifest with what one folder's reading and writing adds.
+
+    Args:
+        manifest: of the generation being made.
+        rows: what was read of the folder.
+        files: what was written of it.
+    """
     folder = rows.folder
     lost = {damage.name for damage in rows.damaged}
     kept = tuple(file for file in manifest.files[folder] if file.name not in lost)

@@ -136,7 +136,13 @@ def resolve_certificates(table: pa.Table) -> Resolution:
 
 
 def check_repeats(table: pa.Table, rows: Rows, source: Callable[[int], str]) -> None:
-    """Refuse two deliveries of one unit and one kind that differ."""
+    """Refuse two deliveries of one unit and one kind that differ.
+
+    Args:
+        table: units or losses.
+        rows: int64 [n], repeats of a key side by side.
+        source: row -> the file that it came from.
+    """
     rows = np.unique(rows)  # ascending: still in the order of storage
     part = table.select([*UNIT_KEY, "numerics"]).take(pa.array(rows))
     order, first = grouped(packed_keys(part, (*UNIT_KEY, "numerics")))
@@ -155,7 +161,13 @@ def check_repeats(table: pa.Table, rows: Rows, source: Callable[[int], str]) -> 
 
 
 def check_images(table: pa.Table, order: Rows, source: Callable[[int], str]) -> None:
-    """Refuse two pixel hashes for one image_id."""
+    """Refuse two pixel hashes for one image_id.
+
+    Args:
+        table: units or losses.
+        order: int64 [n], rows by image_id.
+        source: row -> the file that it came from.
+    """
     image = table["image_id"].to_numpy()[order]
     sha = dense(table["image_sha"])[order]
     change = np.ones(len(order), bool)
@@ -174,7 +186,13 @@ def check_images(table: pa.Table, order: Rows, source: Callable[[int], str]) -> 
 
 
 def same_votes(table: pa.Table, left: Rows, right: Rows) -> Booleans:
-    """Whether the counts of rows left[i] and right[i] are equal."""
+    """Whether the counts of rows left[i] and right[i] are equal.
+
+    Args:
+        table: units or losses.
+        left: rows, int64 [n].
+        right: rows, int64 [n].
+    """
     needed, inverse = np.unique(np.concatenate([left, right]), return_inverse=True)
     part = table.select(["classes", "counts"]).take(pa.array(needed))
     a, b = inverse[: len(left)], inverse[len(left) :]

@@ -20,6 +20,7 @@ class UnitCounts:
 
     Unit i holds votes start[i]..stop[i]-1 of image image_id[i]; its counts are counts[o:p] for
     classes[o:p], o = offsets[i], p = offsets[i + 1]; it took nfe[i] evaluations and seconds[i].
+    ``images`` are the distinct image ids, sorted; image j has the units first[j]..first[j + 1]-1.
     """
 
     image_id: npt.NDArray[np.int64]
@@ -31,8 +32,8 @@ class UnitCounts:
     counts: npt.NDArray[np.int32]
     nfe: npt.NDArray[np.int64]
     seconds: npt.NDArray[np.float64]
-    images: npt.NDArray[np.int64]  # distinct image ids, sorted
-    first: npt.NDArray[np.int64]  # [images + 1] first unit of each image
+    images: npt.NDArray[np.int64]
+    first: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.image_id)

@@ -22,7 +22,12 @@ def by_folder() -> dict[str, tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One generation. Generation 0 is a run that was never compacted."""
+    """One generation. Generation 0 is a run that was never compacted.
+
+    Args:
+        generation: its number, counted up by each compaction.
+        differing: units of which other kinds delivered other counts.
+    """
 
     generation: int = 0
     files: Mapping[str, tuple[StoredFile, ...]] = field(default_factory=by_folder)

@@ -32,6 +32,12 @@ class ObjectPrefix:
     The filesystem object is made in the process that first uses it: its event loop survives
     neither pickling nor a fork. Retries are done here and not by the client's layers, so that
     their number and their waits are known and each is logged.
+
+    Args:
+        address: of the prefix, without a slash at its end.
+        protocol: of fsspec, as "s3".
+        storage_options: what its filesystem takes; shown nowhere.
+        retry_delays_s: waits before each further try, s.
     """
 
     address: str

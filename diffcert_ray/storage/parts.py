@@ -19,7 +19,13 @@ PART_NAME = re.compile(r"^(?P<folder>.+)/part-(?P<writer>[^/]+)-(?P<seq>\d{6,})\
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file to read; of a part, only the name is known beforehand."""
+    """A file to read; of a part, only the name is known beforehand.
+
+    Args:
+        name: relative to the run.
+        sha256: of its bytes, or "".
+        rows: their number, or -1.
+    """
 
     name: str
     sha256: str = ""
@@ -39,7 +45,13 @@ class Damage:
 
 @dataclass(frozen=True)
 class ReadPart:
-    """A file's rows with its name and the time of its publication (unix time, microseconds)."""
+    """A file's rows with its name and the time of its publication (unix time, microseconds).
+
+    Args:
+        name: relative to the run.
+        published_us: unix time of its publication, microseconds.
+        table: its rows.
+    """
 
     name: str
     published_us: int
@@ -47,7 +59,13 @@ class ReadPart:
 
 
 def part_name(folder: str, writer: str, seq: int) -> str:
-    """The name of a writer's part; names of one writer sort in the order of publication."""
+    """The name of a writer's part; names of one writer sort in the order of publication.
+
+    Args:
+        folder: units, losses or certificates.
+        writer: the driver's random name.
+        seq: counted up from 0.
+    """
     return f"{folder}/part-{writer}-{seq:06d}.parquet"
 
 

@@ -89,7 +89,13 @@ class CertificateRow:
 
 
 def column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
-    """A column that is never null, with its unit of measure or meaning in the metadata."""
+    """A column that is never null, with its unit of measure or meaning in the metadata.
+
+    Args:
+        name: of the column.
+        kind: its Arrow type.
+        meaning: unit of measure, or what a value is.
+    """
     return pa.field(name, kind, nullable=False, metadata={"unit": meaning})
 
 

@@ -30,13 +30,23 @@ SCHEMAS = {"units": UNIT_SCHEMA, "losses": LOSS_SCHEMA, "certificates": CERTIFIC
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows as stored, repeats included: compacted ones first, then in order of publication."""
+    """Rows as stored, repeats included: compacted ones first, then in order of publication.
+
+    Args:
+        folder: units, losses or certificates.
+        table: the rows.
+        sources: names of the files that they come from, in order.
+        bounds: row after the last of each file.
+        compacted_files: of the sources, how many are compacted files; they come first.
+        damaged: files that were left out.
+        manifest: of the compaction that was read.
+    """
 
     folder: str
     table: pa.Table
-    sources: tuple[str, ...]  # file names
-    bounds: tuple[int, ...]  # row after the last of each file
-    compacted_files: int  # of the sources, how many are compacted files; they come first
+    sources: tuple[str, ...]
+    bounds: tuple[int, ...]
+    compacted_files: int
     damaged: tuple[Damage, ...]
     manifest: Manifest
 
@@ -97,7 +107,14 @@ def read_once(
 def stored_rows(
     folder: str, columns: Sequence[str], base: list[ReadPart], parts: list[ReadPart]
 ) -> tuple[str, pa.Table, tuple[str, ...], tuple[int, ...], int]:
-    """Join the rows of compacted files and parts, in this order."""
+    """Join the rows of compacted files and parts, in this order.
+
+    Args:
+        folder: units, losses or certificates.
+        columns: to keep.
+        base: compacted files.
+        parts: those not taken over by a compaction.
+    """
     everything = [*base, *parts]
     schema = reading_schema(SCHEMAS[folder], columns)
     table = pa.concat_tables([schema.empty_table(), *(part.table for part in everything)])
@@ -107,6 +124,12 @@ def stored_rows(
 
 
 def loose_parts(listed: Sequence[str], manifest: Manifest, folder: str) -> list[str]:
-    """The parts that the manifest does not name."""
+    """The parts that the manifest does not name.
+
+    Args:
+        listed: names of the folder's files.
+        manifest: of the newest compaction.
+        folder: units or losses.
+    """
     taken = set(manifest.sources[folder])
     return [name for name in listed if PART_NAME.match(name) and name not in taken]

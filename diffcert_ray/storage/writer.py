@@ -156,7 +156,14 @@ class Writer:
 
 
 class Buffer:
-    """The rows of one folder that wait to be stored, and the part being put."""
+    """The rows of one folder that wait to be stored, and the part being put.
+
+    Args:
+        location: the run's folder.
+        folder: units, losses or certificates.
+        writer: the driver's random name.
+        to_table: rows -> Arrow table.
+    """
 
     def __init__(
         self,
