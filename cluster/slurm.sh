@@ -30,7 +30,8 @@ export RAY_AUTH_TOKEN_PATH=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/slurm_token_$SLURM_
 mkdir -p "$(dirname "$RAY_AUTH_TOKEN_PATH")"
 (umask 077 && od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
 
-head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST") # whole: a closed pipe would end this script
+head_node=${nodes%%$'\n'*}
 head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head_node" hostname --ip-address | cut -d ' ' -f 1)
 port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a node have Rays of their own
 address=$head_ip:$port

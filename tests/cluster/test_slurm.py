@@ -14,7 +14,8 @@ pytestmark = pytest.mark.fault  # shell scripts against the clock: not beside ot
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sh"
 STANDINS = {
-    "scontrol": '[ "$1" = show ] && printf "n1\\nn2\\n"; exit 0',
+    # Its second line comes when a reader of the first alone would have gone.
+    "scontrol": '[ "$1" = show ] && { echo n1; sleep 0.2; echo n2 || exit 1; }; exit 0',
     "srun": f"""case "$*" in
   *hostname*) echo 127.0.0.1 ;;
   *--head*) exec {sys.executable} -S -c "
