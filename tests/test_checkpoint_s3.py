@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from diffcert_ray import certify, load_dataset, load_denoiser
+from diffcert_ray.cli import app
 from diffcert_ray.config import load_config
 from diffcert_ray.denoisers.checkpoint_cache import CACHE_VARIABLE
 from diffcert_ray.denoisers.checkpoint_error import CheckpointError
@@ -193,6 +195,16 @@ def test_a_second_network_on_the_store_is_reached_too(server, tmp_path):
         del tables["dataset"][key]
     assert certify(tables, tmp_path / "run", local=True).outcome.complete
     assert fetched(faults, MODEL) > 0
+
+
+def test_a_checkpoint_on_the_store_is_converted(server, tmp_path):
+    address, _ = server
+    source, out = f"s3://{BUCKET}/{MODEL}", tmp_path / "mine.safetensors"
+    arguments = ["convert", source, str(out), "--storage-options", f"endpoint_url={address}"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    loaded, expected = load_denoiser(out), load_denoiser("digits")
+    assert all(map(torch.equal, loaded.parameters(), expected.parameters()))
 
 
 def test_what_is_not_there_or_cannot_be_reached_is_refused(server, tmp_path, monkeypatch):

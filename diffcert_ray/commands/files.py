@@ -21,6 +21,7 @@ def convert(
     config: Annotated[
         Path | None, typer.Option(help="JSON with what the checkpoint does not say of itself")
     ] = None,
+    storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint (.pkl of EDM, .pt of EDM or OpenAI) into safetensors, running no code.
@@ -31,7 +32,7 @@ def convert(
     from diffcert_ray.denoisers.conversion import convert as convert_checkpoint
 
     settings = None if config is None else read_json(config, Path(checkpoint))
-    found = convert_checkpoint(checkpoint, output, settings)
+    found = convert_checkpoint(checkpoint, output, settings, storage_options(storage))
     if as_json:
         print_json(vars(found) | {"output": str(found.output)})
         return

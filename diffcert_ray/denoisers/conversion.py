@@ -47,7 +47,10 @@ class Converted:
 
 
 def convert(
-    source: str | Path, output: str | Path, config: Mapping[str, Any] | None = None
+    source: str | Path,
+    output: str | Path,
+    config: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Converted:
     """Read a checkpoint in any format and write it as safetensors with its configuration.
 
@@ -55,6 +58,7 @@ def convert(
         source: as `load_denoiser`.
         output: the file to write, ending in ".safetensors"; it must not exist.
         config: as `load_denoiser`.
+        storage_options: as `load_denoiser`.
 
     Returns:
         What was found.
@@ -66,7 +70,7 @@ def convert(
     output = Path(output)
     if output.exists():
         raise CheckpointError(f"{output} exists: give another name, or remove it first")
-    path = checkpoint_path(source)
+    path = checkpoint_path(source, storage_options=storage_options)
     kind = checkpoint_format(path)
     if kind == "diffusers folder":
         raise CheckpointError(
