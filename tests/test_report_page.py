@@ -191,8 +191,9 @@ def test_the_page_is_light_and_dark(tmp_path, scheme, dark):
 
 
 @in_browser
-def test_ten_thousand_images_open_quickly(tmp_path):
-    count = 10_000
+@pytest.mark.parametrize("count", [100, 10_000])
+def test_a_page_of_many_images_is_small_and_usable(tmp_path, count):
+    """Under 15 MB, open in 3 s: measured 0.4 s, 10,000 images, with seven jobs a core beside."""
     rng = np.random.default_rng(0)
     rows = certificates(
         rng.random(count), nfe=rng.integers(1000, 9000, count), p_low=rng.random(count)
@@ -208,9 +209,9 @@ def test_ten_thousand_images_open_quickly(tmp_path):
         """
     # No virtual time here: the milliseconds are real ones.
     found = ask(page, script, tmp_path)
-    assert found["count"] == "10,000 of 10,000 images"
-    assert rows["radius"][found["first"]] > 0.9999
-    assert found["shown"] < 100  # the page draws what is looked at
+    assert found["count"] == f"{count:,} of {count:,} images"
+    assert rows["radius"][found["first"]] > rows["radius"].max() - 1e-4
+    assert found["shown"] <= 100  # the page draws what is looked at
     assert found["opened"] < 3000  # ms
     assert found["sorted"] < 1000
 
