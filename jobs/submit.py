@@ -20,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ LOCAL_PORT = "http://127.0.0.1:8265"
 # Ray kills a stopped job after 3 s unless told otherwise; the driver stores what has come back.
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "DIFFCERT_LOG_LEVEL": "INFO"}
 STATUS_S = 60.0  # how long a finished job's status may lag behind its log
+START_S = 120.0  # how long a head may take from its first answer until it takes jobs
 
 
 def parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -91,9 +93,23 @@ def submitted(options: argparse.Namespace, rest: list[str]) -> tuple[JobSubmissi
             (Path(folder) / "submission").write_text(secrets.token_hex(8))
             runtime["working_dir"] = folder
         about = {"command": options.command, "run": options.run}
-        job = client.submit_job(entrypoint=command, runtime_env=runtime, metadata=about)
+        job = accepted(
+            lambda: client.submit_job(entrypoint=command, runtime_env=runtime, metadata=about)
+        )
     print(f"job {job} at {options.cluster}: {command}", flush=True)
     return client, job
+
+
+def accepted(submit: Callable[[], str]) -> str:
+    """Submit, again and again while a head that has just been started cannot take jobs yet."""
+    limit = time.monotonic() + START_S
+    while True:
+        try:
+            return submit()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > limit:
+                raise
+        time.sleep(1.0)
 
 
 async def follow(client: JobSubmissionClient, job: str) -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +54,28 @@ def test_same_configuration_is_sent_again_with_each_job(
     first, second = sent
     assert first["my.toml"] == second["my.toml"] == b'name = "mine"'
     assert first != second
+
+
+def test_head_that_takes_no_jobs_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    answers = ["No available agent to submit job, please try again later."] * 2
+    waited = []
+    monkeypatch.setattr(submit, "time", SimpleNamespace(sleep=waited.append, monotonic=lambda: 0.0))
+
+    def submitted() -> str:
+        if answers:
+            raise RuntimeError(answers.pop())
+        return "job"
+
+    assert submit.accepted(submitted) == "job"
+    assert len(waited) == 2
+    answers.append("Request failed with status code 401: wrong token")
+    with pytest.raises(RuntimeError, match="401"):
+        submit.accepted(submitted)
+    answers += ["No available agent"] * 2
+    monkeypatch.setattr(submit, "START_S", -1.0)
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submit.accepted(submitted)
+    assert len(answers) == 1
 
 
 def test_preset_needs_no_file(tmp_path: Path):
