@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffcert_ray import calibration
 from diffcert_ray.asked import about, check_same_images, labels_of, plan_of
 from diffcert_ray.config import Config, load_config
 from diffcert_ray.datasets import Dataset, check_images, load_dataset
@@ -58,6 +59,7 @@ def certify(
     on_damaged: str = "refuse",
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_start: Callable[["Run"], None] = lambda run: None,
+    on_calibrated: Callable[[str], None] = lambda said: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Certify a dataset: start a run, or continue the one that is in the folder.
@@ -81,6 +83,7 @@ def certify(
         on_damaged: "refuse" a damaged part of the store, or "recompute" its units.
         on_progress: called about once a second.
         on_start: called once the run is open and before anything is evaluated.
+        on_calibrated: called with one line on what a new, long run was measured to compute with.
         should_stop: asked about once a second; True stores what there is and ends the run.
 
     Returns:
@@ -106,8 +109,12 @@ def certify(
     plan, unreadable = leave_out_corrupt(settings, plan, checked)
     image_sha = cache(lambda image_id: checked.shas.get(image_id) or data.image_sha(image_id))
     options = _store_options(settings, place)
+    nfe = calibration.planned_nfe(settings, plan, data.num_classes)
+    calibrated = partial(
+        _calibrated, nfe, weights, device, denoiser, on_calibrated, local=local, address=address
+    )
     store, document, settings = _open_or_create(
-        place, settings, weights, data, options, on_damaged=on_damaged
+        place, settings, weights, data, options, calibrated, on_damaged=on_damaged
     )
     spec = WorkerSpec(settings, weights, device, denoiser, dataset, classifier)
     on_start(Run(place, store, document))
@@ -248,6 +255,42 @@ def _looking(
     return looking
 
 
+def _calibrated(
+    nfe: float,
+    weights: Mapping[str, str],
+    device: str,
+    denoiser: "Denoiser | None",
+    on_calibrated: Callable[[str], None],
+    settings: Config,
+    *,
+    local: bool,
+    address: str | None,
+) -> Config:
+    """The settings of a run about to start, with what [numerics] leaves open chosen if it pays."""
+    if not calibration.is_wanted(settings, nfe, own_object=denoiser is not None):
+        return settings
+    workers = settings.execution.actors or (1 if local else os.cpu_count() or 1)
+    calibrate = partial(
+        calibration.calibrate,
+        settings,
+        weights,
+        device,
+        nfe=nfe,
+        workers=workers,
+        denoiser=denoiser,
+    )
+    if local or (address is None and device == "cpu"):
+        found = calibrate()
+    else:  # a worker's machine may be another one, and a GPU is to be free again when they start
+        from diffcert_ray.ray_pool import run_as_task
+
+        gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
+        limit_s = settings.execution.stall_timeout_s
+        found = run_as_task(calibrate, address=address, gpus=gpus, limit_s=limit_s)
+    on_calibrated(found.said)
+    return settings.model_copy(update={"numerics": found.numerics})
+
+
 def _pool(spec: Any, settings: Config, *, local: bool, address: str | None) -> Any:
     if local:
         from diffcert_ray.pool import LocalPool
@@ -286,12 +329,15 @@ def _open_or_create(
     weights: Mapping[str, str],
     data: Dataset,
     options: Mapping[str, Any] | None,
+    calibrated: Callable[[Config], Config],
     *,
     on_damaged: Any,
 ) -> tuple[RunStore, RunDocument, Config]:
     """The run's store and document, and the settings with the run's [numerics]."""
     described = about(data)
     if not RunStore.exists(place, options):
+        settings = calibrated(settings)
+    if not RunStore.exists(place, options):  # nor did another driver start it meanwhile
         document = RunDocument.of(settings, weights, described)
         store = RunStore.create(place, document.to_bytes(), options, on_damaged=on_damaged)
         return store, document, settings

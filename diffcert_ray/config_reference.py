@@ -50,7 +50,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
-        return f"`[{', '.join(f'{v:g}' for v in value)}]`"
+        shown = (f'"{v}"' if isinstance(v, str) else f"{v:g}" for v in value)
+        return f"`[{', '.join(shown)}]`"
     if isinstance(value, float):
         return f"`{value:.4g}`"
     return f"`{value}`"

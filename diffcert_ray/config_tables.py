@@ -217,6 +217,14 @@ class ExecutionConfig(_Table):
     """Where the networks live."""
     gpus_per_actor: Annotated[float, Field(gt=0, le=8)] = 1.0
     """Share of a GPU for each worker."""
+    calibrate: Literal["auto", "always", "never"] = "auto"
+    """Whether a new run measures what [numerics] leaves open; auto: where it is long enough."""
+    dtypes: Annotated[
+        tuple[Literal["float32", "bfloat16", "float16"], ...], Field(min_length=1)
+    ] = ("float32",)
+    """What calibration may choose to compute in; with less than float32 some votes change."""
+    memory_limit: Positive | None = None
+    """GiB that a worker may take when it is calibrated; by default 0.8 of its share of the free."""
     item_s: Annotated[float, Field(gt=0, le=600)] = 5.0
     """Seconds of work in one call of a worker."""
     flush_s: Annotated[float, Field(gt=0, le=3600)] = 30.0

@@ -385,35 +385,31 @@ class RayPool:
 
 
 def run_as_task(
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    options: Mapping[str, Any],
+    work: Callable[[], Any],
     *,
     address: str | None,
     gpus: float,
     limit_s: float,
 ) -> Any:
-    """Call a function once where a worker may be: on one CPU core, with a worker's share of a GPU.
+    """Do something once where a worker may be: on one CPU core, with a worker's share of a GPU.
 
     Args:
-        function: importable on every node.
-        arguments: of the function.
-        options: of the function, by name.
+        work: what to do, of what every node can import.
         address: as for ``RayPool``.
         gpus: GPUs that the call needs, >= 0.
         limit_s: seconds that waiting for a place and the call may take.
 
     Returns:
-        What the function returned.
+        What it returned.
 
     Raises:
         PoolError: the cluster cannot be joined, or there was no answer in time.
-        Exception: what the function raised.
+        Exception: what it raised.
     """
     connected_here = _connect(address, None)
     try:
-        remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(function)
-        return ray.get(remote.remote(*arguments, **options), timeout=limit_s)
+        remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_call)
+        return ray.get(remote.remote(work), timeout=limit_s)
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from None
     except RayError as error:
@@ -424,6 +420,10 @@ def run_as_task(
     finally:
         if connected_here:
             ray.shutdown()
+
+
+def _call(work: Callable[[], Any]) -> Any:
+    return work()
 
 
 class RayRecorder:

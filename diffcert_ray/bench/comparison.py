@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ class Comparison:
         ratio: median over the rounds of the engine's rate by the mean of the bare rates before and
             after it.
         ratios: of each round.
+        same_batch_ratio: the same median against the network alone at the engine's own batch.
         nfe: evaluations of votes in all rounds.
         padded: rows that only filled batches in all rounds.
         votes: in all rounds.
@@ -44,6 +45,7 @@ class Comparison:
     bare_batch: int
     ratio: float
     ratios: tuple[float, ...]
+    same_batch_ratio: float
     nfe: int
     padded: int
     votes: int
@@ -111,7 +113,9 @@ def compare(
     """
     device = base.device
     began = time.perf_counter(), time.process_time()
-    bares = [bare.rate(bare_s)]
+    own = bare if bare.batch == base.batch else Forward(base.denoiser, base.batch, device)
+    own.evaluate()
+    bares, owns = [bare.rate(bare_s)], [own.rate(bare_s)]
     votes = engine.votes_of(bares[0] * item_s)
     rates, nfe, padded = [], 0, 0
     for _ in range(rounds):
@@ -120,9 +124,9 @@ def compare(
         rates.append(result.nfe / (seconds(device) - start))
         nfe, padded = nfe + result.nfe, padded + result.padded
         bares.append(bare.rate(bare_s))
+        owns.append(own.rate(bare_s) if own is not bare else bares[-1])
     wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
-    around = [(a + b) / 2 for a, b in itertools.pairwise(bares)]
-    ratios = tuple(rate / there for rate, there in zip(rates, around, strict=True))
+    ratios = _ratios(rates, bares)
     return Comparison(
         batch=base.batch,
         engine_nfe_per_s=statistics.median(rates),
@@ -130,8 +134,15 @@ def compare(
         bare_batch=bare.batch,
         ratio=statistics.median(ratios),
         ratios=ratios,
+        same_batch_ratio=statistics.median(_ratios(rates, owns)),
         nfe=nfe,
         padded=padded,
         votes=votes * rounds,
         core_share=cpu / wall,
     )
+
+
+def _ratios(rates: Sequence[float], around: Sequence[float]) -> tuple[float, ...]:
+    """Each rate by the mean of the two measured before and after it."""
+    means = [(a + b) / 2 for a, b in itertools.pairwise(around)]
+    return tuple(rate / mean for rate, mean in zip(rates, means, strict=True))

@@ -196,6 +196,9 @@ def _column(one: "Found") -> dict[str, str]:
         "bare NFE/s, at best": f"{best.nfe_per_s:,.5g} (batch {best.batch})",
         "engine NFE/s": f"{ran.engine_nfe_per_s:,.5g} (batch {ran.batch})" if ran else "-",
         "engine / bare": f"{100 * ran.ratio:.1f} %" if ran else "-",
+        "the same, bare at the engine's batch": f"{100 * ran.same_batch_ratio:.1f} %"
+        if ran
+        else "-",
         "GFLOP per NFE": f"{floor.flop / 1e9:.3g}",
         "MB moved per NFE": f"{floor.bytes / 1e6:.3g}",
         "floor NFE/s": f"{floor.nfe_per_s:,.5g}",

@@ -1,0 +1,273 @@
+"""Which batch, dtype and compilation a run's network is fastest with, where the run is long enough.
+
+The choice becomes the run's [numerics], which every later driver and worker adopts. What the
+configuration gives is never changed, and a short run keeps the defaults: looking would cost more
+than it saves.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from diffcert_ray.config import Config, NumericsConfig
+from diffcert_ray.image_votes import Plan
+from diffcert_ray.plain import PlainPlan
+
+if TYPE_CHECKING:
+    from diffcert_ray.bench.batch_rates import Rate
+    from diffcert_ray.denoisers.denoiser import Denoiser
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+SMALL_NFE = 500_000  # a run of fewer evaluations is not looked at: no network is loaded for it
+SHORT_S = 900.0  # seconds of a run, below which nothing is tried
+COMPILE_S = 60.0  # of each worker's start, before it is known
+COMPILED_GAIN = {"cpu": 1.6, "cuda": 1.3}  # times as fast, before it is known
+CLEARLY = 3.0  # seconds that compiling must save for each second that it takes
+NEARLY = 0.97  # of the best rate: the smallest batch that reaches it is chosen
+PROBE_BATCH = 8
+PROBE_S = 5.0  # a batch predicted to take longer is no probe
+LARGEST_BATCH = {"cpu": 1024, "cuda": 16384}
+FREE_SHARE = 0.8  # of the memory that is free, where no limit is given
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was chosen.
+
+    Args:
+        numerics: for the run; what the configuration gives is as it was.
+        said: one line for the user: what was tried and what was chosen, and why.
+    """
+
+    numerics: NumericsConfig
+    said: str
+
+
+def open_keys(config: Config) -> set[str]:
+    """Keys of [numerics] that the configuration leaves open."""
+    return set(NumericsConfig.model_fields) - config.numerics.model_fields_set
+
+
+def planned_nfe(config: Config, plan: Plan | PlainPlan, classes: int) -> float:
+    """Evaluations of a run, about: exact without votes or sifting, else a guess.
+
+    Args:
+        config: of the run.
+        plan: what is asked of every image.
+        classes: of the network.
+    """
+    if isinstance(plan, PlainPlan):
+        return float(len(plan.image_ids) * plan.draws * len(plan.s) * plan.classes)
+    full = config.noise_levels.levels * classes + 1
+    # On digits a sifted vote evaluates each class three times on average.
+    each = full if config.sift.rule == "full" else min(full, 3 * classes)
+    return float(len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n) * each)
+
+
+def is_wanted(config: Config, nfe: float, *, own_object: bool) -> bool:
+    """Whether a new run is to be calibrated.
+
+    Args:
+        config: ``execution.calibrate`` says "always", "never" or "auto".
+        nfe: of ``planned_nfe``.
+        own_object: the network is an object of the caller's, which "auto" leaves alone.
+    """
+    mode = config.execution.calibrate
+    if mode == "never" or config.direct or not open_keys(config):
+        return False
+    return mode == "always" or (nfe >= SMALL_NFE and not own_object)
+
+
+def calibrate(
+    config: Config,
+    weights: Mapping[str, str],
+    device: str,
+    *,
+    nfe: float,
+    workers: int = 1,
+    denoiser: "Denoiser | None" = None,
+) -> Calibrated:
+    """Try batches, dtypes and compilation on this machine's device, one thread on a CPU.
+
+    Running out of memory is a finding: that batch is out.
+
+    Args:
+        config: of the run; ``execution.calibrate`` is not "never".
+        weights: sha256 of each checkpoint by role.
+        device: "cpu" or "cuda".
+        nfe: evaluations of the run, about.
+        workers: that share them.
+        denoiser: an object in place of ``model.checkpoint``.
+
+    Returns:
+        What to use.
+
+    Raises:
+        ValueError: not even the smallest batch fits into memory.
+    """
+    from diffcert_ray.bench.batch_rates import best_rate
+    from diffcert_ray.worker import set_up_torch
+
+    set_up_torch()
+    trial = _Trial(config, weights, device, nfe / workers, denoiser)
+    always, default = config.execution.calibrate == "always", config.numerics
+    if not always and (run_s := trial.rough_seconds()) < SHORT_S:
+        batch, dtype = default.batch, default.dtype
+        said = f"batch {batch}, {dtype}, compiled: no, run of about {_minutes(run_s)}"
+        return Calibrated(default, f"{said} would not pay for more (not calibrated)")
+    found = {dtype: trial.rates(dtype) for dtype in trial.dtypes()}
+    dtype = max(found, key=lambda d: best_rate(found[d]).nfe_per_s or 0.0)
+    batch = smallest_good_batch(found[dtype])
+    rate = next(r.nfe_per_s for r in found[dtype] if r.batch == batch) or 0.0
+    compiled, why = trial.whether_to_compile(dtype, batch, rate, always=always)
+    numerics = NumericsConfig(batch=batch, dtype=dtype, compile=compiled)
+    tried = "; ".join(f"{d}: {_shown(rates)}" for d, rates in found.items())
+    said = f"calibrated: batch {batch}, {dtype}, compiled: {why} (NFE/s by batch, {tried})"
+    return Calibrated(numerics, said)
+
+
+def smallest_good_batch(rates: "Sequence[Rate]") -> int:
+    """The smallest batch nearly as fast as the best: it pads less, and takes less memory."""
+    from diffcert_ray.bench.batch_rates import best_rate
+
+    enough = NEARLY * (best_rate(rates).nfe_per_s or 0.0)
+    return min(r.batch for r in rates if r.nfe_per_s is not None and r.nfe_per_s >= enough)
+
+
+def pays(run_s: float, gain: float, compile_s: float) -> bool:
+    """Whether compiling clearly saves more than it takes.
+
+    Args:
+        run_s: seconds of the run eagerly.
+        gain: times as fast when compiled.
+        compile_s: seconds that compiling takes at a worker's start.
+    """
+    return run_s * (1.0 - 1.0 / gain) > CLEARLY * compile_s
+
+
+def memory_limit(config: Config, device: str) -> int:
+    """Bytes that one worker may take: as configured, or its share of what is free."""
+    given = config.execution.memory_limit
+    if given is not None:
+        return int(given * 2**30)
+    if device == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        return int(FREE_SHARE * free * min(1.0, config.execution.gpus_per_actor))
+    return int(FREE_SHARE * _free_host_bytes() / (config.execution.actors or os.cpu_count() or 1))
+
+
+class _Trial:
+    """Measurements of one network on one device."""
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Mapping[str, str],
+        device: str,
+        nfe: float,
+        denoiser: "Denoiser | None",
+    ) -> None:
+        self._config, self._weights, self._device = config, weights, device
+        self._nfe, self._object = nfe, denoiser
+        self._open = open_keys(config)
+
+    def dtypes(self) -> Sequence[Dtype]:
+        """What to try; an object computes in what it has."""
+        if self._object is not None or "dtype" not in self._open:
+            return (self._config.numerics.dtype,)
+        return self._config.execution.dtypes
+
+    def rough_seconds(self) -> float:
+        """Seconds of the run as it stands, from a batch or two."""
+        from diffcert_ray.bench.forward import Forward
+
+        network, batch = self._network(self._config.numerics.dtype), self._config.numerics.batch
+        small = Forward(network, min(PROBE_BATCH, batch), self._device)
+        small.evaluate()
+        rate = small.rate(0.0)
+        if batch / rate < PROBE_S:
+            usual = Forward(network, batch, self._device)
+            usual.evaluate()
+            rate = max(rate, usual.rate(0.0))
+        return self._nfe / rate
+
+    def rates(self, dtype: Dtype) -> "list[Rate]":
+        """Of the batches that may be chosen."""
+        from diffcert_ray.bench.batch_rates import batch_rates, doubling
+
+        sizes = [self._config.numerics.batch]
+        if "batch" in self._open:
+            sizes = list(doubling(PROBE_BATCH, LARGEST_BATCH[self._device]))
+        limit = memory_limit(self._config, self._device)
+        return batch_rates(self._network(dtype), sizes, self._device, memory_limit=limit)
+
+    def whether_to_compile(
+        self, dtype: Dtype, batch: int, rate: float, *, always: bool
+    ) -> tuple[bool, str]:
+        """Whether to compile, and why, in a few words."""
+        from torch import nn
+
+        from diffcert_ray.bench.forward import Forward, seconds
+        from diffcert_ray.denoisers.compiled import compilation_failures, compile_denoiser
+
+        if "compile" not in self._open:
+            given = self._config.numerics.compile
+            return given, f"{'yes' if given else 'no'}, as configured"
+        run_s = self._nfe / rate
+        network = self._network(dtype)
+        if self._object is not None or not isinstance(network, nn.Module):
+            return False, "no, the network is an object of the caller's"
+        if not always and not pays(run_s, COMPILED_GAIN[self._device], COMPILE_S):
+            return False, f"no, run of about {_minutes(run_s)} would not pay for it"
+        compile_denoiser(network)
+        forward = Forward(network, batch, self._device)
+        try:
+            began = time.perf_counter()
+            forward.evaluate()
+            seconds(self._device)
+            took = time.perf_counter() - began
+        except compilation_failures() as error:
+            return False, f"no, it cannot be here ({type(error).__name__})"
+        gain = forward.rate(1.0) / rate
+        measured = f"{gain:.2f} times as fast after {took:.0f} s"
+        if gain > 1.0 and (always or pays(run_s, gain, took)):
+            return True, f"yes, {measured}"
+        return False, f"no, {measured}, run of about {_minutes(run_s)}"
+
+    def _network(self, dtype: Dtype) -> "Denoiser":
+        from diffcert_ray.denoisers.checkpoint import load_denoiser
+
+        return self._object or load_denoiser(
+            self._config.model.checkpoint,
+            device=self._device,
+            dtype=dtype,
+            sha256=self._weights["denoiser"],
+        )
+
+
+def _free_host_bytes() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _minutes(run_s: float) -> str:
+    return f"{run_s / 60:,.0f} min" if run_s < 7200 else f"{run_s / 3600:,.1f} h"
+
+
+def _shown(rates: "Sequence[Rate]") -> str:
+    return ", ".join(
+        f"{r.batch} {'out of memory' if r.nfe_per_s is None else f'{r.nfe_per_s:,.4g}'}"
+        for r in rates
+    )

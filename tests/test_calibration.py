@@ -1,0 +1,227 @@
+"""Calibration: what it leaves alone, what it chooses, and that a resume adopts the choice."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffcert_ray import calibration
+from diffcert_ray.asked import plan_of
+from diffcert_ray.bench.batch_rates import Rate
+from diffcert_ray.calibration import (
+    calibrate,
+    is_wanted,
+    memory_limit,
+    open_keys,
+    pays,
+    planned_nfe,
+    smallest_good_batch,
+)
+from diffcert_ray.certification import certify
+from diffcert_ray.config import load_config, presets
+from diffcert_ray.config_tables import NumericsConfig
+from diffcert_ray.datasets import load_dataset
+from diffcert_ray.stored_run import open_run
+from tests.worlds import settings, small_world
+
+LONG = 1e12  # evaluations of a run that takes days
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """Give batch sizes made-up rates; returns them, to be changed, and what was asked for."""
+    made = {8: 500.0, 16: 900.0, 32: 980.0, 64: 1000.0, 128: None}
+    asked: list = []
+
+    def found(network, sizes, device, *, memory_limit):
+        asked.append((list(sizes), memory_limit))
+        return [Rate(b, made.get(b)) for b in sizes if b in made]
+
+    monkeypatch.setattr("diffcert_ray.bench.batch_rates.batch_rates", found)
+    monkeypatch.setattr(calibration._Trial, "rough_seconds", lambda self: self._nfe / 1000.0)
+    monkeypatch.setattr(calibration._Trial, "_network", lambda self, dtype: small_world()[0])
+    return made, asked
+
+
+def chosen(nfe: float = LONG, **tables):
+    return calibrate(load_config(tables), {"denoiser": ""}, "cpu", nfe=nfe)
+
+
+def test_a_short_run_keeps_the_defaults_and_says_so(rates):
+    found = chosen(nfe=1000.0 * calibration.SHORT_S - 1)
+    assert found.numerics == NumericsConfig()
+    assert "would not pay for more" in found.said
+    assert "compiled: no, run of about 15 min" in found.said
+    assert rates[1] == []
+
+
+def test_the_smallest_batch_that_is_nearly_the_fastest_is_chosen(rates):
+    found = chosen()
+    assert found.numerics.batch == 32  # 2 % slower than 64; 128 does not fit
+    assert "128 out of memory" in found.said
+    assert smallest_good_batch([Rate(8, 99.0), Rate(16, 100.0)]) == 8
+    assert smallest_good_batch([Rate(8, 90.0), Rate(16, 100.0)]) == 16
+
+
+def test_workers_share_a_run(rates):
+    config = load_config({})
+    alone, together = (
+        calibrate(config, {}, "cpu", nfe=1.5e6, workers=workers) for workers in (1, 2)
+    )
+    assert alone.numerics.batch == 32
+    assert together.numerics.batch == NumericsConfig().batch
+
+
+def test_what_the_configuration_gives_is_not_changed(rates):
+    found = chosen(numerics={"batch": 16, "compile": False})
+    assert found.numerics == NumericsConfig(batch=16, compile=False)
+    assert rates[1][0][0] == [16]
+    assert "compiled: no, as configured" in found.said
+    assert open_keys(load_config({"numerics": {"batch": 16}})) == {"dtype", "compile"}
+    everything = load_config({"numerics": {"batch": 16, "dtype": "float32", "compile": True}})
+    assert not is_wanted(everything, LONG, own_object=False)
+
+
+def test_a_lower_precision_is_tried_only_where_it_is_allowed(rates, monkeypatch):
+    tried: list = []
+    monkeypatch.setattr(
+        calibration._Trial, "_network", lambda self, dtype: tried.append(dtype) or small_world()[0]
+    )
+    chosen()
+    assert set(tried) == {"float32"}
+    chosen(execution={"dtypes": ["float32", "bfloat16"]})
+    assert set(tried) == {"float32", "bfloat16"}
+
+
+def test_calibration_is_wanted_for_long_runs_of_checkpoints_only():
+    auto = load_config({})
+    assert is_wanted(auto, LONG, own_object=False)
+    assert not is_wanted(auto, LONG, own_object=True)
+    assert not is_wanted(auto, calibration.SMALL_NFE - 1, own_object=False)
+    never, always = (load_config({"execution": {"calibrate": m}}) for m in ("never", "always"))
+    assert not is_wanted(never, LONG, own_object=False)
+    assert is_wanted(always, 1.0, own_object=True)
+    direct = load_config({"method": {"name": "classify"}, "execution": {"calibrate": "always"}})
+    assert not is_wanted(direct, LONG, own_object=False)
+
+
+def test_shipped_quick_presets_are_not_even_looked_at():
+    assert "digits-quick" in presets()
+    config = load_config("digits-quick")
+    data = load_dataset(config.dataset)
+    nfe = planned_nfe(config, plan_of(config, data), data.num_classes)
+    assert 0 < nfe < calibration.SMALL_NFE
+
+
+def test_planned_evaluations_are_exact_where_nothing_is_sifted():
+    _, data = small_world()
+    config = load_config(settings(sift={"rule": "full"}))
+    assert planned_nfe(config, plan_of(config, data), 4) == 6 * 80 * (24 * 4 + 1)
+    plain = load_config(settings(method={"name": "dc"}, plain={"draws": 64},
+                                 votes={"bound": "local"},
+                                 noise_levels={"weights": "linear-s", "min": 1.0}))  # fmt: skip
+    assert planned_nfe(plain, plan_of(plain, data), 4) == 6 * 64 * 24 * 4
+
+
+def test_compiling_must_clearly_save_more_than_it_takes():
+    assert pays(run_s=3600.0, gain=1.6, compile_s=60.0)
+    assert not pays(run_s=300.0, gain=1.6, compile_s=60.0)  # saves 112 s for 60
+    assert not pays(run_s=1e9, gain=1.0, compile_s=60.0)
+
+
+class Compilable(nn.Module):
+    """A small network that tells whether it was compiled."""
+
+    image_shape, num_classes, has_unconditional, s_range = (1, 4, 4), 3, True, (0.01, 50.0)
+    error: Exception | None = None
+
+    def forward(self, u, s, y=None):
+        if self.error is not None:
+            raise self.error
+        return u
+
+
+@pytest.fixture
+def compiled(monkeypatch, rates):
+    """Compiling is noted, not done."""
+    networks: list = []
+    monkeypatch.setattr(calibration._Trial, "_network", lambda self, dtype: Compilable())
+    monkeypatch.setattr("diffcert_ray.denoisers.compiled.compile_denoiser", networks.append)
+    return networks
+
+
+def test_a_long_run_is_compiled_where_that_is_faster(compiled, monkeypatch):
+    monkeypatch.setattr("diffcert_ray.bench.forward.Forward.rate", lambda self, s: 1600.0)
+    found = chosen()
+    assert found.numerics.compile
+    assert len(compiled) == 1
+    assert "compiled: yes, 1.63 times as fast" in found.said
+    monkeypatch.setattr("diffcert_ray.bench.forward.Forward.rate", lambda self, s: 900.0)
+    assert not chosen().numerics.compile
+
+
+def test_a_run_too_short_for_compiling_does_not_try_it(compiled, monkeypatch):
+    monkeypatch.setattr(calibration, "COMPILE_S", 600.0)
+    found = chosen(nfe=1000.0 * calibration.SHORT_S)  # saves 340 s
+    assert found.numerics.batch == 32
+    assert not found.numerics.compile
+    assert "compiled: no, run of about 15 min would not pay for it" in found.said
+    assert compiled == []
+    chosen(nfe=1.0, execution={"calibrate": "always"})
+    assert len(compiled) == 1
+
+
+def test_a_machine_without_a_compiler_is_no_failure(compiled, monkeypatch):
+    from diffcert_ray.denoisers.compiled import compilation_failures
+
+    class Missing(compilation_failures()[-1]):
+        def __init__(self) -> None:
+            Exception.__init__(self, "no compiler")
+
+    monkeypatch.setattr(Compilable, "error", Missing())
+    found = chosen()
+    assert not found.numerics.compile
+    assert "compiled: no, it cannot be here (Missing)" in found.said
+
+
+def test_memory_limit_is_as_configured_or_a_share_of_what_is_free(monkeypatch):
+    assert memory_limit(load_config({"execution": {"memory_limit": 1.5}}), "cpu") == 1.5 * 2**30
+    monkeypatch.setattr(calibration, "_free_host_bytes", lambda: 1000)
+    assert memory_limit(load_config({"execution": {"actors": 2}}), "cpu") == 400
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 2000))
+    half = load_config({"execution": {"gpus_per_actor": 0.5}})
+    assert memory_limit(half, "cuda") == 400
+
+
+def test_the_choice_is_stored_and_a_resume_adopts_it(tmp_path, monkeypatch):
+    world, data = small_world(images=2)
+    tables = settings(execution={"calibrate": "always"}, votes={"n": 20})
+    tables.pop("numerics")
+    config, said = load_config(tables), []
+    monkeypatch.setattr(calibration, "smallest_good_batch", lambda rates: 24)
+    monkeypatch.setattr(
+        "diffcert_ray.bench.batch_rates.batch_rates",
+        lambda network, sizes, device, *, memory_limit: [Rate(24, 1000.0)],
+    )
+    run = certify(config, tmp_path / "run", local=True, denoiser=world, dataset=data,
+                  on_calibrated=said.append)  # fmt: skip
+    assert run.outcome.complete
+    assert open_run(tmp_path / "run").config.numerics.batch == 24
+    assert len(said) == 1
+    again = certify(config, tmp_path / "run", local=True, denoiser=world, dataset=data,
+                    on_calibrated=said.append)  # fmt: skip
+    assert again.outcome.complete
+    assert len(said) == 1
+
+
+def test_on_a_cluster_a_worker_is_calibrated_not_the_driver(tmp_path, monkeypatch):
+    world, data = small_world(images=2)
+    config, called = load_config(settings(execution={"calibrate": "always"})), []
+
+    def task(work, *, address, gpus, limit_s):
+        called.append((work.func, address, gpus))
+        raise KeyboardInterrupt  # nothing more is to happen here
+
+    monkeypatch.setattr("diffcert_ray.ray_pool.run_as_task", task)
+    with pytest.raises(KeyboardInterrupt):
+        certify(config, tmp_path / "run", address="host:1", denoiser=world, dataset=data)
+    assert called == [(calibration.calibrate, "host:1", 0.0)]
