@@ -472,14 +472,17 @@ def _connect(address: str | None, actors: int | None) -> bool:
                 logging_level=logging.WARNING,
             )
         return True
+    remedy = "see that it runs (ray status), with the version of Ray, the RAY_AUTH_MODE and the "
+    remedy += "token that are used here"
     try:
-        _check_listening(address)
+        if _check_listening(address):
+            remedy = "something answers there: the token (RAY_AUTH_TOKEN, or ~/.ray/auth_token), "
+            remedy += "RAY_AUTH_MODE or the version of Ray is not the one that is used here"
         with _own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         raise PoolError(
-            f"no Ray cluster at {address!r} can be joined: {error}; see that it runs (ray status), "
-            "with the version of Ray, the RAY_AUTH_MODE and the token that are used here"
+            f"no Ray cluster at {address!r} can be joined: {error}; {remedy}"
         ) from error
     return True
 
@@ -493,11 +496,17 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _check_listening(address: str) -> None:
-    """Fail within seconds where Ray would retry for minutes, and then end the process."""
+def _check_listening(address: str) -> bool:
+    """Fail within seconds where Ray would retry for minutes, and then end the process.
+
+    Returns:
+        Whether somebody listens; False where the address names no port ("auto").
+    """
     host, colon, port = address.rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    if not (colon and port.isdigit()):
+        return False
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    return True
 
 
 def _log_what_ray_prints() -> None:

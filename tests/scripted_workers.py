@@ -158,7 +158,7 @@ class Run:
         limit_s: no wait is longer.
     """
 
-    def __init__(self, pool: Pool, items: list[Item], limit_s: float = 100.0) -> None:
+    def __init__(self, pool: Pool, items: list[Item], limit_s: float = 300.0) -> None:
         self.pool, self.items = pool, items
         self.results: dict[int, Result] = {}
         self.given_up: list[int] = []

@@ -23,6 +23,7 @@ from tests.worlds import settings, small_world
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.timeout(400),  # actors start slowly on a busy machine
     # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
     pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -87,6 +88,23 @@ def test_address_without_a_cluster_is_refused_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 10.0
 
 
+def test_cluster_that_answers_and_does_not_let_in_names_token_and_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:  # as with a wrong token, after 20 s
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "init", init)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(PoolError) as caught:
+            RayPool(Script(tmp_path), address=address)
+    assert f"no Ray cluster at '{address}' can be joined: Failed to connect" in str(caught.value)
+    assert "the token (RAY_AUTH_TOKEN, or ~/.ray/auth_token), RAY_AUTH_MODE or the version" in str(
+        caught.value
+    )
+
+
 def test_client_protocol_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(PoolError, match=r"ray job submit.*head node"):
         RayPool(Script(tmp_path), address="ray://head:10001")
@@ -113,7 +131,9 @@ def test_pool_starts_ray_gives_the_votes_of_the_local_pool_and_leaves_no_process
 
 @pytest.mark.usefixtures("local_ray")
 class TestOnOneRay:
-    def test_killed_actor_costs_only_its_items(self, tmp_path: Path) -> None:
+    def test_killed_actor_costs_only_its_items(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         script = Script(tmp_path, "hangs", inner=world_spec())
         pool = RayPool(script, actors=2)
         try:
@@ -127,6 +147,10 @@ class TestOnOneRay:
         assert votes(results) == votes_in_this_process()
         assert script.evaluated() == Counter(range(6)) + Counter([3])
         assert 1 <= requeued <= 2
+        lost = re.compile(
+            rf"lost actor=actor-[12] address=\S+ node=\w{{8}} requeued={requeued} error="
+        )
+        assert lost.search(caplog.text)
         assert ray.is_initialized()  # it was there before the pool
 
     def test_raising_item_is_given_up_after_five_tries_and_the_rest_comes_back(
@@ -146,7 +170,28 @@ class TestOnOneRay:
         assert "given up item=3" in caplog.text
         assert "item 3 is broken" in caplog.text
 
-    def test_cuda_error_replaces_its_actor_and_the_item_comes_back(self, tmp_path: Path) -> None:
+    @pytest.mark.slow
+    @pytest.mark.fault
+    def test_item_that_always_kills_its_worker_is_given_up_after_five_of_them(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script = Script(tmp_path, "dies", once=False)
+        pool = RayPool(script, actors=1)
+        try:
+            run = Run(pool, plain_items(6))
+            results = run.to_the_end()
+        finally:
+            pool.close()
+        assert set(results) == set(range(6)) - {3}
+        assert run.given_up == [3]
+        assert script.evaluated() == Counter(range(6)) + Counter([3] * 4)
+        assert script.loads() == [f"actor-{n}" for n in range(1, 7)]
+        assert caplog.text.count("lost actor=") == 5
+        assert re.search(r"given up item=3 error='The actor died", caplog.text)
+
+    def test_cuda_error_replaces_its_actor_and_the_item_comes_back(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         script = Script(tmp_path, "cuda")
         pool = RayPool(script, actors=1)
         try:
@@ -158,8 +203,11 @@ class TestOnOneRay:
         assert evaluated[3] == 2
         assert evaluated.total() <= 8  # item 4 may have been under way behind it
         assert script.loads() == ["actor-1", "actor-2"]
+        assert "error='RuntimeError: CUDA error: an illegal memory access" in caplog.text
 
-    def test_item_that_hangs_loses_its_actor_at_the_deadline(self, tmp_path: Path) -> None:
+    def test_item_that_hangs_loses_its_actor_at_the_deadline(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         script = Script(tmp_path, "hangs")
         pool = RayPool(script, actors=1, deadline=Deadline(floor_s=1.0, first_s=1.0))
         try:
@@ -174,13 +222,20 @@ class TestOnOneRay:
             pool.close()
         assert set(results) == set(range(6))
         assert script.evaluated() == Counter(range(6)) + Counter([3])
+        assert "error='no answer in 1 s'" in caplog.text
         assert not Path(f"/proc/{script.hanging()[0]}/exe").exists()
 
     @pytest.mark.parametrize(
-        ("fault", "start_timeout_s"), [("load crashes", 60), ("load hangs", 3)]
+        ("fault", "start_timeout_s", "said"),
+        [("load crashes", 60, "The actor died"), ("load hangs", 3, "loading took more than 3 s")],
     )
     def test_start_that_fails_once_is_tried_again(
-        self, tmp_path: Path, fault: str, start_timeout_s: float
+        self,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        fault: str,
+        start_timeout_s: float,
+        said: str,
     ) -> None:
         script = Script(tmp_path, fault)
         pool = RayPool(script, actors=1, start_timeout_s=start_timeout_s)
@@ -189,6 +244,8 @@ class TestOnOneRay:
         finally:
             pool.close()
         assert script.loads() == ["actor-1", "actor-2"]
+        assert script.evaluated() == Counter(range(4))
+        assert re.search(rf"start failed actor=actor-1 .*error='{said}", caplog.text)
 
     @pytest.mark.slow
     @pytest.mark.fault
@@ -201,6 +258,7 @@ class TestOnOneRay:
         finally:
             pool.close()
         assert len(script.loads()) == 5
+        assert not (tmp_path / "evaluations").exists()
 
     def test_missing_file_stops_the_pool_at_once_and_names_node_and_remedy(
         self, tmp_path: Path
