@@ -52,7 +52,7 @@ def cluster(link: Link, tmp_path: Path):
             "_system_config": {
                 "health_check_initial_delay_ms": 0,
                 "health_check_period_ms": 500,
-                "health_check_timeout_ms": 2000,
+                "health_check_timeout_ms": 6000,  # a busy machine's raylet is not dead
                 "health_check_failure_threshold": 4,
             },
         },
