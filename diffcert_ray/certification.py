@@ -32,6 +32,7 @@ from diffcert_ray.stages import SettledUnit, Stages
 from diffcert_ray.storage.compaction import COMPACT_AT, compact
 from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.done_units import DoneUnits
+from diffcert_ray.storage.location import open_location
 from diffcert_ray.storage.other_writers import OtherWriters
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.store import RunStore
@@ -111,7 +112,15 @@ def certify(
     options = _store_options(settings, place)
     nfe = calibration.planned_nfe(settings, plan, data.num_classes)
     calibrated = partial(
-        _calibrated, nfe, weights, device, denoiser, on_calibrated, local=local, address=address
+        _calibrated,
+        open_location(place, options).check_writable,
+        nfe,
+        weights,
+        device,
+        denoiser,
+        on_calibrated,
+        local=local,
+        address=address,
     )
     store, document, settings = _open_or_create(
         place, settings, weights, data, options, calibrated, on_damaged=on_damaged
@@ -256,6 +265,7 @@ def _looking(
 
 
 def _calibrated(
+    check_writable: Callable[[], None],
     nfe: float,
     weights: Mapping[str, str],
     device: str,
@@ -269,6 +279,7 @@ def _calibrated(
     """The settings of a run about to start, with what [numerics] leaves open chosen if it pays."""
     if not calibration.is_wanted(settings, nfe, own_object=denoiser is not None):
         return settings
+    check_writable()  # before the minutes that this may take
     workers = settings.execution.actors or (1 if local else os.cpu_count() or 1)
     calibrate = partial(
         calibration.calibrate,

@@ -17,6 +17,7 @@ from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.smoothed import Smoothed
 from diffcert_ray.storage.schemas import CertificateRow
+from tests.command_line import diffcert
 
 SIGMA, SIDE, DISTANCE = 0.25, 4, 0.35
 JUDGEMENT = Judgement(votes=400, alpha=1e-4, tries=4)
@@ -156,3 +157,51 @@ def test_a_run_without_certificates_is_refused(tmp_path):
     )
     with pytest.raises(ConfigError, match="run certify on it first"):
         attack_of(empty)
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with a run of two digits by the shipped classifier: a vote is one evaluation."""
+    place = tmp_path_factory.mktemp("cli")
+    few = ["dataset.first=2", "votes.n0=20", "votes.n=100", "votes.radii=[0.0]"]
+    return place, certify("digits-classify", place / "run", overrides=few, local=True)
+
+
+ATTACK = ("attack", "run", "--images", "2", "--votes", "100", "--steps", "4", "--candidates", "4")
+
+
+def test_the_command_tells_where_the_class_changes_and_exits_with_0(classified):
+    place, run = classified
+    done = diffcert(*ATTACK, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "no certificate was broken" in done.stdout
+    assert "2/2 image" in done.stderr
+    assert json.loads(run.store.location.read("attack/seed-0.json"))["attacked"] == 2
+
+
+def test_a_broken_certificate_exits_with_1_and_names_the_files(classified):
+    place, run = classified
+    row = run.store.certificates().to_pylist()[0]
+    with run.store.writer() as writer:
+        writer.add_certificates([replace(CertificateRow(**row), radius=6 * row["radius"])])
+    done = diffcert(*ATTACK, "--seed", "1", "--json", cwd=place)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert found["broken"] == 1
+    assert [one["image_id"] for one in found["images"] if one["broken"]] == [row["image_id"]]
+    kept = [name for name in found["files"] if name.endswith(".npz")]
+    assert kept
+    assert all((place / "run" / name).is_file() for name in kept)
+
+
+def test_a_run_without_votes_names_the_job_that_attacks_it(tmp_path):
+    world, data, _ = mirrored()
+    tables = {
+        "method": {"name": "dc"},
+        "noise_levels": {"weights": "linear-s", "levels": 2, "min": 0.5, "max": 2.0},
+        "votes": {"bound": "local", "alpha": 0.05, "radii": [0.0]},
+        "plain": {"draws": 4, "unit": 4},
+    }
+    run = certify(tables, tmp_path / "r", local=True, denoiser=world, dataset=data)
+    with pytest.raises(ConfigError, match=r"jobs/attack_plain\.py"):
+        attack_of(run)

@@ -1,10 +1,14 @@
 """The command line: exit codes, what goes where, and messages of one or two lines."""
 
+import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
+import diffcert_ray
+from diffcert_ray import planning
 from diffcert_ray.config import ConfigError
 from tests.command_line import diffcert
 
@@ -75,19 +79,18 @@ def test_verify_knows_sigmas_that_a_later_start_added(folder):
     assert "4 certificates recomputed" in done.stdout
 
 
-def test_plan_measures_and_stores_nothing(folder, tmp_path):
-    done = diffcert("plan", "digits-quick", "--set", "dataset.first=2", cwd=tmp_path)
+def test_plan_measures_warns_and_stores_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(planning.estimate.__kwdefaults__, "trial_s", 0.01)
+    overrides = ["--set", "votes.sigmas=[0.25, 0.5]", "--set", "votes.radii=[0.8]"]
+    options = [*overrides, "--workers", "3", "--price", "spot=0.35"]
+    done = diffcert("plan", "digits-quick", *options, "--set", "dataset.first=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"NFE/vote", done.stdout)
     assert "on one worker like this one" in done.stdout
+    assert "on 3 such workers" in done.stdout
+    assert re.search(r"spot +0.35 +\d+\.\d\d", done.stdout)
+    assert "warning: at sigma 0.25 no image can reach radius 0.8" in done.stdout
     assert list(tmp_path.iterdir()) == []
-
-
-def test_plan_warns_of_radii_that_a_sigma_cannot_reach(tmp_path):
-    overrides = ["--set", "votes.sigmas=[0.25, 0.5]", "--set", "votes.radii=[0.8]"]
-    done = diffcert("plan", "digits-quick", *overrides, "--set", "dataset.first=1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "at sigma 0.25 no image can reach radius 0.8" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -121,3 +124,61 @@ def test_bad_use_is_one_message_with_the_remedy_before_any_work(arguments, code,
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ConfigError, match="did you mean"):  # what a shell shows with its traceback
         diffcert("--debug", "certify", "digitz", cwd=tmp_path)
+
+
+def only_json(done) -> dict:
+    """What --json printed: one object on one line, and nothing beside it."""
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
+
+
+def test_commands_print_one_json_object_for_machines(folder):
+    run = "runs/digits-quick"
+    found = only_json(diffcert("status", run, "--json", cwd=folder))
+    assert found["complete"] is True
+    assert found["votes"] == found["votes_asked"]
+    assert found["alive"] is True  # certify ran just now
+    assert found["writers"] >= 1
+    found = only_json(diffcert("report", run, "--json", cwd=folder))
+    assert 0.25 in {row["sigma"] for row in found["certified_accuracy"]}
+    assert all((folder / name).is_file() for name in found["files"])
+    found = only_json(diffcert("verify", run, "--sample", "0", "--json", cwd=folder))
+    assert found["certificates"] >= 2
+    assert found["same"] is True
+    found = only_json(diffcert("compact", run, "--json", cwd=folder))
+    assert found["parts"] >= 1
+
+
+def test_certify_for_machines_reports_itself_and_its_progress_as_json(folder):
+    arguments = [*TINY, "--set", "dataset.first=1", "--run", "runs/machine", "--json"]
+    done = diffcert("certify", "digits-quick", *arguments, cwd=folder)
+    found = only_json(done)
+    assert (found["complete"], found["votes"], found["given_up"]) == (True, 30, [])
+    assert found["report"]["certified_accuracy"][0]["sigma"] == 0.25
+    lines = [line for line in done.stderr.splitlines() if line.startswith("{")]
+    last = json.loads(lines[-1])
+    assert (last["event"], last["images"], last["votes"]) == ("progress", 1, 30)
+
+
+def test_a_quiet_certify_says_nothing_but_its_result(folder):
+    done = diffcert("certify", "digits-quick", *TINY, "--quiet", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Certified accuracy" in " ".join(done.stdout.split())
+
+
+def test_convert_and_plan_print_json_too(folder, monkeypatch):
+    monkeypatch.setitem(planning.estimate.__kwdefaults__, "trial_s", 0.01)
+    weights = str(Path(diffcert_ray.__file__).parent / "models" / "digits.safetensors")
+    found = only_json(diffcert("convert", weights, "again.safetensors", "--json", cwd=folder))
+    assert found["classes"] == 10
+    assert (folder / found["output"]).is_file()
+    options = ["--price", "spot=0.5", "--price", "2", "--workers", "4", "--json"]
+    found = only_json(diffcert("plan", "digits-quick", *options, cwd=folder))
+    hours = found["worker_hours"]
+    assert found["wall_hours"] == hours / 4
+    assert {c["name"]: c["cost"] for c in found["costs"]} == {
+        "spot": hours / 2,
+        "worker": 2 * hours,
+    }
+    assert found["sigmas"][0]["votes"] == 20 * 250

@@ -62,9 +62,7 @@ ConfigArgument = Annotated[
 ]
 RunArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="RUN", help="Run folder or s3:// prefix", autocompletion=complete_run
-    ),
+    typer.Argument(metavar="RUN", help="Run folder or s3:// prefix", autocompletion=complete_run),
 ]
 SetOption = Annotated[
     list[str] | None,
