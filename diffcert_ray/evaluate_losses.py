@@ -17,6 +17,7 @@ from diffcert_ray.classifier import row_losses, to_model_image
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.loss_work import NO_SMOOTHING, LossItem, LossResult, UnitLosses
 from diffcert_ray.noise import NoiseSource
+from diffcert_ray.transfers import sent
 from diffcert_ray.work import STREAM_NAMES
 
 CHUNK_BATCHES = 8  # batches that noise is made for at a time
@@ -126,10 +127,10 @@ def draw_losses(
             for start in range(low, high, batch):
                 count = min(batch, high - start)
                 row = np.resize(np.arange(start, start + count), batch)
-                eps = noise[_index(row // classes - pair[0], device)].reshape(batch, *shape)
-                u = clean[_index(which.reshape(-1)[row // (classes * levels)], device)]
-                row_s = table[_index(row // classes % levels, device)]
-                y = _index(row % classes, device)
+                eps = noise[sent(row // classes - pair[0], device)].reshape(batch, *shape)
+                u = clean[sent(which.reshape(-1)[row // (classes * levels)], device)]
+                row_s = table[sent(row // classes % levels, device)]
+                y = sent(row % classes, device)
                 out.append(pixel_losses(denoiser, u, row_s, y, eps)[:count])
     return torch.cat(out).cpu().numpy().reshape(len(draw), levels, classes)
 
@@ -193,7 +194,3 @@ def score_gaps(losses: Tensor, weights: Tensor) -> Tensor:
         float64 [M, B] of each draw, in [-1, 1].
     """
     return (weights.double()[:, None] * (losses[:, :, 1] - losses[:, :, 0])).sum(dim=1)
-
-
-def _index(values: np.ndarray, device: str) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device)

@@ -129,6 +129,9 @@ def set_up_torch() -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.cuda.is_available():  # float32 is what it says: a GPU's votes are to be a CPU's
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class Worker:

@@ -244,3 +244,10 @@ def test_seed_out_of_range_is_refused(seed: int) -> None:
 def test_number_of_elements_out_of_range_is_refused(elements: int) -> None:
     with pytest.raises(ValueError, match=f"an image has {elements} elements"):
         NoiseSource(0, 0.25, elements)
+
+
+def test_noise_is_made_without_a_look_at_the_devices_values():
+    """On the meta device there are none: whatever read one back would fail, or wait on a GPU."""
+    source, index = NoiseSource(3, 0.25, 10), np.arange(4)
+    made = source.normal(index, index * 0, index, "internal", index, device="meta")
+    assert (made.shape, made.dtype, made.device.type) == ((4, 10), torch.float32, "meta")

@@ -60,6 +60,19 @@ class Found:
     memory: Memory
     floor: Floor
 
+    @property
+    def useful_share(self) -> float | None:
+        """Share of the engine's time in which the network evaluates rows of votes.
+
+        It is what the engine can reach of the bare network's speed at its batch, and, measured
+        within one item, hardly depends on what else the machine does.
+        """
+        if self.comparison is None:
+            return None
+        rows = self.comparison.nfe + self.comparison.padded
+        network = self.part_seconds["network"] / sum(self.part_seconds.values())
+        return network * self.comparison.nfe / rows
+
 
 def device_facts(device: str) -> dict[str, Any]:
     """The device and what computes on it, in words and versions."""
@@ -82,6 +95,7 @@ def to_json(facts: dict[str, Any], found: list[Found]) -> str:
     for one in found:
         row = asdict(one)
         row["floor"]["nfe_per_s"] = one.floor.nfe_per_s
+        row["useful_share"] = one.useful_share
         row["memory"]["engine_by_activations"] = one.memory.share
         rows.append(row)
     return json.dumps({"format": 1, "device": facts, "networks": rows}, indent=1)

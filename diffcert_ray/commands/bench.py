@@ -189,7 +189,7 @@ def _print_table(found: "list[Found]") -> None:
 
 def _column(one: "Found") -> dict[str, str]:
     best = max(one.rates, key=lambda r: r.nfe_per_s or 0.0)
-    ran, share, floor = one.comparison, one.memory.share, one.floor
+    ran, share, floor, useful = one.comparison, one.memory.share, one.floor, one.useful_share
     return {
         "parameters": f"{one.parameters:,}",
         "computes in": one.dtype + (", compiled" if one.compiled else ""),
@@ -199,6 +199,7 @@ def _column(one: "Found") -> dict[str, str]:
         "the same, bare at the engine's batch": f"{100 * ran.same_batch_ratio:.1f} %"
         if ran
         else "-",
+        "network on votes' rows": "-" if useful is None else f"{100 * useful:.1f} % of the time",
         "GFLOP per NFE": f"{floor.flop / 1e9:.3g}",
         "MB moved per NFE": f"{floor.bytes / 1e6:.3g}",
         "floor NFE/s": f"{floor.nfe_per_s:,.5g}",

@@ -7,7 +7,8 @@ float64.
 
 Rows are evaluated in *chunks* of up to ``CHUNK_BATCHES`` batches, since the decisions between two
 of them wait for the device. On a GPU the next chunk is queued before the losses of the last one are
-looked at, so that it computes while the host decides.
+looked at, so that it computes while the host decides: the host waits for the device once in a
+chunk, for its losses, and the device for the host only where votes run out.
 """
 
 from collections import deque
@@ -65,7 +66,7 @@ class ItemRun:
         self._image_id, self._stream = self.votes.addresses()
         self._held = Unpacked(item.open_votes) if item.open_votes is not None else None
         self._first_held = len(self.votes) - len(item.open_votes or ())
-        self._ahead = AHEAD[base.device]
+        self._ahead = AHEAD[torch.device(base.device).type]
         self._classes = base.denoiser.num_classes
         self._lanes = Lanes(base.sift, self._classes, self._lanes_wanted())
         self._queue = RowQueue()
