@@ -3,12 +3,13 @@
 import io
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from diffcert_ray.pool import PoolState
-from diffcert_ray.run import Progress
+from diffcert_ray.run import Driver, Progress
 from diffcert_ray.terminal import (
     LineProgress,
     LiveProgress,
@@ -83,3 +84,68 @@ def test_the_live_bar_shows_the_same_facts():
     assert "3/20 images" in shown
     assert "30 %" in shown
     assert "7,250 NFE/s" in shown
+
+
+class Resumed:
+    """Work of 10 images of 100 votes, of which 6 images were stored by an earlier start."""
+
+    images_done, images_total, votes_total, nfe_per_vote = 6, 10, 1000, 10.0
+    votes_unused = 0
+
+    def __init__(self) -> None:
+        self.votes_done, self.finished_images = 600, []
+
+    @property
+    def finished(self) -> bool:
+        return self.votes_done == self.votes_total
+
+    def take(self, nfe: float, workers: int = 1) -> object:
+        return object()
+
+    def deliver(self, result: object) -> list:
+        self.votes_done += 50
+        return []
+
+
+class TwoSecondsAnItem:
+    """A pool whose one worker casts 50 votes, 500 evaluations, in two seconds."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def room(self) -> int:
+        return 1
+
+    def submit(self, item: object) -> None:
+        """Nothing to keep."""
+
+    def collect(self, timeout_s: float) -> list:
+        self.now += 2.0
+        tally = SimpleNamespace(votes=50)
+        return [SimpleNamespace(tallies=[tally], nfe=500, padded=0, seconds=2.0, numerics="k")]
+
+    def given_up(self) -> list:
+        return []
+
+    def state(self) -> PoolState:
+        return PoolState(live=1)
+
+
+def test_after_a_resume_stored_votes_count_as_done_and_speed_is_of_this_start_only():
+    pool, seen = TwoSecondsAnItem(), []
+    writer = SimpleNamespace(flush=lambda force=False: None, add_certificates=list, bytes_written=0)
+    driver = Driver(
+        Resumed(), pool, writer, lambda result, units: None, lambda image: None,
+        on_progress=seen.append, clock=lambda: pool.now,
+    )  # fmt: skip
+    driver.run()
+    first = seen[0]
+    assert (first.images_done, first.votes_done, first.votes_total) == (6, 650, 1000)
+    assert (first.votes, first.nfe) == (50, 500)
+    assert first.nfe_per_s == pytest.approx(250.0)
+    assert first.seconds_left == pytest.approx(350 * 10 / 250)
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    with LiveProgress(console) as live:
+        live(first)
+    assert "65 %" in console.file.getvalue()
+    assert "14 s left" in console.file.getvalue()
