@@ -6,6 +6,7 @@ import typer
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
 from diffcert_ray.commands.screen import FAILED, err, out, print_json, print_table
+from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 if TYPE_CHECKING:
     from diffcert_ray.attack import ImageAttack
@@ -25,6 +26,7 @@ def attack(
     steps: Annotated[int, typer.Option(min=1, help="Steps of projected gradient")] = 10,
     candidates: Annotated[int, typer.Option(min=1, help="Directions of random search")] = 10,
     as_json: JsonOption = False,
+    storage: StorageOption = None,
 ) -> None:
     """Try to break certificates: gradients and random search, judged by fresh votes.
 
@@ -47,7 +49,7 @@ def attack(
         err.print(f"{done}/{total} image {found.image_id} at sigma {found.sigma:g}: {what}")
 
     found = attack_run(
-        open_run(run),
+        open_run(run, storage_options(storage)),
         images=images,
         seed=seed,
         votes=votes,
