@@ -92,7 +92,8 @@ def test_a_shown_command_has_these_arguments_and_its_configuration(line, monkeyp
     monkeypatch.chdir(ROOT)
     words = line.split()
     if len(words) < 3 and words[-1] != "config":
-        assert words[-1] in COMMANDS.commands
+        options = [name for option in COMMANDS.params for name in option.opts]
+        assert words[-1] in [*COMMANDS.commands, *options]
         return
     values = parsed(line.replace("...", "").split(" > ")[0], monkeypatch)
     config = values.get("config")
