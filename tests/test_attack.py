@@ -106,7 +106,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
 
 def attack_of(run, **options: object):
     world, data, _ = mirrored()
-    facts = {"votes": 400, "effort": EFFORT, "multiples": (1.5, 2.0, 2.5)} | options
+    facts = {"votes": 400, "effort": EFFORT, "multiples": (1.9, 2.5)} | options
     return attack_run(run, denoiser=world, dataset=data, **facts)
 
 

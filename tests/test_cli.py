@@ -3,14 +3,16 @@
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
 
 import diffcert_ray
-from diffcert_ray import planning
+from diffcert_ray import certify, planning
 from diffcert_ray.config import ConfigError
 from tests.command_line import diffcert
+from tests.worlds import settings, small_world
 
 TINY = ["--set", "dataset.first=2", "--set", "votes.n0=10", "--set", "votes.n=20", "--set",
         "votes.unit=10", "--set", "votes.radii=[0.0]", "--local"]  # fmt: skip
@@ -182,3 +184,22 @@ def test_convert_and_plan_print_json_too(folder, monkeypatch):
         "worker": 2 * hours,
     }
     assert found["sigmas"][0]["votes"] == 20 * 250
+
+
+def test_status_of_a_run_under_way_needs_neither_images_nor_checkpoint(tmp_path, monkeypatch):
+    world, data = small_world()
+    questions = iter(range(100))
+    run = certify(
+        settings(execution={"item_s": 0.01, "flush_s": 0.001}), tmp_path / "run", local=True,
+        denoiser=world, dataset=data, should_stop=lambda: next(questions) >= 6,
+    )  # fmt: skip
+    stored = int((run.units()["stop"] - run.units()["start"]).sum())
+    assert 0 < stored < 6 * 80
+    done = diffcert("status", "run", cwd=tmp_path)
+    assert f"{stored} of 480" in done.stdout
+    assert re.search(r"written +\d+ s ago, by 1 driver", done.stdout)
+    assert "somebody seems to work on it" in done.stdout
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    done = diffcert("status", "run", cwd=tmp_path)
+    assert "nobody seems to work on it: run certify again" in done.stdout
