@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from diffcert_ray.config import ConfigError, presets
-from diffcert_ray.storage.store import RUN_DOCUMENT
 
 RUNS_FOLDER = "runs"
 
@@ -28,6 +27,8 @@ def complete_run(incomplete: str) -> list[str]:
     Args:
         incomplete: what has been typed, as "" or "runs/di".
     """
+    from diffcert_ray.storage.store import RUN_DOCUMENT
+
     typed = Path(incomplete)
     folders = {Path(RUNS_FOLDER), typed if incomplete.endswith("/") else typed.parent}
     found = {

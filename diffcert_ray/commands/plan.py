@@ -15,7 +15,6 @@ from diffcert_ray.commands.arguments import (
 from diffcert_ray.commands.screen import escaped, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
 from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.report.text_table import TextTable
 
 if TYPE_CHECKING:
     from diffcert_ray.planning import Bill, Estimate, PlainEstimate
@@ -120,6 +119,7 @@ def _say_plain(name: str, found: "PlainEstimate") -> None:
 
 
 def _say_votes(title: str, found: "Estimate") -> None:
+    from diffcert_ray.report.text_table import TextTable
     from diffcert_ray.terminal import duration
 
     header = ("sigma", "votes", "NFE/vote", "at most", "NFE/s", "worker time", "largest radius")
@@ -142,6 +142,7 @@ def _say_votes(title: str, found: "Estimate") -> None:
 def _say_costs(
     device: str, workers: int, found: "Estimate | PlainEstimate", costs: "Sequence[Bill]"
 ) -> None:
+    from diffcert_ray.report.text_table import TextTable
     from diffcert_ray.terminal import duration
 
     out.print(
