@@ -31,6 +31,7 @@ NEARLY = 0.97  # of the best rate: the smallest batch that reaches it is chosen
 PROBE_BATCH = 8
 PROBE_S = 5.0  # a batch predicted to take longer is no probe
 LARGEST_BATCH = {"cpu": 1024, "cuda": 16384}
+TAIL_BATCHES = 2.0  # seen on digits: 0.6 of an item's batches of 128, 2.3 of those of 512
 FREE_SHARE = 0.8  # of the memory that is free, where no limit is given
 
 
@@ -121,7 +122,7 @@ def calibrate(
         return Calibrated(default, f"{said} would not pay for more (not calibrated)")
     found = {dtype: trial.rates(dtype) for dtype in trial.dtypes()}
     dtype = max(found, key=lambda d: best_rate(found[d]).nfe_per_s or 0.0)
-    batch = smallest_good_batch(found[dtype])
+    batch = smallest_good_batch(found[dtype], config.execution.item_s)
     rate = next(r.nfe_per_s for r in found[dtype] if r.batch == batch) or 0.0
     compiled, why = trial.whether_to_compile(dtype, batch, rate, always=always)
     numerics = NumericsConfig(batch=batch, dtype=dtype, compile=compiled)
@@ -130,12 +131,20 @@ def calibrate(
     return Calibrated(numerics, said)
 
 
-def smallest_good_batch(rates: "Sequence[Rate]") -> int:
-    """The smallest batch nearly as fast as the best: it pads less, and takes less memory."""
-    from diffcert_ray.bench.batch_rates import best_rate
+def smallest_good_batch(rates: "Sequence[Rate]", item_s: float) -> int:
+    """The smallest batch nearly as fast as the best, what an item's last batches lose included.
 
-    enough = NEARLY * (best_rate(rates).nfe_per_s or 0.0)
-    return min(r.batch for r in rates if r.nfe_per_s is not None and r.nfe_per_s >= enough)
+    Args:
+        rates: of the network alone; at least one fits.
+        item_s: seconds of an item, at whose end ``TAIL_BATCHES`` are padding.
+    """
+    useful = {
+        r.batch: r.nfe_per_s / (1.0 + TAIL_BATCHES * r.batch / (r.nfe_per_s * item_s))
+        for r in rates
+        if r.nfe_per_s is not None
+    }
+    enough = NEARLY * max(useful.values())
+    return min(batch for batch, rate in useful.items() if rate >= enough)
 
 
 def pays(run_s: float, gain: float, compile_s: float) -> bool:

@@ -58,8 +58,14 @@ def test_the_smallest_batch_that_is_nearly_the_fastest_is_chosen(rates):
     found = chosen()
     assert found.numerics.batch == 32  # 2 % slower than 64; 128 does not fit
     assert "128 out of memory" in found.said
-    assert smallest_good_batch([Rate(8, 99.0), Rate(16, 100.0)]) == 8
-    assert smallest_good_batch([Rate(8, 90.0), Rate(16, 100.0)]) == 16
+    assert smallest_good_batch([Rate(8, 99.0), Rate(16, 100.0)], item_s=5.0) == 8
+    assert smallest_good_batch([Rate(8, 90.0), Rate(16, 100.0)], item_s=5.0) == 16
+
+
+def test_what_the_end_of_an_item_wastes_counts_against_large_batches():
+    measured = [Rate(128, 2400.0), Rate(512, 2500.0), Rate(1024, None)]
+    assert smallest_good_batch(measured, item_s=5.0) == 128
+    assert smallest_good_batch(measured, item_s=600.0) == 512
 
 
 def test_workers_share_a_run(rates):
@@ -197,7 +203,7 @@ def test_the_choice_is_stored_and_a_resume_adopts_it(tmp_path, monkeypatch):
     tables = settings(execution={"calibrate": "always"}, votes={"n": 20})
     tables.pop("numerics")
     config, said = load_config(tables), []
-    monkeypatch.setattr(calibration, "smallest_good_batch", lambda rates: 24)
+    monkeypatch.setattr(calibration, "smallest_good_batch", lambda rates, item_s: 24)
     monkeypatch.setattr(
         "diffcert_ray.bench.batch_rates.batch_rates",
         lambda network, sizes, device, *, memory_limit: [Rate(24, 1000.0)],
