@@ -1,0 +1,211 @@
+"""Whole runs on Ray whose workers die or raise: same counts, what it cost, and what is said."""
+
+import dataclasses
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import tomli_w
+
+from diffcert_ray import certification, certify, cli, open_run
+from diffcert_ray.work import Item, Result
+from tests.forked_drivers import note_evaluations, noted, small_items, votes_of
+from tests.worlds import counts_of, settings, small_world
+
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.ray,
+    pytest.mark.timeout(400),
+    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+BAD_IMAGE = 103
+COLUMNS = ["image_id", "predicted", "radius", "n_a", "n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Misbehaving:
+    """What ``inner`` loads, but an item that holds the bad image raises or kills its worker.
+
+    Args:
+        inner: what is loaded.
+        fault: "raises" or "dies".
+        mark: a file that exists once the fault has happened, which then was the last time; None
+            for a fault that stays.
+    """
+
+    inner: Any
+    fault: str
+    mark: Path | None = None
+
+    @property
+    def device(self) -> str:
+        """What the actors ask for."""
+        return str(self.inner.device)
+
+    def load(self, name: str) -> "MisbehavingWorker":
+        return MisbehavingWorker(self, self.inner.load(name))
+
+    def due(self, item: Item) -> bool:
+        """Whether the fault happens in this item."""
+        if all(part.unit.image_id != BAD_IMAGE for part in item.parts):
+            return False
+        if self.mark is None:
+            return True
+        try:
+            self.mark.open("x").close()
+        except FileExistsError:
+            return False
+        return True
+
+
+class MisbehavingWorker:
+    """A worker that misbehaves when its work is half done: evaluated, and not told."""
+
+    def __init__(self, spec: Misbehaving, inner: Any) -> None:
+        self.spec, self.inner, self.numerics = spec, inner, inner.numerics
+
+    def evaluate(self, item: Item) -> Result:
+        result: Result = self.inner.evaluate(item)
+        if not self.spec.due(item):
+            return result
+        if self.spec.fault == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise KeyError("this image is broken")
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def world():
+    return small_world()
+
+
+@pytest.fixture(scope="module")
+def clean(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clean") / "run"
+    return certify(settings(), folder, local=True, denoiser=world[0], dataset=world[1])
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch) -> Path:
+    """Where the workers note what they evaluate."""
+    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
+    monkeypatch.setattr("diffcert_ray.run.FIRST_ITEM_NFE", 0.0)  # put back, too
+    small_items(200.0)
+    note_evaluations(tmp_path / "evaluations")
+    return tmp_path / "evaluations"
+
+
+Command = Callable[[], tuple[int, str]]
+
+
+@pytest.fixture
+def diffcert(world, tmp_path, monkeypatch, capsys, local_ray) -> Command:
+    """``diffcert certify`` on the oracle world; gives its exit code and what a person sees."""
+    config = tmp_path / "world.toml"
+    execution = {"item_s": 0.01, "flush_s": 0.01, "actors": 2}
+    config.write_text(tomli_w.dumps(settings(execution=execution)))
+    on_world = partial(certification.certify, denoiser=world[0], dataset=world[1])
+    monkeypatch.setattr(certification, "certify", on_world)
+    monkeypatch.setenv("COLUMNS", "300")
+    command = ["diffcert", "certify", str(config), "--run", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", command)
+
+    def run() -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), " ".join((said.err + said.out).split())
+
+    return run
+
+
+def misbehave(monkeypatch: pytest.MonkeyPatch, fault: str, mark: Path | None = None) -> None:
+    """Until ``monkeypatch`` undoes it, let the workers of every pool misbehave."""
+    make = certification._pool
+    monkeypatch.setattr(
+        certification,
+        "_pool",
+        lambda spec, *given, **named: make(Misbehaving(spec, fault, mark), *given, **named),
+    )
+
+
+def test_worker_killed_in_the_middle_of_an_item_costs_that_item_and_nothing_else(
+    clean, diffcert: Command, book: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    misbehave(monkeypatch, "dies", tmp_path / "mark")
+    code, said = diffcert()
+    assert code == 0, said
+    assert "Certified accuracy, world" in said
+    run = open_run(tmp_path / "run")
+    assert counts_of(run) == counts_of(clean)
+    assert run.certificates()[COLUMNS].equals(clean.certificates()[COLUMNS])
+    begun, votes = noted(book), votes_of(counts_of(clean))
+    assert set(begun) == votes
+    again = begun - Counter(votes)  # what was evaluated in vain
+    assert BAD_IMAGE in {image_id for _, image_id, _, _ in again}
+    assert max(begun.values()) == 2
+    # One item of 200 evaluations, and no other: nothing else had been begun on that worker.
+    assert again.total() <= 20
+    [lost] = [r.getMessage() for r in caplog.records if r.getMessage().startswith("lost ")]
+    assert re.match(r"lost actor=actor-\d address=\S+ node=\w{8} requeued=[12] error=", lost)
+
+
+def test_image_that_always_fails_ends_the_run_incomplete_and_a_mended_one_continues(
+    clean, diffcert: Command, book: Path, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    with monkeypatch.context() as broken:
+        misbehave(broken, "raises")
+        code, said = diffcert()
+    assert code == 3, said
+    [given_up] = re.findall(r"incomplete: (\d+) images were given up after repeated failures", said)
+    assert f"image {BAD_IMAGE} at sigma 0.25" in said
+    assert "see the log above, then run the same command again" in said
+    assert "given up item=" in caplog.text
+    run, votes = open_run(tmp_path / "run"), votes_of(counts_of(clean))
+    stored = votes_of(counts_of(run))
+    assert BAD_IMAGE not in {image_id for _, image_id, _, _ in stored}
+    # The others have their certificates, and those of the run without faults.
+    certified = run.certificates()[COLUMNS].set_index("image_id")
+    expected = clean.certificates()[COLUMNS].set_index("image_id")
+    assert len(certified) == len(expected) - int(given_up) >= 1
+    assert certified.equals(expected.loc[certified.index])
+    begun = noted(book)
+    tries = [count for (_, image_id, _, _), count in begun.items() if image_id == BAD_IMAGE]
+    # Five, and what a worker had before it was replaced, since three items in a row had failed.
+    assert 5 <= min(tries) <= max(tries) <= 7
+    assert max(begun[vote] for vote in stored) <= 2
+    code, said = diffcert()
+    assert code == 0, said
+    assert noted(book) - begun == Counter(votes - stored)
+    assert counts_of(open_run(tmp_path / "run")) == counts_of(clean)
+    finished = open_run(tmp_path / "run").certificates()
+    assert finished[COLUMNS].equals(clean.certificates()[COLUMNS])
