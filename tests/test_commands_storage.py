@@ -14,7 +14,8 @@ from tests.s3_server import BUCKET, s3_server
 
 RUN = f"s3://{BUCKET}/quick"
 TINY = ["--set", "dataset.first=1", "--set", "votes.n0=2", "--set", "votes.n=4", "--set",
-        "votes.radii=[0.0]", "--set", "noise_levels.levels=4", "--set", "numerics.batch=8"]  # fmt: skip
+        "votes.radii=[0.0]", "--set", "noise_levels.levels=4", "--set",
+        "numerics.batch=8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
