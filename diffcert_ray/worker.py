@@ -128,7 +128,8 @@ def set_up_torch() -> None:
     # One thread for each CPU worker: two threads in each of two processes are 30 times slower.
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What use_deterministic_algorithms does, without seconds of importing the compiler.
+    torch.set_deterministic_debug_mode("warn")
     if torch.cuda.is_available():  # float32 is what it says: a GPU's votes are to be a CPU's
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False

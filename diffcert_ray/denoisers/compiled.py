@@ -31,11 +31,13 @@ def compile_denoiser(denoiser: Denoiser) -> None:
             f"numerics.compile is true, but a {type(denoiser).__name__} is no torch module, and "
             f"only those can be compiled: {REMEDY}"
         )
+    torch.use_deterministic_algorithms(True, warn_only=True)  # of the compiler, too
     denoiser.compile(fullgraph=True, dynamic=False, options=_OPTIONS)
 
 
 def compile_classifier(network: nn.Module) -> None:
     """Compile any torch module in place, as `compile_denoiser`; parts that cannot be stay eager."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
     network.compile(dynamic=False, options=_OPTIONS)
 
 
