@@ -15,6 +15,7 @@ LIMIT_S = 20  # for every wait here, so that a failed test ends
 class Faults:
     """What happens to the next requests of each method, one entry per request.
 
+    Only requests whose path contains ``where`` count: how many come before them is not known.
     "500" and "503" answer so at once; "before" drops the connection in the middle of the body;
     "after" forwards the whole request and drops the answer; "timeout" forwards it and does not
     answer; "short" sends half of the answer's body; "" forwards.
@@ -24,9 +25,11 @@ class Faults:
         self,
         plan: Mapping[str, Sequence[str]] | None = None,
         drop_headers: Sequence[str] = (),
+        where: str = "",
     ) -> None:
         self.plan = {method: list(faults) for method, faults in (plan or {}).items()}
         self.drop_headers = drop_headers
+        self.where = where
         self.requests: list[tuple[str, str]] = []
         self.sent: list[tuple[str, int]] = []  # path and bytes of the body of each answer to a GET
         self.released = threading.Event()
@@ -50,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*connection)
 
     def forward(self) -> None:
-        fault = self.faults.take(self.command)
+        fault = self.faults.take(self.command) if self.faults.where in self.path else ""
         length = int(self.headers.get("content-length", 0))
         if fault == "before":
             self.rfile.read(length // 2)
