@@ -3,7 +3,10 @@
 import json
 import os
 import re
+import shutil
+import socket
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -11,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 from diffcert_ray import certify, open_run
 from diffcert_ray.monitoring import COUNTERS, GAUGES
 from jobs import submit
-from tests.worlds import settings, small_world
+from tests.worlds import counts_of, settings, small_world
 
 pytest.importorskip("opentelemetry", reason="ray[default] is not installed")
 
@@ -44,33 +48,52 @@ unit = 10
 radii = [0.0]
 [execution]
 actors = 1
+item_s = 0.5
 """
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Address of the job server of a Ray on this machine."""
+    """Address of the job server of a Ray that shares nothing with others on this machine.
+
+    Jobs find their cluster through a file in Ray's folder, which the Ray that was started last
+    overwrites, and of two agents at the default port only one takes jobs.
+    """
     before = dict(os.environ)
     # Jobs are shell commands: they find the same diffcert as the one that is tested.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before["PATH"]])
     seconds = ray._private.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S
     ray._private.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 300  # on a busy machine
-    info = ray.init(
-        address="local",
-        num_cpus=1,
-        num_gpus=0,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        dashboard_port=0,
-        object_store_memory=80 * 2**20,
-        log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 500},
+    folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets are in it
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 1,
+            "num_gpus": 0,
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "dashboard_port": free_port(),
+            "dashboard_agent_listen_port": free_port(),
+            "object_store_memory": 80 * 2**20,
+            "temp_dir": folder,
+            "_system_config": {"metrics_report_interval_ms": 500},
+        },
     )
-    yield f"http://{info.address_info['webui_url']}"
-    ray.shutdown()
-    ray._private.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = seconds
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield f"http://{cluster.head_node.webui_url}"
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        ray._private.ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = seconds
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> None:
@@ -114,23 +137,54 @@ def test_metrics_arrive_at_the_endpoint_under_the_names_that_the_dashboard_uses(
     assert json.loads(DASHBOARD.read_text("utf-8"))["uid"] == "diffcert"
 
 
-def test_five_commands_run_as_jobs_with_a_config_and_a_store(
+def said_by(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a job printed, however its lines were cut."""
+    return " ".join(capsys.readouterr().out.split())
+
+
+def votes_of(folder: Path) -> int:
+    units = open_run(folder).units()
+    return int((units["stop"] - units["start"]).sum())
+
+
+def test_five_commands_run_as_jobs_and_a_stopped_one_goes_on_where_it_was(
     server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = tmp_path / "two.toml", tmp_path / "run"
     config.write_text(CONFIG)
+    certified = ("certify", str(config), "--run", str(folder), "--set", "votes.n=600")
 
     def job(*command: str) -> str:
-        assert submit.main(["--cluster", server, *command]) == 0
-        return capsys.readouterr().out
+        code = submit.main(["--cluster", server, *command])
+        said = said_by(capsys)
+        assert code == 0, said
+        return said
 
-    said = job("certify", str(config), "--run", str(folder), "--set", "votes.n=30")
+    assert submit.main(["--cluster", server, "--no-wait", *certified]) == 0
+    [name] = re.findall(r"job (\S+) at", said_by(capsys))
+    client = submit.JobSubmissionClient(server)
+    votes = "ray_diffcert_votes_total"
+
+    def voting() -> bool:
+        assert not client.get_job_status(name).is_terminal(), client.get_job_logs(name)
+        return exported().get(votes, {}).get("two-digits", 0) > 0
+
+    wait_for(voting, 600)
+    client.stop_job(name)
+    wait_for(lambda: client.get_job_status(name).is_terminal(), 120)
+    log = " ".join(client.get_job_logs(name).split())
+    assert "stopped: what has come back is stored; the same command continues" in log
+    before = votes_of(folder)  # stored by the stop alone: no flush was due
+    assert 0 < before < 2 * 610
+    assert "incomplete: run certify again" in job("status", str(folder))
+
+    said = job(*certified)
     assert "certify two.toml" in said
     assert "Certified accuracy, two-digits" in said
-    run = open_run(folder)
-    assert len(run.certificates()) == 2
-    assert set(run.certificates()["n"]) == {30}
-    assert "complete" in job("status", str(folder))
+    assert f"{2 * 610 - before:,} votes, " in said  # what was stored is not evaluated again
+    alone = certify(str(config), tmp_path / "alone", overrides=["votes.n=600"], local=True)
+    assert counts_of(open_run(folder)) == counts_of(alone)
+    assert open_run(folder).certificates()["n"].tolist() == [600, 600]
     assert "no difference" in job("verify", str(folder), "--sample", "1")
     assert "generation 1" in job("compact", str(folder))
     assert "Certified accuracy, two-digits" in job("report", str(folder))
@@ -140,4 +194,4 @@ def test_exit_code_of_a_job_is_that_of_the_command(
     server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert submit.main(["--cluster", server, "status", str(tmp_path / "nothing")]) == 1
-    assert "nothing" in capsys.readouterr().out
+    assert "nothing" in said_by(capsys)
