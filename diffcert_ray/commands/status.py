@@ -117,4 +117,5 @@ def _state(standing: Standing, seen: "Activity") -> str:
     left = None
     if seen.votes_per_s:
         left = max(standing.votes_asked - standing.votes, 0) / seen.votes_per_s
-    return f"incomplete, somebody seems to work on it: about {duration(left)} left"
+    working = "incomplete, somebody seems to work on it"
+    return working if left is None else f"{working}: about {duration(left)} left"

@@ -176,7 +176,7 @@ def test_five_commands_run_as_jobs_and_a_stopped_one_goes_on_where_it_was(
     assert "stopped: what has come back is stored; the same command continues" in log
     before = votes_of(folder)  # stored by the stop alone: no flush was due
     assert 0 < before < 2 * 610
-    assert "incomplete: run certify again" in job("status", str(folder))
+    assert "state incomplete" in job("status", str(folder))
 
     said = job(*certified)
     assert "certify two.toml" in said
