@@ -29,7 +29,7 @@ class LogLines(logging.Formatter):
 
 
 def log_to(stream: TextIO, *, level: str = "WARNING", all_libraries: bool = False) -> LogLines:
-    """Write this process's log to a stream.
+    """Write this process's log to a stream, and no longer to the one of an earlier call.
 
     Args:
         stream: where to, such as ``sys.stderr``.
@@ -49,6 +49,8 @@ def log_to(stream: TextIO, *, level: str = "WARNING", all_libraries: bool = Fals
     handler = logging.StreamHandler(stream)
     handler.setFormatter(lines)
     root = logging.getLogger()
+    for earlier in [h for h in root.handlers if isinstance(h.formatter, LogLines)]:
+        root.removeHandler(earlier)
     root.addHandler(handler)
     root.setLevel(level if all_libraries else "WARNING")
     logging.getLogger("diffcert_ray").setLevel(level)

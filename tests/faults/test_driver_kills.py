@@ -24,6 +24,7 @@ from tests.forked_drivers import (
 from tests.worlds import counts_of, settings, small_world
 
 pytestmark = [
+    pytest.mark.forks,
     # Newer Pythons warn of forks in processes with threads; the children here use none of them.
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]

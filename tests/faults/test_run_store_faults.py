@@ -350,6 +350,7 @@ def test_read_only_store_is_refused_before_any_work_and_a_finished_run_can_still
 
 
 @pytest.mark.fault
+@pytest.mark.forks
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("at", [0, 3])
 def test_driver_killed_in_the_middle_of_a_put_leaves_no_half_object(

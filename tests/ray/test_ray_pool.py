@@ -184,9 +184,13 @@ class TestOnOneRay:
             pool.close()
         assert set(results) == set(range(6)) - {3}
         assert run.given_up == [3]
-        assert script.evaluated() == Counter(range(6)) + Counter([3] * 4)
-        assert script.loads() == [f"actor-{n}" for n in range(1, 7)]
-        assert caplog.text.count("lost actor=") == 5
+        times = script.evaluated()
+        kills = times.pop(3)
+        # A worker that dies may take along the result that it had just finished: that item gets
+        # the blame, and is evaluated again.
+        assert times.total() - 5 == kills - 5 >= 0
+        assert script.loads() == [f"actor-{n}" for n in range(1, kills + 2)]
+        assert caplog.text.count("lost actor=") == kills
         assert re.search(r"given up item=3 error='The actor died", caplog.text)
 
     def test_cuda_error_replaces_its_actor_and_the_item_comes_back(
