@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not fault'
 
-# Clusters, drivers and stores broken in every way that is known; up to 20 minutes on 2 cores.
+# Clusters, drivers and stores broken in every way that is known; 8 minutes on 2 cores.
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m fault --durations 0
 
