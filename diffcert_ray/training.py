@@ -200,8 +200,13 @@ def train_digits(
     """
     recipe, configuration = Recipe(steps, batch, seed), digits_configuration(network, channels)
     dataset = load_dataset({"name": "digits", "split": "train"})
-    started = time.monotonic()
-    denoiser = train(configuration, dataset, recipe, on_progress)
+    started, threads = time.monotonic(), torch.get_num_threads()
+    # Images of 8x8 are too small to share: beside other work two threads were 9 times slower.
+    torch.set_num_threads(1)
+    try:
+        denoiser = train(configuration, dataset, recipe, on_progress)
+    finally:
+        torch.set_num_threads(threads)
     save_denoiser(
         output,
         denoiser,

@@ -128,3 +128,20 @@ def test_network_that_does_not_fit_the_images_is_refused(digits):
 def test_training_without_steps_or_images_is_refused(change):
     with pytest.raises(ValueError, match="at least 1"):
         Recipe(**change)
+
+
+def test_training_uses_one_thread_and_leaves_the_others_as_they_were(tmp_path):
+    seen, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train_digits(
+            tmp_path / "m.safetensors",
+            channels=8,
+            steps=1,
+            batch=8,
+            on_progress=lambda step, loss: seen.append(torch.get_num_threads()),
+        )
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]
