@@ -313,6 +313,7 @@ class TestOnOneRay:
                 Run(pool, plain_items(9)).to_the_end()
         finally:
             pool.close()
-        # Five tries of three items; a sixth may have been under way when an actor was replaced.
+        # Five tries of three items; a sixth may have been under way when an actor was replaced, and
+        # the item in flight beside the third may have had its fifth.
         assert max(script.evaluated().values()) <= 6
-        assert sum(count >= 5 for count in script.evaluated().values()) <= 3
+        assert sum(count >= 5 for count in script.evaluated().values()) <= 4
