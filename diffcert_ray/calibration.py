@@ -27,11 +27,9 @@ SHORT_S = 900.0  # seconds of a run, below which nothing is tried
 COMPILE_S = 60.0  # of each worker's start, before it is known
 COMPILED_GAIN = {"cpu": 1.6, "cuda": 1.3}  # times as fast, before it is known
 CLEARLY = 3.0  # seconds that compiling must save for each second that it takes
-NEARLY = 0.97  # of the best rate: the smallest batch that reaches it is chosen
 PROBE_BATCH = 8
 PROBE_S = 5.0  # a batch predicted to take longer is no probe
 LARGEST_BATCH = {"cpu": 1024, "cuda": 16384}
-TAIL_BATCHES = 2.0  # seen on digits: 0.6 of an item's batches of 128, 2.3 of those of 512
 FREE_SHARE = 0.8  # of the memory that is free, where no limit is given
 
 
@@ -110,7 +108,7 @@ def calibrate(
     Raises:
         ValueError: not even the smallest batch fits into memory.
     """
-    from diffcert_ray.bench.batch_rates import best_rate
+    from diffcert_ray.bench.batch_rates import best_rate, smallest_good_batch
     from diffcert_ray.worker import set_up_torch
 
     set_up_torch()
@@ -129,22 +127,6 @@ def calibrate(
     tried = "; ".join(f"{d}: {_shown(rates)}" for d, rates in found.items())
     said = f"calibrated: batch {batch}, {dtype}, compiled: {why} (NFE/s by batch, {tried})"
     return Calibrated(numerics, said)
-
-
-def smallest_good_batch(rates: "Sequence[Rate]", item_s: float) -> int:
-    """The smallest batch nearly as fast as the best, what an item's last batches lose included.
-
-    Args:
-        rates: of the network alone; at least one fits.
-        item_s: seconds of an item, at whose end ``TAIL_BATCHES`` are padding.
-    """
-    useful = {
-        r.batch: r.nfe_per_s / (1.0 + TAIL_BATCHES * r.batch / (r.nfe_per_s * item_s))
-        for r in rates
-        if r.nfe_per_s is not None
-    }
-    enough = NEARLY * max(useful.values())
-    return min(batch for batch, rate in useful.items() if rate >= enough)
 
 
 def pays(run_s: float, gain: float, compile_s: float) -> bool:

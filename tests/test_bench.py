@@ -1,6 +1,7 @@
 """The bench: its measurements against what is known exactly, its file, and the command."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 from diffcert_ray.base_classifier import base_classifier
-from diffcert_ray.bench.batch_rates import Rate, batch_rates, best_rate, out_of_memory
+from diffcert_ray.bench.batch_rates import (
+    Rate,
+    batch_rates,
+    best_rate,
+    out_of_memory,
+    smallest_good_batch,
+)
 from diffcert_ray.bench.comparison import Engine, compare
 from diffcert_ray.bench.floor import Floor, Speeds, floor
 from diffcert_ray.bench.forward import Forward, example_rows
-from diffcert_ray.bench.measure import Subject, part_seconds, write_trace
+from diffcert_ray.bench.measure import Effort, Subject, measure, part_seconds, write_trace
 from diffcert_ray.bench.record import read_reference
 from diffcert_ray.bench.scales import SCALES, random_network
 from diffcert_ray.bench.tensor_memory import activation_bytes, network_bytes, peak_bytes
@@ -143,6 +150,16 @@ def test_parts_of_the_engine_add_up_to_the_whole():
     assert set(spent) == {*PARTS, "rest"}
     assert all(spent[part] > 0 for part in PARTS)
     assert spent["rest"] > -0.01
+
+
+def test_engine_takes_the_batch_that_calibration_would_where_it_is_open():
+    effort = Effort(rounds=1, item_s=0.05, bare_s=0.001, search_s=0.0005, largest_batch=64)
+    fixed = measure(world_subject(), Speeds(1e9, 1e9), effort)
+    assert fixed.comparison.batch == fixed.floor.batch == 16
+    found = measure(replace(world_subject(), batch_open=True), Speeds(1e9, 1e9), effort)
+    chosen = smallest_good_batch(found.rates, effort.item_s)
+    assert found.comparison.batch == found.floor.batch == chosen
+    assert chosen != 16  # a batch of the small world takes about the same time whatever its size
 
 
 def test_trace_names_the_parts_of_the_engine(tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 
 from diffcert_ray import calibration
 from diffcert_ray.asked import plan_of
-from diffcert_ray.bench.batch_rates import Rate
+from diffcert_ray.bench.batch_rates import Rate, smallest_good_batch
 from diffcert_ray.calibration import (
     calibrate,
     is_wanted,
@@ -14,7 +14,6 @@ from diffcert_ray.calibration import (
     open_keys,
     pays,
     planned_nfe,
-    smallest_good_batch,
 )
 from diffcert_ray.certification import certify
 from diffcert_ray.config import load_config, presets
@@ -203,7 +202,9 @@ def test_the_choice_is_stored_and_a_resume_adopts_it(tmp_path, monkeypatch):
     tables = settings(execution={"calibrate": "always"}, votes={"n": 20})
     tables.pop("numerics")
     config, said = load_config(tables), []
-    monkeypatch.setattr(calibration, "smallest_good_batch", lambda rates, item_s: 24)
+    monkeypatch.setattr(
+        "diffcert_ray.bench.batch_rates.smallest_good_batch", lambda rates, item_s: 24
+    )
     monkeypatch.setattr(
         "diffcert_ray.bench.batch_rates.batch_rates",
         lambda network, sizes, device, *, memory_limit: [Rate(24, 1000.0)],

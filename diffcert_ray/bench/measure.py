@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from diffcert_ray.base_classifier import BaseClassifier
-from diffcert_ray.bench.batch_rates import Rate, batch_rates, best_rate, doubling
+from diffcert_ray.bench.batch_rates import (
+    Rate,
+    batch_rates,
+    best_rate,
+    doubling,
+    smallest_good_batch,
+)
 from diffcert_ray.bench.comparison import Comparison, Engine, compare
 from diffcert_ray.bench.floor import Speeds, floor
 from diffcert_ray.bench.forward import Forward, seconds
@@ -50,6 +56,8 @@ class Subject:
         image_ids: int64 [N].
         dtype: what the network computes in.
         compiled: whether it is compiled.
+        batch_open: the engine's batch is to be what calibration would choose, instead of
+            ``base.batch``.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Subject:
     image_ids: np.ndarray
     dtype: str = "float32"
     compiled: bool = False
+    batch_open: bool = False
 
 
 def random_images(shape: tuple[int, ...], count: int) -> np.ndarray:
@@ -86,6 +95,9 @@ def measure(
     if subject.compiled:  # anew for each size, a minute or so each
         batches = [b for b in batches if base.batch <= 2 * b <= 4 * base.batch]
     rates = batch_rates(network, batches, base.device, round_s=effort.search_s, on_rate=on_rate)
+    if subject.batch_open:
+        base = replace(base, batch=smallest_good_batch(rates, effort.item_s))
+        subject = replace(subject, base=base)
     bare = Forward(network, best_rate(rates).batch, base.device)
     bare.evaluate()
     engine = Engine(base, subject.image, subject.image_ids)

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from diffcert_ray.base_classifier import BaseClassifier
     from diffcert_ray.bench.measure import Subject
     from diffcert_ray.bench.record import Found
     from diffcert_ray.config import Config
@@ -46,7 +47,8 @@ def bench(
     [dim]diffcert bench --scales digits,cifar10 --set numerics.batch=8[/]
 
     One process, one thread on a CPU, without Ray. Rates are evaluations (NFE) per second; on a CPU
-    per second that this process computed, so that other work on the machine counts less.
+    per second that this process computed, so that other work on the machine counts less. Where
+    numerics.batch is not given, the engine's is the one that calibration would choose.
     """
     from diffcert_ray.bench.floor import device_speeds
     from diffcert_ray.bench.measure import Effort, measure, write_trace
@@ -86,7 +88,6 @@ def bench(
 def _subject(settings: "Config", device: str) -> "Subject":
     """The configuration's own network, images and rules."""
     from diffcert_ray.base_classifier import base_classifier
-    from diffcert_ray.bench.measure import Subject
     from diffcert_ray.config import ConfigError
     from diffcert_ray.datasets import load_dataset
     from diffcert_ray.worker import Worker, WorkerSpec, weights_of
@@ -100,8 +101,7 @@ def _subject(settings: "Config", device: str) -> "Subject":
         )
     sigma, second = settings.votes.sigmas[0], worker.unconditional
     base = base_classifier(settings, worker.denoiser, sigma, unconditional=second, device=device)
-    numerics, name = settings.numerics, settings.model.checkpoint
-    return Subject(name, base, data.image, data.ids, numerics.dtype, numerics.compile)
+    return _subject_of(settings, settings.model.checkpoint, base, data.image, data.ids)
 
 
 def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
@@ -109,7 +109,7 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
     import numpy as np
 
     from diffcert_ray.base_classifier import base_classifier
-    from diffcert_ray.bench.measure import Subject, random_images
+    from diffcert_ray.bench.measure import random_images
     from diffcert_ray.bench.scales import random_network
     from diffcert_ray.denoisers.compiled import compile_denoiser
 
@@ -120,9 +120,17 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
     base = base_classifier(settings, network, settings.votes.sigmas[0], device=device)
     images = random_images(network.image_shape, 16)
     ids = np.arange(len(images))
-    return Subject(
-        f"{scale} (random)", base, lambda i: images[i], ids, numerics.dtype, numerics.compile
-    )
+    return _subject_of(settings, f"{scale} (random)", base, lambda i: images[i], ids)
+
+
+def _subject_of(
+    settings: "Config", name: str, base: "BaseClassifier", image: Any, ids: Any
+) -> "Subject":
+    from diffcert_ray.bench.measure import Subject
+    from diffcert_ray.calibration import open_keys
+
+    numerics, open_batch = settings.numerics, "batch" in open_keys(settings)
+    return Subject(name, base, image, ids, numerics.dtype, numerics.compile, open_batch)
 
 
 def _say_rate(rate: Any) -> None:
