@@ -24,6 +24,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 SMALL_NFE = 500_000  # a run of fewer evaluations is not looked at: no network is loaded for it
 SHORT_S = 900.0  # seconds of a run, below which nothing is tried
+EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
 COMPILE_S = 60.0  # of each worker's start, before it is known
 COMPILED_GAIN = {"cpu": 1.6, "cuda": 1.3}  # times as fast, before it is known
 CLEARLY = 3.0  # seconds that compiling must save for each second that it takes
@@ -63,7 +64,8 @@ def planned_nfe(config: Config, plan: Plan | PlainPlan, classes: int) -> float:
         return float(len(plan.image_ids) * plan.draws * len(plan.s) * plan.classes)
     full = config.noise_levels.levels * classes + 1
     # On digits a sifted vote evaluates each class three times on average.
-    each = full if config.sift.rule == "full" else min(full, 3 * classes)
+    shares = {"full": 1.0, "exact": EXACT_SHARE}
+    each = shares.get(config.sift.rule, min(1.0, 3 * classes / full)) * full
     return float(len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n) * each)
 
 
@@ -115,8 +117,8 @@ def calibrate(
     trial = _Trial(config, weights, device, nfe / workers, denoiser)
     always, default = config.execution.calibrate == "always", config.numerics
     if not always and (run_s := trial.rough_seconds()) < SHORT_S:
-        batch, dtype = default.batch, default.dtype
-        said = f"batch {batch}, {dtype}, compiled: no, run of about {_minutes(run_s)}"
+        given = f"batch {default.batch}, {default.dtype}, compiled: {_yes(default.compile)}"
+        said = f"{given}, run of about {_minutes(run_s)}"
         return Calibrated(default, f"{said} would not pay for more (not calibrated)")
     found = {dtype: trial.rates(dtype) for dtype in trial.dtypes()}
     dtype = max(found, key=lambda d: best_rate(found[d]).nfe_per_s or 0.0)
@@ -209,7 +211,7 @@ class _Trial:
 
         if "compile" not in self._open:
             given = self._config.numerics.compile
-            return given, f"{'yes' if given else 'no'}, as configured"
+            return given, f"{_yes(given)}, as configured"
         run_s = self._nfe / rate
         network = self._network(dtype)
         if self._object is not None or not isinstance(network, nn.Module):
@@ -251,6 +253,10 @@ def _free_host_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
 
 
 def _minutes(run_s: float) -> str:

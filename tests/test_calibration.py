@@ -127,6 +127,22 @@ def test_planned_evaluations_are_exact_where_nothing_is_sifted():
     assert planned_nfe(plain, plan_of(plain, data), 4) == 6 * 64 * 24 * 4
 
 
+def test_a_rule_that_drops_few_classes_plans_for_more_evaluations():
+    _, data = small_world()
+    full, exact, paired = (
+        planned_nfe(config, plan_of(config, data), 4)
+        for rule in ("full", "exact", "paired-z")
+        for config in [load_config(settings(sift={"rule": rule}))]
+    )
+    assert paired < exact < full
+
+
+def test_a_short_run_that_is_to_be_compiled_is_said_to_be(rates):
+    found = chosen(nfe=1.0, numerics={"compile": True})
+    assert found.numerics.compile
+    assert "compiled: yes, run of" in found.said
+
+
 def test_compiling_must_clearly_save_more_than_it_takes():
     assert pays(run_s=3600.0, gain=1.6, compile_s=60.0)
     assert not pays(run_s=300.0, gain=1.6, compile_s=60.0)  # saves 112 s for 60
