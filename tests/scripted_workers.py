@@ -86,6 +86,15 @@ class Script:
         """How often each item was begun."""
         return Counter(int(line) for line in (self.folder / "evaluations").read_text().split())
 
+    def again(self, items: int) -> Counter[int]:
+        """How often each of the first items was begun more than once; every one was begun.
+
+        Item 3, and the item before it if its worker died with the result that was just finished.
+        """
+        evaluated = self.evaluated()
+        assert set(evaluated) == set(range(items))
+        return evaluated - Counter(range(items))
+
     def hanging(self) -> tuple[int, str] | None:
         """Process and node where item 3 hangs, once it does."""
         place = self.folder / "hanging"

@@ -122,8 +122,9 @@ def test_killed_node_costs_only_its_items(
     finally:
         pool.close()
     assert votes(results) == undisturbed[:6]
-    assert script.evaluated() == Counter(range(6)) + Counter([3])
-    assert 1 <= state.requeued <= 2
+    again = script.again(6)
+    assert again[3] == 1
+    assert again.total() <= state.requeued <= 2
     assert (state.live, state.pending) == (1, 1)  # its place is asked for again
     assert "1 worker waits for a place: each asks for 1 CPU" in state.note
     assert f"node={lost[:8]} requeued={state.requeued} error=" in caplog.text
@@ -206,10 +207,13 @@ def test_all_nodes_lost_and_one_that_comes_later_finishes_the_run(
         assert pool.state().note.startswith("1 worker waits for a place: each asks for 1 CPU")
         add_node()
         results = run.to_the_end()
+        requeued = pool.state().requeued
     finally:
         pool.close()
     assert votes(results) == undisturbed[:8]
-    assert script.evaluated() == Counter(range(8)) + Counter([3])
+    again = script.again(8)
+    assert again[3] == 1
+    assert again.total() <= requeued <= 2
 
 
 @pytest.mark.slow
