@@ -43,6 +43,7 @@ class LoadedWorker(Protocol):
     """What a spec loads, such as ``diffcert_ray.worker.Worker``."""
 
     numerics: str
+    compiled: str
 
     def evaluate(self, item: Item) -> Result:
         """Evaluate one item."""
@@ -70,10 +71,11 @@ class _RemoteWorker:
         address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return ray.get_runtime_context().get_node_id(), address
 
-    def load(self, spec: Loads, name: str) -> str:
-        """Load; returns the numerics kind."""
-        self._worker = spec.load(name)
-        return self._worker.numerics
+    def load(self, spec: Loads, name: str) -> tuple[str, str, float]:
+        """Load; returns the numerics kind, how it was compiled, and the seconds this took."""
+        began = time.monotonic()
+        self._worker = worker = spec.load(name)
+        return worker.numerics, worker.compiled, time.monotonic() - began
 
     def evaluate(self, item: Item) -> Result:
         """Evaluate one item."""
@@ -374,7 +376,9 @@ class RayPool:
             actor.phase = "live"
             self._starts.succeeded(actor.node)
             self._dispatch.add_worker(actor.name)
-            logger.info("live %s numerics=%s", _where(actor), answer)
+            numerics, compiled, seconds = answer
+            loaded = f"numerics={numerics} compiled={compiled!r} load_s={seconds:.1f}"
+            logger.info("live %s %s", _where(actor), loaded)
 
     def _take_failure(self, actor: _Actor, item_id: int, error: BaseException) -> None:
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):

@@ -13,7 +13,12 @@ from diffcert_ray.base_classifier import BaseClassifier, base_classifier, larges
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.checkpoint import checkpoint_sha256, load_denoiser
-from diffcert_ray.denoisers.compiled import compilation_failures, compile_denoiser, no_compiler
+from diffcert_ray.denoisers.compiled import (
+    compilation_failures,
+    compile_denoiser,
+    compiled_how,
+    no_compiler,
+)
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.denoisers.resized import ResizedDenoiser
@@ -163,6 +168,7 @@ class Worker:
         self._device = device
         self._at_sigma: dict[float, BaseClassifier] = {}
         self.numerics = numerics_kind(denoiser, config.numerics.batch, device)
+        self.compiled = compiled_how() if config.numerics.compile else "no"
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
         """Evaluate one item; what it returns depends on its votes or draws only."""
@@ -236,6 +242,7 @@ class ClassifierWorker:
         shape, batch = dataset.image_shape, config.numerics.batch
         z, s, _ = _probe(shape, batch, device)
         self.numerics = _kind(lambda rows: probed.logits(z[rows], s[rows]), batch, device)
+        self.compiled = compiled_how() if config.numerics.compile else "no"
 
     def evaluate(self, item: Item) -> Result:
         """Evaluate one item; what it returns depends on its votes only."""

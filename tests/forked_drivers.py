@@ -46,7 +46,8 @@ class NotingWorker:
     """A worker that notes what it evaluates; items come with fresh votes only."""
 
     def __init__(self, inner: Any, book: Path) -> None:
-        self.inner, self.book, self.numerics = inner, book, inner.numerics
+        self.inner, self.book = inner, book
+        self.numerics, self.compiled = inner.numerics, inner.compiled
 
     def evaluate(self, item: Item) -> Result:
         lines = [

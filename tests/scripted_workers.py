@@ -108,6 +108,7 @@ class ScriptedWorker:
     """A worker that misbehaves at item 3."""
 
     numerics = "scripted"
+    compiled = "no"
 
     def __init__(self, script: Script, name: str) -> None:
         self.script, self.name = script, name

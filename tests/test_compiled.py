@@ -67,6 +67,23 @@ def test_a_compiled_network_casts_the_same_votes_wherever_its_rows_stand():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler (g++)")
+def test_only_the_first_worker_of_a_node_compiles_and_the_second_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    said, kinds = [], set()
+    for _ in range(2):
+        torch._dynamo.reset()  # as in a process of its own
+        torch._dynamo.utils.counters.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself
+            loaded = worker(Shrinking(), compiled=True)
+        said.append(loaded.compiled)
+        kinds.add(loaded.numerics)
+    assert said == ["anew", "from the cache"]
+    assert len(kinds) == 1
+    assert worker(Templates(), compiled=False).compiled == "no"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler (g++)")
 @pytest.mark.parametrize("method", ["classify", "denoise-classify"])
 def test_a_compiled_classifier_casts_the_same_votes(method):
     sigma = 2.0  # so that votes differ

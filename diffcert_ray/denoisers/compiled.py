@@ -41,6 +41,19 @@ def compile_classifier(network: nn.Module) -> None:
     network.compile(dynamic=False, options=_OPTIONS)
 
 
+def compiled_how() -> str:
+    """How this process came to its compiled networks: "anew", or "from the cache".
+
+    The compiler keeps its code on each machine's disk (TORCHINDUCTOR_CACHE_DIR): the first worker
+    of a node pays for it, the others and later runs load it.
+    """
+    from torch._dynamo.utils import counters
+
+    seen = counters["inductor"]
+    cached = seen["fxgraph_cache_hit"] > 0 == seen["fxgraph_cache_miss"]
+    return "from the cache" if cached else "anew"
+
+
 def compilation_failures() -> tuple[type[Exception], ...]:
     """What a compiled denoiser's first call raises where it cannot be compiled."""
     from torch._dynamo.exc import BackendCompilerFailed, Unsupported

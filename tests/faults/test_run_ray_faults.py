@@ -77,7 +77,8 @@ class MisbehavingWorker:
     """A worker that misbehaves when its work is half done: evaluated, and not told."""
 
     def __init__(self, spec: Misbehaving, inner: Any) -> None:
-        self.spec, self.inner, self.numerics = spec, inner, inner.numerics
+        self.spec, self.inner = spec, inner
+        self.numerics, self.compiled = inner.numerics, inner.compiled
 
     def evaluate(self, item: Item) -> Result:
         result: Result = self.inner.evaluate(item)
