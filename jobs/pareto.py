@@ -10,7 +10,8 @@ these votes give (Clopper-Pearson over the votes of each image, alpha 0.001). Ru
 beats in both NFE and agreement are printed, and drawn as a line; the .csv has all of them.
 
 Rules see a vote's own losses only, as in a run (`Sift.step`, `Sift.asked`); that a replay equals
-the engine is tested.
+the engine is tested. All noise is of seed 0: certify a rule that was chosen here with another seed
+(`votes.seed`), as the presets do, or it is not independent of the votes.
 """
 
 import argparse
