@@ -26,6 +26,7 @@ from typing import Any
 
 if "ray" not in sys.modules:  # Ray reads it while it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from diffcert_ray.config import ConfigError, load_config
@@ -35,6 +36,7 @@ LOCAL_PORT = "http://127.0.0.1:8265"
 # Ray kills a stopped job after 3 s unless told otherwise; the driver stores what has come back.
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "DIFFCERT_LOG_LEVEL": "INFO"}
 STATUS_S = 60.0  # how long a finished job's status may lag behind its log
+NOT_FOUND = 127  # exit code of a shell that knows no such command
 START_S = 120.0  # how long a head may take from its first answer until it takes jobs
 
 
@@ -130,6 +132,11 @@ def exit_code(client: JobSubmissionClient, job: str) -> int:
         return 0
     if info.driver_exit_code is None:
         print(f"job {job} {info.status.value}: {info.message}")
+    if info.driver_exit_code == NOT_FOUND:
+        print(
+            "the head has no command diffcert: start Ray there with the environment's bin folder, "
+            "into which diffcert_ray is installed, on its PATH"
+        )
     return info.driver_exit_code or 1
 
 
@@ -141,9 +148,10 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        said = str(error).partition("\n")[0].rstrip(".")
         print(
-            f"error: no job could be submitted to {options.cluster}: {error}. See that its port is "
+            f"error: no job could be submitted to {options.cluster}: {said}. See that its port is "
             "forwarded to here, and that RAY_AUTH_MODE and the token are the cluster's",
             file=sys.stderr,
         )

@@ -109,3 +109,21 @@ def test_cluster_that_is_not_there_is_named_with_the_remedy(capsys: pytest.Captu
     said = capsys.readouterr().err
     assert nobody in said
     assert "RAY_AUTH_MODE" in said
+
+
+def test_wrong_token_is_one_line_with_the_remedy(monkeypatch, capsys: pytest.CaptureFixture[str]):
+    def refuse(address: str) -> None:
+        raise submit.AuthenticationError("Authentication failed: Forbidden\nToken ... is invalid.")
+
+    monkeypatch.setattr(submit, "JobSubmissionClient", refuse)
+    assert main(["status", "s3://bucket/run"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "Authentication failed: Forbidden" in line
+    assert "the token are the cluster's" in line
+
+
+def test_head_without_the_command_is_told_what_its_path_needs(capsys: pytest.CaptureFixture[str]):
+    ended = SimpleNamespace(status=submit.JobStatus.FAILED, driver_exit_code=127, message="")
+    client = SimpleNamespace(get_job_info=lambda job: ended)
+    assert submit.exit_code(client, "job") == 127
+    assert "environment's bin folder" in capsys.readouterr().out
