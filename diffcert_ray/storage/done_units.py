@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from diffcert_ray.storage.deliveries import Lists, dense
+from diffcert_ray.storage.deliveries import Lists, dense, flat
 from diffcert_ray.storage.schemas import ALL_CLASSES
 
 Integers = npt.NDArray[Any]
@@ -116,16 +116,18 @@ class DoneUnits:
         """
         if table.num_rows == 0:
             return cls({}, {})
-        sigma, stream = table["sigma"].to_numpy(), dense(table["stream"])
+        sigma, stream = flat(table["sigma"]), dense(table["stream"])
         change = (sigma[1:] != sigma[:-1]) | (stream[1:] != stream[:-1])
         bounds = [0, *(np.flatnonzero(change) + 1).tolist(), table.num_rows]
-        groups = {}
+        groups, images, rows = {}, [], []
         for low, high in pairwise(bounds):
             key = float(sigma[low]), str(table["stream"][low].as_py())
-            groups[key] = unit_counts(table.slice(low, high - low))
-        images, first = np.unique(table["image_id"].to_numpy(), return_index=True)
-        shas = table["image_sha"].take(pa.array(first)).to_pylist()
-        return cls(groups, dict(zip(images.tolist(), shas, strict=True)))
+            group = groups[key] = unit_counts(table.slice(low, high - low))
+            images.append(group.images)
+            rows.append(low + group.first[:-1])
+        ids, index = np.unique(np.concatenate(images), return_index=True)
+        shas = table["image_sha"].take(pa.array(np.concatenate(rows)[index])).to_pylist()
+        return cls(groups, dict(zip(ids.tolist(), shas, strict=True)))
 
     def has(
         self,
@@ -159,20 +161,20 @@ class DoneUnits:
 
 
 def unit_counts(table: pa.Table) -> UnitCounts:
-    """Flat arrays of the units of one sigma and stream."""
+    """Flat arrays of the units of one sigma and stream; views of a table in one chunk."""
     classes, counts = Lists.of(table["classes"]), Lists.of(table["counts"])
-    image_id = table["image_id"].to_numpy()
+    image_id = flat(table["image_id"])
     first = np.flatnonzero(np.append(True, image_id[1:] != image_id[:-1]))
     return UnitCounts(
         image_id=image_id,
-        start=table["start"].to_numpy(),
-        stop=table["stop"].to_numpy(),
-        target=table["target"].to_numpy(),
+        start=flat(table["start"]),
+        stop=flat(table["stop"]),
+        target=flat(table["target"]),
         offsets=classes.offsets,
         classes=classes.values,
         counts=counts.values,
-        nfe=table["nfe"].to_numpy(),
-        seconds=table["seconds"].to_numpy(),
+        nfe=flat(table["nfe"]),
+        seconds=flat(table["seconds"]),
         images=image_id[first],
         first=np.append(first, len(image_id)),
     )

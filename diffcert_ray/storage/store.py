@@ -250,7 +250,12 @@ class RunStore:
         self.differing = rows.manifest.differing + resolution.differing
         if is_sorted_range(resolution.rows, rows.table.num_rows):
             return rows.table
-        return rows.table.take(pa.array(resolution.rows))
+        table, wanted = rows.table, pa.array(resolution.rows)
+        del rows  # column after column, and the unsorted one is let go
+        waiting = dict(zip(columns, table.columns, strict=True))
+        schema = table.schema
+        del table
+        return pa.table({name: waiting.pop(name).take(wanted) for name in columns}, schema=schema)
 
 
 def is_sorted_range(rows: np.ndarray, count: int) -> bool:

@@ -107,7 +107,9 @@ def read_once(
 def stored_rows(
     folder: str, columns: Sequence[str], base: list[ReadPart], parts: list[ReadPart]
 ) -> tuple[str, pa.Table, tuple[str, ...], tuple[int, ...], int]:
-    """Join the rows of compacted files and parts, in this order.
+    """Join the rows of compacted files and parts, in this order; empties both lists.
+
+    Column after column, and what was joined is let go: the rows are in memory once, not twice.
 
     Args:
         folder: units, losses or certificates.
@@ -115,12 +117,21 @@ def stored_rows(
         base: compacted files.
         parts: those not taken over by a compaction.
     """
-    everything = [*base, *parts]
+    everything, compacted = [*base, *parts], len(base)
+    base.clear()
+    parts.clear()
+    names = tuple(part.name for part in everything)
+    bounds = tuple(np.cumsum([part.table.num_rows for part in everything]).tolist())
     schema = reading_schema(SCHEMAS[folder], columns)
     table = pa.concat_tables([schema.empty_table(), *(part.table for part in everything)])
-    bounds = tuple(np.cumsum([part.table.num_rows for part in everything]).tolist())
-    table = table.unify_dictionaries().combine_chunks()
-    return folder, table, tuple(part.name for part in everything), bounds, len(base)
+    waiting = dict(zip(columns, table.columns, strict=True))
+    del everything, table
+    joined = {name: _in_one_piece(waiting.pop(name)) for name in columns}
+    return folder, pa.table(joined, schema=schema), names, bounds, compacted
+
+
+def _in_one_piece(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([column.unify_dictionaries().combine_chunks()])
 
 
 def loose_parts(listed: Sequence[str], manifest: Manifest, folder: str) -> list[str]:
