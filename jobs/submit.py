@@ -26,7 +26,7 @@ from typing import Any
 
 if "ray" not in sys.modules:  # Ray reads it while it is imported
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-from ray.exceptions import AuthenticationError
+from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from diffcert_ray.config import ConfigError, load_config
@@ -148,7 +148,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         said = str(error).partition("\n")[0].rstrip(".")
         print(
             f"error: no job could be submitted to {options.cluster}: {said}. See that its port is "

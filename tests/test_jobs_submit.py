@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from diffcert_ray.config import ConfigError
 from jobs import submit
@@ -113,7 +114,7 @@ def test_cluster_that_is_not_there_is_named_with_the_remedy(capsys: pytest.Captu
 
 def test_wrong_token_is_one_line_with_the_remedy(monkeypatch, capsys: pytest.CaptureFixture[str]):
     def refuse(address: str) -> None:
-        raise submit.AuthenticationError("Authentication failed: Forbidden\nToken ... is invalid.")
+        raise AuthenticationError("Authentication failed: Forbidden\nToken ... is invalid.")
 
     monkeypatch.setattr(submit, "JobSubmissionClient", refuse)
     assert main(["status", "s3://bucket/run"]) == 1

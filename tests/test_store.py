@@ -20,8 +20,10 @@ import pytest
 
 from diffcert_ray.storage import local_folder
 from diffcert_ray.storage.deliveries import Lists, packed_keys
+from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_KEY, UNIT_SCHEMA
 from diffcert_ray.storage.store import CertificateRow, RunStore, StoreError, UnitRow, open_location
+from diffcert_ray.storage.stored_rows import column_by_column
 
 DOCUMENT = b'votes_id = "v1"\n'
 UNIT = UnitRow(
@@ -456,6 +458,29 @@ def test_done_units_answer_single_and_broadcast_questions(store):
     assert not done.has(0.25, 7, "estimate", 0, 100, 3)
     assert not done.has(0.25, 7, "select", 0, 100)
     assert not done.has(0.5, [7, 8], "estimate", 0, 100).any()
+
+
+def test_stored_units_are_held_once_however_many_parts_hold_them(store):
+    put(store, replace(UNIT, start=100, stop=200))
+    put(store, UNIT)
+    table = store.units()
+    group = DoneUnits.from_table(table).groups[0.25, "estimate"]
+    for name in ("image_id", "start", "stop", "target", "nfe", "seconds"):
+        assert table[name].num_chunks == 1
+        assert np.shares_memory(getattr(group, name), table[name].chunk(0).to_numpy())
+
+
+def test_joining_parts_lets_go_of_each_of_their_columns():
+    waiting = {"a": pa.chunked_array([[1], [2]]), "b": pa.chunked_array([[3], [4]])}
+    left = []
+
+    def change(column):
+        left.append(list(waiting))
+        return column.combine_chunks()
+
+    joined = column_by_column(waiting, pa.schema({"a": pa.int64(), "b": pa.int64()}), change)
+    assert joined.to_pydict() == {"a": [1, 2], "b": [3, 4]}
+    assert left == [["b"], []]
 
 
 def test_done_units_give_an_images_counts_in_vote_order(store):

@@ -50,8 +50,9 @@ def compiled_how() -> str:
     from torch._dynamo.utils import counters
 
     seen = counters["inductor"]
-    cached = seen["fxgraph_cache_hit"] > 0 == seen["fxgraph_cache_miss"]
-    return "from the cache" if cached else "anew"
+    if seen["fxgraph_cache_hit"] and not seen["fxgraph_cache_miss"]:
+        return "from the cache"
+    return "anew"
 
 
 def compilation_failures() -> tuple[type[Exception], ...]:

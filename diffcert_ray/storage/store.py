@@ -23,7 +23,13 @@ from diffcert_ray.storage.schemas import (
     CertificateRow,
     UnitRow,
 )
-from diffcert_ray.storage.stored_rows import SCHEMAS, StoredRows, loose_parts, read_once
+from diffcert_ray.storage.stored_rows import (
+    SCHEMAS,
+    StoredRows,
+    column_by_column,
+    loose_parts,
+    read_once,
+)
 from diffcert_ray.storage.writer import Writer
 
 __all__ = [
@@ -255,7 +261,7 @@ class RunStore:
         waiting = dict(zip(columns, table.columns, strict=True))
         schema = table.schema
         del table
-        return pa.table({name: waiting.pop(name).take(wanted) for name in columns}, schema=schema)
+        return column_by_column(waiting, schema, lambda column: column.take(wanted))
 
 
 def is_sorted_range(rows: np.ndarray, count: int) -> bool:

@@ -1,6 +1,6 @@
 """Everything that a run has stored in one folder, repeats included, in the order that counts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,8 +126,22 @@ def stored_rows(
     table = pa.concat_tables([schema.empty_table(), *(part.table for part in everything)])
     waiting = dict(zip(columns, table.columns, strict=True))
     del everything, table
-    joined = {name: _in_one_piece(waiting.pop(name)) for name in columns}
-    return folder, pa.table(joined, schema=schema), names, bounds, compacted
+    return folder, column_by_column(waiting, schema, _in_one_piece), names, bounds, compacted
+
+
+def column_by_column(
+    waiting: dict[str, pa.ChunkedArray],
+    schema: pa.Schema,
+    change: Callable[[pa.ChunkedArray], pa.ChunkedArray],
+) -> pa.Table:
+    """Change every column; each is let go, and taken out of ``waiting``, before the next.
+
+    Args:
+        waiting: the columns by name, in their order; nobody else should hold them.
+        schema: of the new table.
+        change: makes the new column.
+    """
+    return pa.table({name: change(waiting.pop(name)) for name in list(waiting)}, schema=schema)
 
 
 def _in_one_piece(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -240,7 +240,8 @@ def test_workers_are_as_many_as_gpus_have_room_for_on_nodes_of_different_kinds(
         results = run.to_the_end()
     finally:
         pool.close()
-    places = re.findall(r"live actor=\S+ address=\S+ node=(\w+)", caplog.text)
+    live = r"live actor=\S+ address=\S+ node=(\w+) numerics=\S+ compiled='no' load_s=\d"
+    places = re.findall(live, caplog.text)
     assert places == [with_gpu.node_id[:8]] * workers
     assert votes(results) == undisturbed[:12]
     assert script.evaluated() == Counter(range(12))
