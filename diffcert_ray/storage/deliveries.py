@@ -30,10 +30,10 @@ class Lists:
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Lists":
         """The lists of a column without nulls."""
-        lengths = flat(pc.list_value_length(column))
+        lengths = pc.list_value_length(column).to_numpy()
         offsets = np.zeros(len(column) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        return cls(offsets, flat(pc.list_flatten(column)))
+        return cls(offsets, pc.list_flatten(column).to_numpy())
 
     def equal(self, left: Rows, right: Rows) -> Booleans:
         """Whether row left[i] holds the same list as row right[i], for each i."""
@@ -232,18 +232,11 @@ def packed_keys(table: pa.Table, names: tuple[str, ...]) -> Rows:
     return keys
 
 
-def flat(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """The numbers of a column without nulls, not copied (and read-only) if it is in one chunk."""
-    values: npt.NDArray[Any] = (
-        column.chunk(0).to_numpy() if column.num_chunks == 1 else column.to_numpy()
-    )
-    return values
-
-
 def dense(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """Integers as they are; anything else as its rank among the column's values."""
     if pa.types.is_integer(column.type):
-        return flat(column)
+        values: npt.NDArray[Any] = column.to_numpy()
+        return values
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

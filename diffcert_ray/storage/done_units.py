@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from diffcert_ray.storage.deliveries import Lists, dense, flat
+from diffcert_ray.storage.deliveries import Lists, dense
 from diffcert_ray.storage.schemas import ALL_CLASSES
 
 Integers = npt.NDArray[Any]
@@ -116,7 +116,7 @@ class DoneUnits:
         """
         if table.num_rows == 0:
             return cls({}, {})
-        sigma, stream = flat(table["sigma"]), dense(table["stream"])
+        sigma, stream = table["sigma"].to_numpy(), dense(table["stream"])
         change = (sigma[1:] != sigma[:-1]) | (stream[1:] != stream[:-1])
         bounds = [0, *(np.flatnonzero(change) + 1).tolist(), table.num_rows]
         groups, images, rows = {}, [], []
@@ -163,18 +163,18 @@ class DoneUnits:
 def unit_counts(table: pa.Table) -> UnitCounts:
     """Flat arrays of the units of one sigma and stream; views of a table in one chunk."""
     classes, counts = Lists.of(table["classes"]), Lists.of(table["counts"])
-    image_id = flat(table["image_id"])
+    image_id = table["image_id"].to_numpy()
     first = np.flatnonzero(np.append(True, image_id[1:] != image_id[:-1]))
     return UnitCounts(
         image_id=image_id,
-        start=flat(table["start"]),
-        stop=flat(table["stop"]),
-        target=flat(table["target"]),
+        start=table["start"].to_numpy(),
+        stop=table["stop"].to_numpy(),
+        target=table["target"].to_numpy(),
         offsets=classes.offsets,
         classes=classes.values,
         counts=counts.values,
-        nfe=flat(table["nfe"]),
-        seconds=flat(table["seconds"]),
+        nfe=table["nfe"].to_numpy(),
+        seconds=table["seconds"].to_numpy(),
         images=image_id[first],
         first=np.append(first, len(image_id)),
     )
