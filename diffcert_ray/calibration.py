@@ -1,8 +1,8 @@
-"""Which batch, dtype and compilation a run's network is fastest with, where the run is long enough.
+"""What a run's network is fastest with, where the run is long enough to look.
 
-The choice becomes the run's [numerics], which every later driver and worker adopts. What the
-configuration gives is never changed, and a short run keeps the defaults: looking would cost more
-than it saves.
+Batch, dtype, order in memory and compilation: the choice becomes the run's [numerics], which every
+later driver and worker adopts. What the configuration gives is never changed, and a short run keeps
+the defaults: looking would cost more than it saves.
 """
 
 import os
@@ -45,6 +45,22 @@ class Calibrated:
 
     numerics: NumericsConfig
     said: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a network could compute, whatever its batch.
+
+    Args:
+        dtype: of its weights and activations.
+        channels_last: their order in memory.
+    """
+
+    dtype: Dtype
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return f"{self.dtype} channels_last" if self.channels_last else self.dtype
 
 
 def open_keys(config: Config) -> set[str]:
@@ -92,7 +108,7 @@ def calibrate(
     workers: int = 1,
     denoiser: "Denoiser | None" = None,
 ) -> Calibrated:
-    """Try batches, dtypes and compilation on this machine's device, one thread on a CPU.
+    """Try batches, dtypes, orders and compilation on this machine's device, one thread on a CPU.
 
     Running out of memory is a finding: that batch is out.
 
@@ -120,14 +136,16 @@ def calibrate(
         given = f"batch {default.batch}, {default.dtype}, compiled: {_yes(default.compile)}"
         said = f"{given}, run of about {_minutes(run_s)}"
         return Calibrated(default, f"{said} would not pay for more (not calibrated)")
-    found = {dtype: trial.rates(dtype) for dtype in trial.dtypes()}
-    dtype = max(found, key=lambda d: best_rate(found[d]).nfe_per_s or 0.0)
-    batch = smallest_good_batch(found[dtype], config.execution.item_s)
-    rate = next(r.nfe_per_s for r in found[dtype] if r.batch == batch) or 0.0
-    compiled, why = trial.whether_to_compile(dtype, batch, rate, always=always)
-    numerics = NumericsConfig(batch=batch, dtype=dtype, compile=compiled)
-    tried = "; ".join(f"{d}: {_shown(rates)}" for d, rates in found.items())
-    said = f"calibrated: batch {batch}, {dtype}, compiled: {why} (NFE/s by batch, {tried})"
+    found = {way: trial.rates(way) for way in trial.ways()}
+    way = max(found, key=lambda w: best_rate(found[w]).nfe_per_s or 0.0)
+    batch = smallest_good_batch(found[way], config.execution.item_s)
+    rate = next(r.nfe_per_s for r in found[way] if r.batch == batch) or 0.0
+    compiled, why = trial.whether_to_compile(way, batch, rate, always=always)
+    numerics = NumericsConfig(
+        batch=batch, dtype=way.dtype, channels_last=way.channels_last, compile=compiled
+    )
+    tried = "; ".join(f"{w}: {_shown(rates)}" for w, rates in found.items())
+    said = f"calibrated: batch {batch}, {way}, compiled: {why} (NFE/s by batch, {tried})"
     return Calibrated(numerics, said)
 
 
@@ -170,17 +188,23 @@ class _Trial:
         self._nfe, self._object = nfe, denoiser
         self._open = open_keys(config)
 
-    def dtypes(self) -> Sequence[Dtype]:
-        """What to try; an object computes in what it has."""
-        if self._object is not None or "dtype" not in self._open:
-            return (self._config.numerics.dtype,)
-        return self._config.execution.dtypes
+    def ways(self) -> Sequence[Way]:
+        """What to try; an object computes as it is."""
+        given = self._config.numerics
+        if self._object is not None:
+            return (self._as_configured(),)
+        dtypes = self._config.execution.dtypes if "dtype" in self._open else (given.dtype,)
+        orders = (False, True) if "channels_last" in self._open else (given.channels_last,)
+        return [Way(dtype, order) for dtype in dtypes for order in orders]
+
+    def _as_configured(self) -> Way:
+        return Way(self._config.numerics.dtype, self._config.numerics.channels_last)
 
     def rough_seconds(self) -> float:
         """Seconds of the run as it stands, from a batch or two."""
         from diffcert_ray.bench.forward import Forward
 
-        network, batch = self._network(self._config.numerics.dtype), self._config.numerics.batch
+        network, batch = self._network(self._as_configured()), self._config.numerics.batch
         small = Forward(network, min(PROBE_BATCH, batch), self._device)
         small.evaluate()
         rate = small.rate(0.0)
@@ -190,7 +214,7 @@ class _Trial:
             rate = max(rate, usual.rate(0.0))
         return self._nfe / rate
 
-    def rates(self, dtype: Dtype) -> "list[Rate]":
+    def rates(self, way: Way) -> "list[Rate]":
         """Of the batches that may be chosen."""
         from diffcert_ray.bench.batch_rates import batch_rates, doubling
 
@@ -198,10 +222,10 @@ class _Trial:
         if "batch" in self._open:
             sizes = list(doubling(PROBE_BATCH, LARGEST_BATCH[self._device]))
         limit = memory_limit(self._config, self._device)
-        return batch_rates(self._network(dtype), sizes, self._device, memory_limit=limit)
+        return batch_rates(self._network(way), sizes, self._device, memory_limit=limit)
 
     def whether_to_compile(
-        self, dtype: Dtype, batch: int, rate: float, *, always: bool
+        self, way: Way, batch: int, rate: float, *, always: bool
     ) -> tuple[bool, str]:
         """Whether to compile, and why, in a few words."""
         from torch import nn
@@ -213,7 +237,7 @@ class _Trial:
             given = self._config.numerics.compile
             return given, f"{_yes(given)}, as configured"
         run_s = self._nfe / rate
-        network = self._network(dtype)
+        network = self._network(way)
         if self._object is not None or not isinstance(network, nn.Module):
             return False, "no, the network is an object of the caller's"
         if not always and not pays(run_s, COMPILED_GAIN[self._device], COMPILE_S):
@@ -233,15 +257,14 @@ class _Trial:
             return True, f"yes, {measured}"
         return False, f"no, {measured}, run of about {_minutes(run_s)}"
 
-    def _network(self, dtype: Dtype) -> "Denoiser":
-        from diffcert_ray.denoisers.checkpoint import load_denoiser
+    def _network(self, way: Way) -> "Denoiser":
+        from diffcert_ray.worker import WorkerSpec
 
-        return self._object or load_denoiser(
-            self._config.model.checkpoint,
-            device=self._device,
-            dtype=dtype,
-            sha256=self._weights["denoiser"],
-        )
+        tried = {"dtype": way.dtype, "channels_last": way.channels_last, "compile": False}
+        numerics = self._config.numerics.model_copy(update=tried)
+        config = self._config.model_copy(update={"numerics": numerics})
+        spec = WorkerSpec(config, self._weights, self._device, self._object)
+        return spec.network("denoiser")
 
 
 def _free_host_bytes() -> int:

@@ -244,9 +244,16 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
     identity |= {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
     identity |= {f"sift.{k}": sift[k] for k in used}
     identity |= {"model.resize": config.model.resize}
-    identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
+    identity |= _numerics_identity(config)
     identity |= _weights(config, weights)
     return {key: value for key, value in identity.items() if value is not None}
+
+
+def _numerics_identity(config: Config) -> dict[str, Any]:
+    """What is computed with; the memory's layout only where it is not as it always was."""
+    identity = {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
+    identity["numerics.channels_last"] = config.numerics.channels_last or None
+    return identity
 
 
 def _losses_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
@@ -259,7 +266,7 @@ def _losses_identity(config: Config, weights: Mapping[str, str]) -> dict[str, An
         "plain.unit": config.plain.unit,
     }
     identity |= {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
-    identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
+    identity |= _numerics_identity(config)
     identity |= _weights(config, weights)
     return {key: value for key, value in identity.items() if value is not None}
 
@@ -278,7 +285,7 @@ def _direct_identity(config: Config, weights: Mapping[str, str]) -> dict[str, An
         "classifier.mean": None if about.mean is None else list(about.mean),
         "classifier.std": None if about.std is None else list(about.std),
     }
-    identity |= {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
+    identity |= _numerics_identity(config)
     identity |= _weights(config, weights)
     return {key: value for key, value in identity.items() if value is not None}
 

@@ -202,6 +202,8 @@ class NumericsConfig(_Table):
     """Rows of every batch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the network computes in; its input, its output and all sums are wider."""
+    channels_last: bool = False
+    """Keep images and filters in memory pixel by pixel: faster on some devices."""
     compile: bool = False
     """Compile the networks: a minute or so at each worker's start, needs a C++ compiler."""
 

@@ -60,6 +60,10 @@ class ImageClassifier:
         self._mean = _per_channel(mean, 0.0, device)
         self._std = _per_channel(std, 1.0, device)
 
+    def keep_channels_last(self) -> None:
+        """Keep all channels of a pixel together in memory."""
+        self._network.to(memory_format=torch.channels_last)
+
     def compile(self) -> None:
         """Compile the network at its next call, which takes a minute or so."""
         compile_classifier(self._network)

@@ -21,6 +21,7 @@ from diffcert_ray.denoisers.compiled import (
 )
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import GaussianClasses
+from diffcert_ray.denoisers.memory_format import keep_channels_last
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.evaluate import evaluate_item
 from diffcert_ray.evaluate_classifier import DirectClassifier, evaluate_classifier_item
@@ -72,17 +73,11 @@ class WorkerSpec:
         if self.config.direct:
             return self._load_direct(name)
         model = self.config.model
-        denoiser: Denoiser | None = self.denoiser
+        denoiser = self.network("denoiser")
         unconditional: Denoiser | None = None
-        if denoiser is None:
-            denoiser = self._network("denoiser")
-            if model.unconditional is not None:
-                unconditional = self._network("unconditional")
+        if self.denoiser is None and model.unconditional is not None:
+            unconditional = self.network("unconditional")
         dataset = self._images()
-        if self.config.numerics.compile:
-            for network in (denoiser, unconditional):
-                if network is not None:
-                    compile_denoiser(network)
         if unconditional is not None and model.resize is not None:
             unconditional = ResizedDenoiser(unconditional, denoiser.image_shape, model.resize)
         try:  # the probe batch compiles
@@ -94,9 +89,7 @@ class WorkerSpec:
         config, dataset = self.config, self._images()
         denoiser: Denoiser | None = None
         if config.method.name == "denoise-classify":
-            denoiser = self.denoiser or self._network("denoiser")
-            if config.numerics.compile:
-                compile_denoiser(denoiser)
+            denoiser = self.network("denoiser")
         classifier = load_classifier(
             config,
             dataset.num_classes,
@@ -105,6 +98,8 @@ class WorkerSpec:
             device=self.device,
             sha256=self.weights["classifier"],
         )
+        if config.numerics.channels_last:
+            classifier.keep_channels_last()
         if config.numerics.compile:
             classifier.compile()
         try:
@@ -112,7 +107,21 @@ class WorkerSpec:
         except compilation_failures() as error:
             raise no_compiler(error) from error
 
-    def _network(self, role: str) -> Denoiser:
+    def network(self, role: str) -> Denoiser:
+        """The object or file of a role ("denoiser", "unconditional"), as [numerics] says.
+
+        Raises:
+            CheckpointError: it is missing, another one than the driver's, or cannot compute so.
+        """
+        given = self.denoiser if role == "denoiser" else None
+        network = self._loaded(role) if given is None else given
+        if self.config.numerics.channels_last:
+            keep_channels_last(network)
+        if self.config.numerics.compile:
+            compile_denoiser(network)
+        return network
+
+    def _loaded(self, role: str) -> Denoiser:
         file, config = model_files(self.config)[role], self.config
         return load_denoiser(
             file.source,

@@ -19,7 +19,9 @@ from diffcert_ray.certification import certify
 from diffcert_ray.config import load_config, presets
 from diffcert_ray.config_tables import NumericsConfig
 from diffcert_ray.datasets import load_dataset
+from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.stored_run import open_run
+from diffcert_ray.worker import weights_of
 from tests.worlds import settings, small_world
 
 LONG = 1e12  # evaluations of a run that takes days
@@ -37,7 +39,7 @@ def rates(monkeypatch):
 
     monkeypatch.setattr("diffcert_ray.bench.batch_rates.batch_rates", found)
     monkeypatch.setattr(calibration._Trial, "rough_seconds", lambda self: self._nfe / 1000.0)
-    monkeypatch.setattr(calibration._Trial, "_network", lambda self, dtype: small_world()[0])
+    monkeypatch.setattr(calibration._Trial, "_network", lambda self, way: small_world()[0])
     return made, asked
 
 
@@ -81,20 +83,64 @@ def test_what_the_configuration_gives_is_not_changed(rates):
     assert found.numerics == NumericsConfig(batch=16, compile=False)
     assert rates[1][0][0] == [16]
     assert "compiled: no, as configured" in found.said
-    assert open_keys(load_config({"numerics": {"batch": 16}})) == {"dtype", "compile"}
-    everything = load_config({"numerics": {"batch": 16, "dtype": "float32", "compile": True}})
+    assert open_keys(load_config({"numerics": {"batch": 16}})) == {
+        "dtype", "channels_last", "compile"
+    }  # fmt: skip
+    given = {"batch": 16, "dtype": "float32", "channels_last": False, "compile": True}
+    everything = load_config({"numerics": given})
     assert not is_wanted(everything, LONG, own_object=False)
 
 
 def test_a_lower_precision_is_tried_only_where_it_is_allowed(rates, monkeypatch):
     tried: list = []
     monkeypatch.setattr(
-        calibration._Trial, "_network", lambda self, dtype: tried.append(dtype) or small_world()[0]
+        calibration._Trial,
+        "_network",
+        lambda self, way: tried.append(way.dtype) or small_world()[0],
     )
     chosen()
     assert set(tried) == {"float32"}
     chosen(execution={"dtypes": ["float32", "bfloat16"]})
     assert set(tried) == {"float32", "bfloat16"}
+
+
+def test_the_faster_order_in_memory_is_chosen_unless_it_is_given(rates, monkeypatch):
+    made, _ = rates
+
+    def order(self, way):
+        made.clear()
+        made.update({32: 2000.0 if way.channels_last else 1000.0})
+        return small_world()[0]
+
+    monkeypatch.setattr(calibration._Trial, "_network", order)
+    found = chosen()
+    assert found.numerics.channels_last
+    assert "batch 32, float32 channels_last" in found.said
+    assert "float32: 32 1,000; float32 channels_last: 32 2,000" in found.said
+    kept = chosen(numerics={"channels_last": False})
+    assert not kept.numerics.channels_last
+    assert "float32 channels_last" not in kept.said
+
+
+def test_calibration_reads_the_network_as_a_worker_does(monkeypatch, tmp_path):
+    """A state dict that needs its configuration's help; the order in memory is the tried one."""
+    digits = load_denoiser("digits")
+    torch.save(digits.state_dict(), tmp_path / "digits.pt")
+    about = digits.configuration.model_dump(mode="json", exclude_unset=True)
+    config = load_config({"model": {"checkpoint": str(tmp_path / "digits.pt"), "config": about},
+                          "execution": {"calibrate": "always", "memory_limit": 0.1},
+                          "numerics": {"compile": False}})  # fmt: skip
+    tried = []
+
+    def found(network, sizes, device, *, memory_limit):
+        weight = network.model.enc["8x8_block0"].conv0.weight
+        tried.append(weight.is_contiguous(memory_format=torch.channels_last))
+        return [Rate(8, 1.0)]
+
+    monkeypatch.setattr("diffcert_ray.bench.batch_rates.batch_rates", found)
+    monkeypatch.setattr(calibration._Trial, "rough_seconds", lambda self: LONG)
+    calibrate(config, weights_of(config), "cpu", nfe=LONG)
+    assert tried == [False, True]
 
 
 def test_calibration_is_wanted_for_long_runs_of_checkpoints_only():
@@ -165,7 +211,7 @@ class Compilable(nn.Module):
 def compiled(monkeypatch, rates):
     """Compiling is noted, not done."""
     networks: list = []
-    monkeypatch.setattr(calibration._Trial, "_network", lambda self, dtype: Compilable())
+    monkeypatch.setattr(calibration._Trial, "_network", lambda self, way: Compilable())
     monkeypatch.setattr("diffcert_ray.denoisers.compiled.compile_denoiser", networks.append)
     return networks
 

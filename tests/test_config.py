@@ -92,6 +92,7 @@ def test_a_malformed_override_is_refused(override):
         "sift.rule=full",
         "numerics.batch=64",
         "numerics.dtype=bfloat16",
+        "numerics.channels_last=true",
     ],
 )
 def test_votes_id_changes_with_everything_that_a_vote_depends_on(override):

@@ -56,6 +56,7 @@ class Subject:
         image_ids: int64 [N].
         dtype: what the network computes in.
         compiled: whether it is compiled.
+        channels_last: whether it keeps all channels of a pixel together in memory.
         batch_open: the engine's batch is to be what calibration would choose, instead of
             ``base.batch``.
     """
@@ -66,6 +67,7 @@ class Subject:
     image_ids: np.ndarray
     dtype: str = "float32"
     compiled: bool = False
+    channels_last: bool = False
     batch_open: bool = False
 
 
@@ -115,6 +117,7 @@ def measure(
         parameters=_parameters(network),
         dtype=subject.dtype,
         compiled=subject.compiled,
+        channels_last=subject.channels_last,
         rates=tuple(rates),
         comparison=comparison,
         part_seconds=spent,

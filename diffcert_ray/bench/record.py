@@ -43,6 +43,7 @@ class Found:
         parameters: their number.
         dtype: what it computes in.
         compiled: whether it was compiled.
+        channels_last: whether it kept all channels of a pixel together in memory.
         rates: the bare network over batch sizes.
         comparison: the engine against it; None where an item would take too long.
         part_seconds: seconds of one item by part of the engine, "rest" included.
@@ -54,6 +55,7 @@ class Found:
     parameters: int
     dtype: str
     compiled: bool
+    channels_last: bool
     rates: tuple[Rate, ...]
     comparison: Comparison | None
     part_seconds: dict[str, float]

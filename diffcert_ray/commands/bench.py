@@ -112,9 +112,12 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
     from diffcert_ray.bench.measure import random_images
     from diffcert_ray.bench.scales import random_network
     from diffcert_ray.denoisers.compiled import compile_denoiser
+    from diffcert_ray.denoisers.memory_format import keep_channels_last
 
     numerics = settings.numerics
     network = random_network(scale, device, numerics.dtype)
+    if numerics.channels_last:
+        keep_channels_last(network)
     if numerics.compile:
         compile_denoiser(network)
     base = base_classifier(settings, network, settings.votes.sigmas[0], device=device)
@@ -130,7 +133,16 @@ def _subject_of(
     from diffcert_ray.calibration import open_keys
 
     numerics, open_batch = settings.numerics, "batch" in open_keys(settings)
-    return Subject(name, base, image, ids, numerics.dtype, numerics.compile, open_batch)
+    return Subject(
+        name,
+        base,
+        image,
+        ids,
+        numerics.dtype,
+        compiled=numerics.compile,
+        channels_last=numerics.channels_last,
+        batch_open=open_batch,
+    )
 
 
 def _say_rate(rate: Any) -> None:
@@ -200,7 +212,9 @@ def _column(one: "Found") -> dict[str, str]:
     ran, share, floor, useful = one.comparison, one.memory.share, one.floor, one.useful_share
     return {
         "parameters": f"{one.parameters:,}",
-        "computes in": one.dtype + (", compiled" if one.compiled else ""),
+        "computes in": one.dtype
+        + (", channels_last" if one.channels_last else "")
+        + (", compiled" if one.compiled else ""),
         "bare NFE/s, at best": f"{best.nfe_per_s:,.5g} (batch {best.batch})",
         "engine NFE/s": f"{ran.engine_nfe_per_s:,.5g} (batch {ran.batch})" if ran else "-",
         "engine / bare": f"{100 * ran.ratio:.1f} %" if ran else "-",
