@@ -26,6 +26,8 @@ class BaseClassifier:
         seed: of all noise.
         batch: rows of every batch.
         device: where the networks live.
+        short_batches: smaller sizes at which the network gives rows the same bits; rows left at an
+            item's end are evaluated in these.
     """
 
     denoiser: Denoiser
@@ -36,6 +38,7 @@ class BaseClassifier:
     seed: int
     batch: int
     device: str = "cpu"
+    short_batches: tuple[int, ...] = ()
 
     @property
     def smoothed_shape(self) -> tuple[int, int, int]:

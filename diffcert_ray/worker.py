@@ -1,13 +1,12 @@
 """One worker: networks loaded once, images by id, items evaluated; in Ray or in-process."""
 
 import hashlib
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffcert_ray.base_classifier import BaseClassifier, base_classifier, largest_evaluations
 from diffcert_ray.config import Config, ConfigError
@@ -34,13 +33,9 @@ from diffcert_ray.image_classifier import (
 )
 from diffcert_ray.loss_work import LossItem, LossResult
 from diffcert_ray.model_files import model_files
-from diffcert_ray.noise import NoiseSource
+from diffcert_ray.numerics_probe import kind_of_logits, numerics_kind, short_batches
 from diffcert_ray.plain import plain_levels
 from diffcert_ray.work import Item, Result
-
-logger = logging.getLogger(__name__)
-
-PROBE_SEED = 0x0D1FFCE7
 
 
 @dataclass(frozen=True)
@@ -176,7 +171,10 @@ class Worker:
         self._dataset = dataset
         self._device = device
         self._at_sigma: dict[float, BaseClassifier] = {}
-        self.numerics = numerics_kind(denoiser, config.numerics.batch, device)
+        batch = config.numerics.batch
+        self.numerics = numerics_kind(denoiser, batch, device)
+        # Compiled, each size would take a minute.
+        self._short = () if config.numerics.compile else short_batches(denoiser, batch, device)
         self.compiled = compiled_how() if config.numerics.compile else "no"
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
@@ -199,6 +197,7 @@ class Worker:
                 unconditional=self.unconditional,
                 device=self._device,
             )
+            base = replace(base, short_batches=self._short)
             self._at_sigma[sigma] = base
         return base
 
@@ -249,8 +248,7 @@ class ClassifierWorker:
         self._device = device
         probed = self.base(config.votes.sigmas[0])
         shape, batch = dataset.image_shape, config.numerics.batch
-        z, s, _ = _probe(shape, batch, device)
-        self.numerics = _kind(lambda rows: probed.logits(z[rows], s[rows]), batch, device)
+        self.numerics = kind_of_logits(probed.logits, shape, batch, device)
         self.compiled = compiled_how() if config.numerics.compile else "no"
 
     def evaluate(self, item: Item) -> Result:
@@ -349,50 +347,6 @@ def _object_sha256(denoiser: Denoiser | nn.Module) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return digest.hexdigest()
-
-
-def numerics_kind(denoiser: Denoiser, batch: int, device: str) -> str:
-    """Hash of what the network returns on a fixed probe batch: equal kinds give equal bits.
-
-    The probe is evaluated twice, the second time in another order; a network whose rows depend on
-    their position gets a kind of its own and a warning, because its votes then depend on packing.
-
-    Args:
-        denoiser: the loaded network.
-        batch: rows of every batch of the run.
-        device: where the network lives.
-
-    Returns:
-        12 hex digits, with the suffix "-positional" where rows depend on their position.
-    """
-    z, s, row = _probe(denoiser.image_shape, batch, device)
-    y = torch.from_numpy(row % (denoiser.num_classes or 1)).to(device)
-    if denoiser.has_unconditional:
-        y[:: 7 if denoiser.num_classes else 1] = -1
-    return _kind(lambda rows: denoiser(z[rows], s[rows], y[rows]), batch, device)
-
-
-def _probe(shape: tuple[int, ...], batch: int, device: str) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Noise [batch, C, H, W] at noise levels [batch] that go up, and the row numbers."""
-    row = np.arange(batch)
-    source = NoiseSource(PROBE_SEED, 0.0, int(np.prod(shape)))
-    noise = source.normal(row, np.zeros_like(row), row, "internal", device=device)
-    s = torch.linspace(0.1, 3.0, batch, device=device)
-    return (s[:, None] * noise).reshape(batch, *shape), s, row
-
-
-def _kind(evaluate: Callable[[Tensor], Tensor], batch: int, device: str) -> str:
-    """Hash of what rows 0 to batch - 1 give, evaluated in this order and in the reverse one."""
-    straight_rows = torch.arange(batch, device=device)
-    order = torch.flip(straight_rows, [0])
-    with torch.inference_mode():
-        straight = evaluate(straight_rows)
-        turned = evaluate(order)[order]
-    kind = hashlib.sha256(straight.cpu().numpy().tobytes()).hexdigest()[:12]
-    if bool((straight == turned).all()):
-        return kind
-    logger.warning("rows of a batch depend on their position on this device: kind=%s", kind)
-    return kind + "-positional"
 
 
 def resolve_device(asked: str) -> str:

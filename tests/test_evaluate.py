@@ -330,6 +330,24 @@ def test_evaluations_are_the_rows_that_the_network_saw(method: str, rule: str) -
 
 
 @every_rule
+def test_rows_left_at_the_end_are_evaluated_in_the_smallest_batch_that_holds_them(
+    rule: str,
+) -> None:
+    items = [item_of(part(0, 0, votes)) for votes in (1, 2, 3, 5, 8, 13)]
+    found, padded = {}, {}
+    for short in ((), (16, 8)):
+        network = Counting()
+        base = replace(base_of(rule, denoiser=network), short_batches=short)
+        found[short] = [evaluate_item(base, item, image) for item in items]
+        padded[short] = sum(r.padded for r in found[short])
+        assert network.rows == sum(r.nfe for r in found[short]) + padded[short]
+        assert network.shapes == {32, *short}
+    whole, shorter = ([r.tallies for r in results] for results in found.values())
+    assert whole == shorter
+    assert padded[16, 8] < padded[()] / 2
+
+
+@every_rule
 def test_each_unit_pays_for_its_own_votes(rule: str) -> None:
     base = base_of(rule)
     together = evaluate_item(base, item_of(*THREE_IMAGES), image)

@@ -6,45 +6,9 @@ import pytest
 import torch
 
 from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.denoisers.checkpoint_file import CheckpointError
-from diffcert_ray.worker import WorkerSpec, numerics_kind, resolve_device, weights_of
+from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
 from tests.worlds import settings, small_world
-
-
-class Positional:
-    """A denoiser whose rows depend on where in the batch they stand."""
-
-    image_shape, num_classes, has_unconditional, s_range = (1, 2, 2), 3, True, (0.0, 9.0)
-
-    def __call__(self, u, s, y=None):
-        return u + torch.arange(len(u))[:, None, None, None]
-
-
-def test_numerics_kind_is_the_same_for_the_same_network_and_differs_for_another():
-    world, other = small_world()[0], small_world(seed=1)[0]
-    kind = numerics_kind(world, 32, "cpu")
-    assert kind == numerics_kind(small_world()[0], 32, "cpu")
-    assert kind != numerics_kind(other, 32, "cpu")
-    assert not kind.endswith("positional")
-
-
-def test_numerics_kind_of_the_shipped_network_does_not_depend_on_the_thread_count():
-    network = load_denoiser("digits")
-    threads = torch.get_num_threads()
-    try:
-        kinds = set()
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            kinds.add(numerics_kind(network, 128, "cpu"))
-    finally:
-        torch.set_num_threads(threads)
-    assert len(kinds) == 1
-
-
-def test_a_network_whose_rows_depend_on_their_position_gets_a_kind_of_its_own(caplog):
-    assert numerics_kind(Positional(), 8, "cpu").endswith("-positional")
-    assert "depend on their position" in caplog.text
 
 
 def test_weights_name_the_file_and_an_objects_parameters():
@@ -68,9 +32,15 @@ def test_a_pinned_hash_of_another_file_is_refused():
         weights_of(config)
 
 
+class Bare:
+    """A denoiser that has nothing to be told by."""
+
+    image_shape, num_classes, has_unconditional, s_range = (1, 2, 2), 3, True, (0.0, 9.0)
+
+
 def test_an_object_without_parameters_is_refused():
-    with pytest.raises(ConfigError, match="Positional has no parameters"):
-        weights_of(load_config({}), Positional())
+    with pytest.raises(ConfigError, match="Bare has no parameters"):
+        weights_of(load_config({}), Bare())
 
 
 def test_a_worker_with_another_file_than_the_drivers_is_refused():

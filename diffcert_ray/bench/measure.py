@@ -22,6 +22,7 @@ from diffcert_ray.bench.forward import Forward, seconds
 from diffcert_ray.bench.parts import Stopwatch
 from diffcert_ray.bench.record import Found, Memory
 from diffcert_ray.bench.tensor_memory import activation_bytes, eager, network_bytes, peak_bytes
+from diffcert_ray.numerics_probe import short_batches
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def measure(
     rates = batch_rates(network, batches, base.device, round_s=effort.search_s, on_rate=on_rate)
     if subject.batch_open:
         base = replace(base, batch=smallest_good_batch(rates, effort.item_s))
-        subject = replace(subject, base=base)
+    if not subject.compiled:
+        base = replace(base, short_batches=short_batches(network, base.batch, base.device))
+    subject = replace(subject, base=base)
     bare = Forward(network, best_rate(rates).batch, base.device)
     bare.evaluate()
     engine = Engine(base, subject.image, subject.image_ids)

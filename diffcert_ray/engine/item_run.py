@@ -2,8 +2,8 @@
 
 The rows of votes of several units and images share batches, and a vote that ends makes room at
 once. Nothing that a vote returns depends on the lane, the batch or the neighbours: noise has an
-address, batches have one shape (the last is padded), and sums are taken in a fixed order, in
-float64.
+address, batches have one shape or a smaller one that gives the same bits (the last is padded), and
+sums are taken in a fixed order, in float64.
 
 Rows are evaluated in *chunks* of up to ``CHUNK_BATCHES`` batches, since the decisions between two
 of them wait for the device. On a GPU the next chunk is queued before the losses of the last one are
@@ -188,8 +188,9 @@ class ItemRun:
         lane, entry, column = self._queue.take(batches * batch)
         with self._watch("noise"):
             noise, noise_row = self._noise_of(lane, entry)
-        # The same shape for every batch: rows are repeated to fill the last one.
-        filled = np.arange(batches * batch) % len(lane)
+        # Rows are repeated to fill the last batch.
+        short = (size for size in self._base.short_batches if size >= len(lane))
+        filled = np.arange(min(short, default=batches * batch)) % len(lane)
         table = np.stack([lane, self._level_of[entry], column, noise_row])
         rows = sent(table[:, filled], device)
         with self._watch("network"):
@@ -201,7 +202,7 @@ class ItemRun:
             if len(denoising):
                 self._denoised[sent(lane[denoising], device)] = out[sent(denoising, device)]
             chunk = Chunk((lane, entry, column), Coming(losses))
-        self.padded += batches * batch - len(lane)
+        self.padded += len(filled) - len(lane)
         return chunk
 
     def _denoise(self, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

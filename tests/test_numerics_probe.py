@@ -1,0 +1,87 @@
+"""The probe batch: numerics kinds, and the smaller batches that give the same bits."""
+
+import torch
+
+from diffcert_ray.config import load_config
+from diffcert_ray.denoisers.checkpoint import load_denoiser
+from diffcert_ray.numerics_probe import numerics_kind, short_batches
+from diffcert_ray.work import Item, Part, Unit
+from diffcert_ray.worker import WorkerSpec, weights_of
+from tests.worlds import small_world
+
+
+class Positional:
+    """A denoiser whose rows depend on where in the batch they stand."""
+
+    image_shape, num_classes, has_unconditional, s_range = (1, 2, 2), 3, True, (0.0, 9.0)
+
+    def __call__(self, u, s, y=None):
+        return u + torch.arange(len(u))[:, None, None, None]
+
+
+def test_numerics_kind_is_the_same_for_the_same_network_and_differs_for_another():
+    world, other = small_world()[0], small_world(seed=1)[0]
+    kind = numerics_kind(world, 32, "cpu")
+    assert kind == numerics_kind(small_world()[0], 32, "cpu")
+    assert kind != numerics_kind(other, 32, "cpu")
+    assert not kind.endswith("positional")
+
+
+def test_numerics_kind_of_the_shipped_network_does_not_depend_on_the_thread_count():
+    network = load_denoiser("digits")
+    threads = torch.get_num_threads()
+    try:
+        kinds = set()
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            kinds.add(numerics_kind(network, 128, "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(kinds) == 1
+
+
+def test_a_network_whose_rows_depend_on_their_position_gets_a_kind_of_its_own(caplog):
+    assert numerics_kind(Positional(), 8, "cpu").endswith("-positional")
+    assert "depend on their position" in caplog.text
+
+
+class Changing(Positional):
+    """A denoiser that computes otherwise where a batch has fewer than 16 rows, or exactly 64."""
+
+    def __call__(self, u, s, y=None):
+        return u + (len(u) < 16 or len(u) == 64)
+
+
+def test_short_batches_end_at_the_first_size_with_other_bits():
+    assert short_batches(Changing(), 48, "cpu") == (24,)
+    assert short_batches(Changing(), 32, "cpu") == (16,)
+    assert short_batches(Changing(), 128, "cpu") == ()
+    assert short_batches(Changing(), 512, "cpu") == (256, 128)
+    assert short_batches(small_world()[0], 8, "cpu") == (4, 2, 1)
+    assert short_batches(small_world()[0], 8, "cuda") == ()
+
+
+def test_short_batches_of_the_shipped_network_cast_the_same_votes():
+    config = load_config({"numerics": {"batch": 128}, "dataset": {"first": 2}})
+    spec, sizes = WorkerSpec(config, weights_of(config)), set()
+    found = []
+    for short in (True, False):
+        loaded = spec.load("test")
+        allowed = loaded.base(1.0).short_batches  # none on a processor where all have other bits
+        if not short:
+            loaded._short, loaded._at_sigma = (), {}
+        loaded.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+        unit = Unit(1.0, int(loaded._dataset.ids[0]), "estimate", 0, 40)
+        found.append(loaded.cast_votes(Item(0, 1.0, (Part(unit, 0, 40),))))
+        assert sizes <= {128, *allowed}
+        assert (len(sizes) > 1) == bool(short and allowed)
+        sizes.clear()
+    assert found[0].tallies == found[1].tallies
+    assert len(found[0].tallies[0].counts) > 1
+    assert found[0].padded < found[1].padded or not allowed
+
+
+def test_a_compiled_network_has_one_batch_only(monkeypatch):
+    monkeypatch.setattr("diffcert_ray.worker.compile_denoiser", lambda network: None)
+    config = load_config({"numerics": {"batch": 128, "compile": True}, "dataset": {"first": 2}})
+    assert WorkerSpec(config, weights_of(config)).load("test").base(1.0).short_batches == ()
