@@ -138,9 +138,13 @@ def calibrate(
         return Calibrated(default, f"{said} would not pay for more (not calibrated)")
     found = {way: trial.rates(way) for way in trial.ways()}
     way = max(found, key=lambda w: best_rate(found[w]).nfe_per_s or 0.0)
-    batch = smallest_good_batch(found[way], config.execution.item_s)
-    rate = next(r.nfe_per_s for r in found[way] if r.batch == batch) or 0.0
-    compiled, why = trial.whether_to_compile(way, batch, rate, always=always)
+    eager, whole = (
+        smallest_good_batch(found[way], config.execution.item_s, short=short)
+        for short in (device == "cpu", False)
+    )
+    rate = next(r.nfe_per_s for r in found[way] if r.batch == whole) or 0.0
+    compiled, why = trial.whether_to_compile(way, whole, rate, always=always)
+    batch = whole if compiled else eager
     numerics = NumericsConfig(
         batch=batch, dtype=way.dtype, channels_last=way.channels_last, compile=compiled
     )

@@ -139,6 +139,8 @@ def set_up_torch() -> None:
     torch.backends.cudnn.benchmark = False
     # What use_deterministic_algorithms does, without seconds of importing the compiler.
     torch.set_deterministic_debug_mode("warn")
+    # It would write NaN to all memory before it is used, 4 to 8 % of an evaluation.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if torch.cuda.is_available():  # float32 is what it says: a GPU's votes are to be a CPU's
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False

@@ -59,14 +59,26 @@ def test_the_smallest_batch_that_is_nearly_the_fastest_is_chosen(rates):
     found = chosen()
     assert found.numerics.batch == 32  # 2 % slower than 64; 128 does not fit
     assert "128 out of memory" in found.said
-    assert smallest_good_batch([Rate(8, 99.0), Rate(16, 100.0)], item_s=5.0) == 8
-    assert smallest_good_batch([Rate(8, 90.0), Rate(16, 100.0)], item_s=5.0) == 16
+    for short in (True, False):
+        assert smallest_good_batch([Rate(8, 99.0), Rate(16, 100.0)], 5.0, short=short) == 8
+        assert smallest_good_batch([Rate(8, 90.0), Rate(16, 100.0)], 5.0, short=short) == 16
 
 
 def test_what_the_end_of_an_item_wastes_counts_against_large_batches():
     measured = [Rate(128, 2400.0), Rate(512, 2500.0), Rate(1024, None)]
-    assert smallest_good_batch(measured, item_s=5.0) == 128
-    assert smallest_good_batch(measured, item_s=600.0) == 512
+    assert smallest_good_batch(measured, 5.0, short=False) == 128
+    assert smallest_good_batch(measured, 600.0, short=False) == 512
+    assert smallest_good_batch(measured, 20.0, short=True) == 512
+    assert smallest_good_batch(measured, 20.0, short=False) == 128
+
+
+def test_a_compiled_network_gets_the_batch_that_its_whole_last_batches_allow(rates, monkeypatch):
+    made, _ = rates
+    made.clear()
+    made.update({128: 2400.0, 512: 2500.0})
+    item = {"item_s": 20.0}
+    assert chosen(execution=item, numerics={"compile": False}).numerics.batch == 512
+    assert chosen(execution=item, numerics={"compile": True}).numerics.batch == 128
 
 
 def test_workers_share_a_run(rates):
@@ -265,7 +277,7 @@ def test_the_choice_is_stored_and_a_resume_adopts_it(tmp_path, monkeypatch):
     tables.pop("numerics")
     config, said = load_config(tables), []
     monkeypatch.setattr(
-        "diffcert_ray.bench.batch_rates.smallest_good_batch", lambda rates, item_s: 24
+        "diffcert_ray.bench.batch_rates.smallest_good_batch", lambda rates, item_s, *, short: 24
     )
     monkeypatch.setattr(
         "diffcert_ray.bench.batch_rates.batch_rates",

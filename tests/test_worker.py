@@ -7,7 +7,7 @@ import torch
 
 from diffcert_ray.config import ConfigError, load_config
 from diffcert_ray.denoisers.checkpoint_file import CheckpointError
-from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
+from diffcert_ray.worker import WorkerSpec, resolve_device, set_up_torch, weights_of
 from tests.worlds import settings, small_world
 
 
@@ -67,6 +67,20 @@ def test_apndc_needs_an_unconditional_mode_or_a_second_checkpoint():
         base_classifier(config, world, 0.25)
     base_classifier(config, world, 0.25, unconditional=small_world()[0])
     base_classifier(load_config(settings(method={"name": "epndc"})), world, 0.25)
+
+
+def test_a_worker_computes_deterministically_without_writing_memory_twice():
+    deterministic = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), deterministic.fill_uninitialized_memory
+    try:
+        torch.set_deterministic_debug_mode("default")
+        deterministic.fill_uninitialized_memory = True
+        set_up_torch()
+        assert torch.get_deterministic_debug_mode() == 1  # warns where it cannot
+        assert not deterministic.fill_uninitialized_memory
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        deterministic.fill_uninitialized_memory = before[1]
 
 
 def test_a_spec_survives_being_sent():

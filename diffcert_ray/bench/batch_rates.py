@@ -14,7 +14,9 @@ ROUNDS = 3
 ROUND_S = 0.4
 CONTENDERS = 3  # batch sizes that are measured again
 NEARLY = 0.97  # of the best rate: the smallest batch that reaches it is chosen
-TAIL_BATCHES = 2.0  # seen on digits: 0.6 of an item's batches of 128, 2.3 of those of 512
+# Rows at an item's end that only fill batches, in batches; seen on digits:
+TAIL_BATCHES = 2.0  # 0.6 of 128 rows, 2.3 of 512
+SHORT_TAIL_BATCHES = 0.5  # 0.3 of 512, and the speed of short batches, where there are these
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,17 @@ def best_rate(rates: Sequence[Rate]) -> Rate:
     return max(fitting, key=lambda r: r.nfe_per_s or 0.0)
 
 
-def smallest_good_batch(rates: Sequence[Rate], item_s: float) -> int:
+def smallest_good_batch(rates: Sequence[Rate], item_s: float, *, short: bool) -> int:
     """The smallest batch nearly as fast as the best, what an item's last batches lose included.
 
     Args:
         rates: of the network alone; at least one fits.
-        item_s: seconds of an item, at whose end ``TAIL_BATCHES`` are padding.
+        item_s: seconds of an item.
+        short: whether its last rows may go in short batches (on a CPU, eagerly).
     """
+    tail = SHORT_TAIL_BATCHES if short else TAIL_BATCHES
     useful = {
-        r.batch: r.nfe_per_s / (1.0 + TAIL_BATCHES * r.batch / (r.nfe_per_s * item_s))
+        r.batch: r.nfe_per_s / (1.0 + tail * r.batch / (r.nfe_per_s * item_s))
         for r in rates
         if r.nfe_per_s is not None
     }

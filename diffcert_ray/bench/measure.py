@@ -98,9 +98,10 @@ def measure(
     if subject.compiled:  # anew for each size, a minute or so each
         batches = [b for b in batches if base.batch <= 2 * b <= 4 * base.batch]
     rates = batch_rates(network, batches, base.device, round_s=effort.search_s, on_rate=on_rate)
+    shortens = base.device == "cpu" and not subject.compiled
     if subject.batch_open:
-        base = replace(base, batch=smallest_good_batch(rates, effort.item_s))
-    if not subject.compiled:
+        base = replace(base, batch=smallest_good_batch(rates, effort.item_s, short=shortens))
+    if shortens:
         base = replace(base, short_batches=short_batches(network, base.batch, base.device))
     subject = replace(subject, base=base)
     bare = Forward(network, best_rate(rates).batch, base.device)
