@@ -1,5 +1,6 @@
 """The configuration of a run, its validation, and the two hashes that identify votes and plans."""
 
+import copy
 import difflib
 import hashlib
 import json
@@ -48,7 +49,7 @@ def load_config(
     if isinstance(source, Config):
         tables = source.model_dump(exclude_unset=True)
     elif isinstance(source, Mapping):
-        tables = json.loads(json.dumps(dict(source)))
+        tables = copy.deepcopy(dict(source))
     else:
         tables = _read_toml(str(source))
     for override in overrides:

@@ -38,7 +38,9 @@ ModelSettings = Annotated[
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class DatasetConfig(_Table):
@@ -174,7 +176,13 @@ class VotesConfig(_Table):
         "clopper-pearson"
     )
     """From votes, or (lipschitz, local) of the plain classifier without votes, method dc."""
-    radii: tuple[Annotated[float, Field(ge=0)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    radii: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+    )
     """Radii of the table, pixel units; sequential stops an image once the largest is certified."""
     estimate: Literal["complete", "target"] = "complete"
     """What an estimation vote says: its class, or only whether it is the chosen one (cheaper)."""

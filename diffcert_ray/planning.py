@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from diffcert_ray.certificates import largest_radius
 from diffcert_ray.config import Config
@@ -14,7 +15,9 @@ from diffcert_ray.stages import all_units
 from diffcert_ray.storage.parts import encode
 from diffcert_ray.storage.schemas import LossRow, loss_table
 from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import ClassifierWorker, Worker
+
+if TYPE_CHECKING:
+    from diffcert_ray.worker import ClassifierWorker, Worker
 
 STORED_BYTES_PER_UNIT = 230  # the digits run: 1,100 units in 36 small parts; large ones pack better
 TRIAL_S = 3.0
@@ -189,7 +192,7 @@ def doubts(config: Config, plan: Plan, classes: int) -> list[str]:
 
 def estimate(
     plan: Plan,
-    worker: Worker | ClassifierWorker,
+    worker: "Worker | ClassifierWorker",
     *,
     trial_s: float = TRIAL_S,
 ) -> Estimate:
@@ -205,7 +208,7 @@ def estimate(
         votes = nfe = 0
         seconds, step = 0.0, 1
         while votes == 0 or (seconds < trial_s and votes < plan.n0 * len(plan.image_ids)):
-            item = _trial(plan, sigma, votes, step)
+            item = _trial(plan, sigma, step)
             started = time.perf_counter()
             result = worker.cast_votes(item)
             seconds = time.perf_counter() - started
@@ -228,7 +231,7 @@ def estimate(
     return Estimate(images, units, units * STORED_BYTES_PER_UNIT, tuple(found), trial_votes)
 
 
-def _trial(plan: Plan, sigma: float, done: int, votes: int) -> Item:
+def _trial(plan: Plan, sigma: float, votes: int) -> Item:
     """An item of a few votes of each of some images, ever more: the first trial is one vote."""
     ids = plan.image_ids[: max(1, min(len(plan.image_ids), votes))]
     each = min(max(1, votes // len(ids)), plan.n0)
@@ -236,7 +239,7 @@ def _trial(plan: Plan, sigma: float, done: int, votes: int) -> Item:
     return Item(0, sigma, tuple(Part(unit, 0, each) for unit in units))
 
 
-def estimate_plain(plan: PlainPlan, worker: Worker, *, trial_s: float = TRIAL_S) -> PlainEstimate:
+def estimate_plain(plan: PlainPlan, worker: "Worker", *, trial_s: float = TRIAL_S) -> PlainEstimate:
     """Draw a few losses and scale them up.
 
     Args:

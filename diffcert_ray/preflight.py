@@ -12,6 +12,7 @@ from diffcert_ray.datasets import Checked, Dataset
 from diffcert_ray.image_votes import Plan
 from diffcert_ray.model_files import model_files
 from diffcert_ray.plain import PlainPlan
+from diffcert_ray.vote_levels import levels_and_sift
 from diffcert_ray.work import MAX_IMAGE_ID
 
 if TYPE_CHECKING:
@@ -43,11 +44,14 @@ def check_plan(
         classifier: the classifier object, or None where it comes from a file or is not needed.
 
     Raises:
-        ConfigError: radii out of reach of n and alpha; labels, image ids, shapes or classes that
-            do not fit.
+        ConfigError: radii out of reach of n and alpha; impossible noise levels; labels, image ids,
+            shapes or classes that do not fit.
     """
     if isinstance(plan, Plan):
         check_radii(plan)
+        if not config.direct:
+            for sigma in plan.sigmas:
+                levels_and_sift(config, sigma)
     labels = dataset.labels
     if len(labels) and not (labels.min() >= 0 and labels.max() < dataset.num_classes):
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,9 @@ from diffcert_ray.loss_store import StoredLosses
 from diffcert_ray.loss_work import LossItem, LossUnit
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import ClassifierWorker, Worker
+
+if TYPE_CHECKING:
+    from diffcert_ray.worker import ClassifierWorker, Worker
 
 LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in float32
 
@@ -76,7 +78,7 @@ def _same(stored: Any, recomputed: Any) -> bool:
 
 def replay(
     units: pd.DataFrame,
-    worker: Worker | ClassifierWorker,
+    worker: "Worker | ClassifierWorker",
     found: Verification,
     *,
     sample: int,
@@ -113,7 +115,7 @@ def replay(
 
 
 def replay_losses(
-    losses: StoredLosses, worker: Worker, found: Verification, *, sample: int, seed: int = 0
+    losses: StoredLosses, worker: "Worker", found: Verification, *, sample: int, seed: int = 0
 ) -> None:
     """Evaluate a random sample of the stored losses again and compare their sums.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffcert_ray.base_classifier import BaseClassifier, base_classifier, largest_evaluations
+from diffcert_ray.base_classifier import BaseClassifier, base_classifier
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.checkpoint import checkpoint_sha256, load_denoiser
@@ -35,6 +35,7 @@ from diffcert_ray.loss_work import LossItem, LossResult
 from diffcert_ray.model_files import model_files
 from diffcert_ray.numerics_probe import kind_of_logits, numerics_kind, short_batches
 from diffcert_ray.plain import plain_levels
+from diffcert_ray.vote_levels import largest_evaluations
 from diffcert_ray.work import Item, Result
 
 

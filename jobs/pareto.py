@@ -30,7 +30,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from diffcert_ray import certificate
-from diffcert_ray.base_classifier import base_classifier, levels_and_sift
+from diffcert_ray.base_classifier import base_classifier
 from diffcert_ray.config import Config, load_config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.denoisers.checkpoint import load_denoiser
@@ -38,6 +38,7 @@ from diffcert_ray.denoisers.compiled import compile_denoiser
 from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
 from diffcert_ray.evaluate import evaluate_votes
 from diffcert_ray.sift import Sift
+from diffcert_ray.vote_levels import levels_and_sift
 from diffcert_ray.work import Item, Part, Unit
 
 

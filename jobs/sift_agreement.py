@@ -35,7 +35,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from scipy.stats import binomtest
 
-from diffcert_ray.base_classifier import base_classifier, largest_evaluations
+from diffcert_ray.base_classifier import base_classifier
 from diffcert_ray.config import load_config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.denoisers.checkpoint import load_denoiser
@@ -43,6 +43,7 @@ from diffcert_ray.denoisers.compiled import compile_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
 from diffcert_ray.evaluate import evaluate_votes
+from diffcert_ray.vote_levels import largest_evaluations
 from diffcert_ray.work import Item, Part, Unit
 
 REFERENCES = ("full", "exact")

@@ -1,5 +1,7 @@
 """The configuration: what it accepts, what it refuses and how, and what its hashes depend on."""
 
+from pathlib import Path
+
 import pytest
 
 from diffcert_ray.config import (
@@ -116,6 +118,26 @@ def test_votes_id_changes_with_everything_that_a_vote_depends_on(override):
 )
 def test_votes_id_ignores_what_a_vote_does_not_depend_on(override):
     assert votes_id(load_config({}, [override])) == votes_id(load_config({}))
+
+
+@pytest.mark.parametrize(
+    ("tables", "match"),
+    [
+        ({"votes": {"radii": []}}, r"votes\.radii.*at least 1 item"),
+        ({"votes": {"radii": [float("inf")]}}, r"votes\.radii.*finite"),
+        ({"noise_levels": {"max": float("inf")}}, r"noise_levels\.max.*finite"),
+        ({"dataset": {"path": Path("images")}}, r"dataset\.path.*string"),
+    ],
+)
+def test_values_that_no_run_could_use_name_their_key(tables, match):
+    with pytest.raises(ConfigError, match=match):
+        load_config(tables)
+
+
+def test_tables_of_a_mapping_are_not_changed_by_overrides():
+    tables = {"votes": {"n": 100}}
+    assert load_config(tables, ["votes.n=200"]).votes.n == 200
+    assert tables == {"votes": {"n": 100}}
 
 
 def test_votes_id_changes_with_the_weights():

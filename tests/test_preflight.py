@@ -7,6 +7,7 @@ import pytest
 
 from diffcert_ray.asked import plan_of
 from diffcert_ray.certificates import largest_radius
+from diffcert_ray.certification import certify
 from diffcert_ray.config import ConfigError, load_config
 from diffcert_ray.preflight import check_plan, check_radii
 from tests.worlds import settings, small_world
@@ -26,6 +27,20 @@ def refuse(world, dataset, match: str, **tables) -> None:
 def test_a_sound_plan_passes(world):
     config = load_config(settings())
     check_plan(config, plan_of(config, world[1]), world[1], world[0])
+
+
+@pytest.mark.parametrize(
+    ("grid", "match"),
+    [
+        ({"weights": "reference"}, "noise_levels at sigma 0.25: .*reference"),
+        ({"min": 0.1}, "noise_levels at sigma 0.25: .*0.5"),
+    ],
+)
+def test_an_impossible_grid_is_refused_before_there_is_a_run_folder(world, tmp_path, grid, match):
+    config = load_config(settings(noise_levels=grid))
+    with pytest.raises(ConfigError, match=match):
+        certify(config, tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_out_of_range_are_named(world):

@@ -65,6 +65,7 @@ def test_an_unknown_name_is_an_attribute_error():
         "from diffcert_ray import certificate, certified_accuracy, open_run, load_dataset",
         "import diffcert_ray.storage.store, diffcert_ray.stages, diffcert_ray.report, "
         "diffcert_ray.results",
+        "import diffcert_ray.certification, diffcert_ray.planning, diffcert_ray.verify",
     ],
 )
 def test_planning_storing_and_reporting_import_neither_torch_nor_ray(code):

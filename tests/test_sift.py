@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcert_ray.base_classifier import levels_and_sift
 from diffcert_ray.config import load_config
 from diffcert_ray.sift import (
     Sift,
@@ -21,6 +20,7 @@ from diffcert_ray.sift import (
     threshold_sift,
     visiting_order,
 )
+from diffcert_ray.vote_levels import largest_evaluations, levels_and_sift
 
 LEVELS, SIFTING = 24, 9
 WEIGHTS = np.linspace(0.5, 2.0, LEVELS) ** 2
@@ -465,3 +465,12 @@ def test_rounds_of_every_rule_end_at_its_last_entry(rule: str) -> None:
     sift = SIFTS[rule]
     assert sift.entries_before(0) == 0
     assert sift.entries_before(len(sift.rounds)) == sift.rounds[-1][1] == len(sift.order)
+
+
+@pytest.mark.parametrize("rule", ["full", "exact", "paired-z", "threshold"])
+@pytest.mark.parametrize("method", ["apndc", "epndc"])
+def test_the_most_evaluations_of_a_vote_are_every_class_at_every_visited_level(rule, method):
+    table = {"rule": rule, "threshold_levels": 7}
+    config = load_config({"method": {"name": method}, "sift": table})
+    visited = 126 + (7 if rule == "threshold" else 0)
+    assert largest_evaluations(config, 0.25, 10) == (method == "apndc") + 10 * visited
