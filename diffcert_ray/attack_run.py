@@ -15,7 +15,7 @@ from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.run_document import RunDocument
 from diffcert_ray.stored_run import Run
-from diffcert_ray.verification import SELECTORS, check_certifiable
+from diffcert_ray.verification import check_certifiable
 
 if TYPE_CHECKING:
     from diffcert_ray.attack import ImageAttack, Judgement
@@ -97,7 +97,7 @@ def attack_run(
     rows = _chosen(run, images, seed)
     judgement = Judgement(votes, alpha, TRIES_INSIDE * len(rows))
     options = run.config.execution.storage_options
-    data = dataset if dataset is not None else load_dataset(_whole(run.config.dataset), options)
+    data = dataset if dataset is not None else load_dataset(run.config.dataset.whole(), options)
     worker = _worker(run, data, denoiser)
     known = {int(i) for i in rows["image_id"]}
     check_same_images(run.store.done_units(), known, data.image_sha)
@@ -148,11 +148,6 @@ def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
     return rows.iloc[sorted(chosen)]
 
 
-def _whole(settings: Any) -> Any:
-    """All images of a dataset: later starts may have added some."""
-    return settings.model_copy(update=dict.fromkeys(SELECTORS))
-
-
 def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker | ClassifierWorker":
     """The run's networks, as they are; not compiled, so that gradients pass through them."""
     from diffcert_ray.worker import WorkerSpec, resolve_device, weights_of
@@ -169,7 +164,7 @@ def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker | C
 
 def _training_images(settings: Config, seed: int) -> Dataset | None:
     """Some images of the train split, or None where there is no such split at hand."""
-    chosen = _whole(settings.dataset).model_copy(update={"split": "train"})
+    chosen = settings.dataset.whole().model_copy(update={"split": "train"})
     try:
         data = load_dataset(chosen, settings.execution.storage_options)
         if len(data) <= LOOKED_AT:

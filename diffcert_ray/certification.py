@@ -293,11 +293,11 @@ def _calibrated(
     if local or (address is None and device == "cpu"):
         found = calibrate()
     else:  # a worker's machine may be another one, and a GPU is to be free again when they start
-        from diffcert_ray.ray_pool import run_as_task
+        from diffcert_ray.ray_pool import calibrate_on_worker
 
         gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
         limit_s = settings.execution.stall_timeout_s
-        found = run_as_task(calibrate, address=address, gpus=gpus, limit_s=limit_s)
+        found = calibrate_on_worker(calibrate, address=address, gpus=gpus, limit_s=limit_s)
     on_calibrated(found.said)
     return settings.model_copy(update={"numerics": found.numerics})
 

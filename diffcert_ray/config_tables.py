@@ -80,6 +80,11 @@ class DatasetConfig(_Table):
     seed: Annotated[int, Field(ge=0)] | None = None
     """Of the sample; 0 where it is not given."""
 
+    def whole(self) -> "DatasetConfig":
+        """All its images: later starts of a run may have added some to the first one's choice."""
+        chosen = ("first", "every", "ids", "sample", "seed")
+        return self.model_copy(update=dict.fromkeys(chosen))
+
 
 class ModelConfig(_Table):
     """The denoiser's weights."""
@@ -207,7 +212,7 @@ class NumericsConfig(_Table):
     """What a vote's last bits depend on; written once into a run, adopted by every resume."""
 
     batch: Annotated[int, Field(ge=1, le=65536)] = 128
-    """Rows of every batch."""
+    """Rows of a batch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the network computes in; its input, its output and all sums are wider."""
     channels_last: bool = False
@@ -242,7 +247,7 @@ class ExecutionConfig(_Table):
     start_timeout_s: Positive = 600.0
     """Seconds that a worker may take to load."""
     stall_timeout_s: Positive = 1800.0
-    """Seconds without any result after which the run ends and says what is missing."""
+    """Seconds without a worker at work or loading, and of calibration, after which the run ends."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """What fsspec's filesystem takes, for every remote address of the run; never stored."""
 

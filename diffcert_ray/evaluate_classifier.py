@@ -5,7 +5,7 @@ a vote returns depends on the batch or the neighbours: batches have one shape, t
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,9 +20,7 @@ from diffcert_ray.engine.item_votes import Votes
 from diffcert_ray.image_classifier import ImageClassifier
 from diffcert_ray.noise import NoiseSource
 from diffcert_ray.noise_levels import to_model_space
-from diffcert_ray.work import ALL_CLASSES, NOT_TARGET, STREAM_NAMES, Item, Result, Tally
-
-UNRESOLVED = -2  # a vote whose logits are not finite
+from diffcert_ray.work import ALL_CLASSES, NOT_TARGET, Item, Result
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def evaluate_classifier_item(
     winner[about] = NOT_TARGET
     return Result(
         item_id=item.item_id,
-        tallies=tuple(_tallies(votes, winner, base.nfe_per_vote)),
+        tallies=votes.tallies(winner, np.full_like(winner, base.nfe_per_vote)),
         open_votes=None,
         nfe=len(winner) * base.nfe_per_vote,
         padded=-len(winner) % base.batch * base.nfe_per_vote,
@@ -146,8 +144,7 @@ def _winners(
     base: DirectClassifier, votes: Votes, image: Callable[[int], np.ndarray]
 ) -> np.ndarray:
     """Class of each vote, int64 [N]; the first of equal logits, -2 where they are not finite."""
-    image_id = np.array([u.image_id for u in votes.units], np.int64)
-    stream = np.array([STREAM_NAMES.index(u.stream) for u in votes.units], np.int64)
+    image_id, stream = votes.addresses()
     s_tau, count = to_model_space(base.sigma), len(votes.vote)
     pixels = cache(lambda i: torch.from_numpy(np.array(image(i), np.float32)))
     winner = np.empty(count, np.int64)
@@ -155,23 +152,17 @@ def _winners(
         for start in range(0, count, base.batch):
             rows = np.arange(start, min(start + base.batch, count))
             padded = np.resize(rows, base.batch)
-            unit = votes.unit_index[padded]
-            clean = torch.stack([pixels(i) for i in image_id[unit].tolist()]).to(base.device)
+            clean = torch.stack([pixels(i) for i in image_id[padded].tolist()]).to(base.device)
             noise = NoiseSource(base.seed, base.sigma, clean[0].numel())
             delta = noise.normal(
-                image_id[unit], stream[unit], votes.vote[padded], "smoothing", device=base.device
+                image_id[padded],
+                stream[padded],
+                votes.vote[padded],
+                "smoothing",
+                device=base.device,
             )
             noisy = to_model_image(clean) + s_tau * delta.reshape(clean.shape)
             logits = base.logits(noisy)[: len(rows)].cpu().numpy()
             finite = np.isfinite(logits).all(axis=1)
-            winner[rows] = np.where(finite, logits.argmax(axis=1), UNRESOLVED)
+            winner[rows] = np.where(finite, logits.argmax(axis=1), NOT_TARGET)
     return winner
-
-
-def _tallies(votes: Votes, winner: np.ndarray, nfe_per_vote: int) -> Iterator[Tally]:
-    target = np.full(len(votes.units), ALL_CLASSES, np.int64)
-    target[votes.unit_index] = votes.target
-    for index, unit in enumerate(votes.units):
-        classes, times = np.unique(winner[votes.unit_index == index], return_counts=True)
-        counts = dict(zip(classes.tolist(), times.tolist(), strict=True))
-        yield Tally(unit, int(target[index]), counts, sum(counts.values()) * nfe_per_vote)

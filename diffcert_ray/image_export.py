@@ -17,7 +17,6 @@ from diffcert_ray.config import ConfigError
 from diffcert_ray.datasets import CorruptImageError, Dataset, load_dataset
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
 from diffcert_ray.stored_run import Run
-from diffcert_ray.verification import SELECTORS
 
 ROWS = 1000  # of a row group: what readers hold at once
 VOTES = ("votes", "other_votes")
@@ -64,9 +63,7 @@ def export_parquet(run: Run, path: Path) -> int:
 
 
 def _dataset(run: Run) -> Dataset:
-    """The run's whole dataset: later starts may have chosen more of it."""
-    whole = run.config.dataset.model_copy(update=dict.fromkeys(SELECTORS))
-    data = load_dataset(whole, run.config.execution.storage_options)
+    data = load_dataset(run.config.dataset.whole(), run.config.execution.storage_options)
     if data.fingerprint != run.document.dataset.get("fingerprint"):
         raise ConfigError(
             f"the dataset's fingerprint is {data.fingerprint}, the run was started with "

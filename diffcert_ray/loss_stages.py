@@ -91,7 +91,7 @@ class LossStages:
         self.plan = plan
         todo = [i for i in plan.image_ids.tolist() if (NO_SMOOTHING, i) not in certified]
         self.images_done = len(plan.image_ids) - len(todo)
-        self.votes_done = self.votes_stored = self.images_done * plan.draws
+        self.votes_done = self.images_done * plan.draws
         self.votes_unused = 0  # every draw is needed
         self.finished_images: list[ImageLosses] = []
         self.nfe_per_vote = float(len(plan.s) * plan.classes)
@@ -178,7 +178,6 @@ class LossStages:
                 if (losses.unit.start, losses.unit.stop) in wanted:
                     image.add(losses)
                     self.votes_done += losses.votes
-                    self.votes_stored += losses.votes
             self._active[image.image_id] = image
             self._ready.extend(LossUnit(image.image_id, *r) for r in image.missing)
             self._settle(image)

@@ -78,11 +78,6 @@ class LocalPool:
         self._worker = spec.load(name)
         self._items: deque[Any] = deque()
 
-    @property
-    def numerics(self) -> str:
-        """Numerics kind of the worker."""
-        return self._worker.numerics
-
     def room(self) -> int:
         """One item at a time: nothing is gained by queueing in one process."""
         return 1 - len(self._items)

@@ -388,17 +388,17 @@ class RayPool:
             self._lose(actor, f"{type(error).__name__}: {error}", blame=False)
 
 
-def run_as_task(
+def calibrate_on_worker(
     work: Callable[[], Any],
     *,
     address: str | None,
     gpus: float,
     limit_s: float,
 ) -> Any:
-    """Do something once where a worker may be: on one CPU core, with a worker's share of a GPU.
+    """Calibrate where a worker may be: on one CPU core, with a worker's share of a GPU.
 
     Args:
-        work: what to do, of what every node can import.
+        work: the calibration, of what every node can import.
         address: as for ``RayPool``.
         gpus: GPUs that the call needs, >= 0.
         limit_s: seconds that waiting for a place and the call may take.

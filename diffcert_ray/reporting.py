@@ -22,7 +22,7 @@ from diffcert_ray.stored_run import Run, open_run
 from diffcert_ray.verification import check_certifiable
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
-UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker", "attempt"]
+UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
 
 
 @dataclass(frozen=True)
@@ -237,17 +237,22 @@ def _costs(run: Run, certificates: pd.DataFrame) -> list[tuple[str, str]]:
     cast = int((units["stop"] - units["start"]).sum())
     kinds = units["numerics"].value_counts(sort=True)
     shown = ", ".join(f"{kind} ({count:,} units)" for kind, count in kinds.items())
-    retried = int((units["attempt"] > 0).sum())
+    beyond = cast - _votes_counted(certificates)
     return [
         *facts,
-        ("votes cast", f"{cast:,}, in {len(units):,} units"),
+        ("votes cast", f"{cast:,}, in {len(units):,} units; {beyond:,} in no certificate"),
         ("evaluations", f"{int(units['nfe'].sum()):,} NFE"),
         ("worker time", f"{units['seconds'].sum() / 3600:,.3f} hours"),
         ("workers", f"{units['worker'].nunique():,}, on {', '.join(sorted(set(units['device'])))}"),
         ("numerics kinds", f"{len(kinds)}: {shown}"),
-        ("units stored at a retry", f"{retried:,} (items requeued before they were stored leave "
-         "no trace)"),
+        ("units that kinds disagree on", f"{run.store.differing:,} (the first stored one counts)"),
     ]  # fmt: skip
+
+
+def _votes_counted(certificates: pd.DataFrame) -> int:
+    """Votes that certificates rest on; several bounds of an image share them."""
+    each = certificates.groupby(["sigma", "image_id"])[["n0", "n"]].max()
+    return int(each.sum().sum())
 
 
 def _toml(config: Config) -> str:

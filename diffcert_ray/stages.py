@@ -107,7 +107,7 @@ class Stages:
         keys = [(s, i) for s in plan.sigmas for i in plan.image_ids.tolist()]
         self._todo = [key for key in reversed(keys) if key not in certified]  # from the end
         self.images_done = self.images_total - len(self._todo)
-        self.votes_done = self.votes_stored = self.images_done * (plan.n0 + plan.n)
+        self.votes_done = self.images_done * (plan.n0 + plan.n)
         self.votes_unused = 0
         self.finished_images: list[ImageVotes] = []
         self._stored = stored
@@ -243,7 +243,6 @@ class Stages:
             for units in self._stored(*key):
                 image.add(units)
                 self.votes_done += units.unit.votes
-                self.votes_stored += units.unit.votes
             self._active[key] = image
             self._issued[key] = 0
             self._issue_select(image)

@@ -24,7 +24,6 @@ from diffcert_ray.stored_run import Run
 if TYPE_CHECKING:
     from diffcert_ray.verify import Verification
 
-SELECTORS = ("first", "every", "ids", "sample", "seed")
 """Settings that choose a part of a dataset."""
 
 
@@ -47,9 +46,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
 
     settings, certificates = run.config, run.certificates()
     weights = weights_of(settings)
-    # Later starts may have added images and sigmas: the votes and certificates say which there are.
-    whole = settings.dataset.model_copy(update=dict.fromkeys(SELECTORS))
-    data = load_dataset(whole, settings.execution.storage_options)
+    data = load_dataset(settings.dataset.whole(), settings.execution.storage_options)
     run.document.check_continues(RunDocument.of(settings, weights, about(data)))
     found, plain = Verification(), settings.without_votes
     label = labels_of(data).__getitem__

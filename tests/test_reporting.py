@@ -45,15 +45,27 @@ def test_a_run_says_what_it_is_and_what_it_cost(run):
     assert facts["votes_id"] == run.document.votes_id
     assert facts["plan_id"] == run.document.plan_id
     assert facts["certified"] == "12 of 12 (images x sigmas)"
-    assert facts["votes cast"].startswith("960, in 48 units")
+    assert facts["votes cast"] == "960, in 48 units; 0 in no certificate"
     units = run.units()
     assert facts["evaluations"] == f"{units['nfe'].sum():,} NFE"
     (kind,) = units["numerics"].unique()
     assert facts["numerics kinds"] == f"1: {kind} (48 units)"
-    assert facts["units stored at a retry"].startswith("0 ")
+    assert facts["units that kinds disagree on"] == "0 (the first stored one counts)"
     assert "[votes]" in one.config
     assert one.command.startswith("diffcert certify world.toml --run ")
     assert one.seed == 0
+
+
+def test_votes_beyond_the_look_that_stopped_an_image_are_counted(tmp_path):
+    world, data = small_world(images=2)
+    votes = {"bound": "sequential", "n": 2000, "unit": 20, "radii": [0.05]}
+    certify(settings(votes=votes), tmp_path / "run", local=True, denoiser=world, dataset=data)
+    run = open_run(tmp_path / "run")
+    units, rows = run.units(), run.certificates()
+    beyond = (units["stop"] - units["start"]).sum() - (rows["n0"] + rows["n"]).sum()
+    assert beyond > 0
+    (one,) = series_of_run(run)
+    assert dict(one.facts)["votes cast"].endswith(f"; {beyond:,} in no certificate")
 
 
 def test_pictures_of_another_dataset_are_not_shown(run):

@@ -101,7 +101,7 @@ def test_digits_model_is_trained_on_the_train_split_alone(tmp_path, digits):
     assert recipe["dataset_fingerprint"] == digits.fingerprint != test.fingerprint
     assert (recipe["steps"], recipe["batch"], recipe["seed"]) == (2, 8, 0)
     assert recipe["torch"] == torch.__version__
-    assert recipe["seconds"] >= 0
+    assert 0 < recipe["seconds"] < 600
     # The same weights come from a process that is given the train split and nothing else.
     expected = train(DIGITS_CONFIGURATION, digits, Recipe(steps=2, batch=8))
     assert torch.equal(weights(load_denoiser(str(path))), weights(expected))

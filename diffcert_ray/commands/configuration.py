@@ -1,11 +1,8 @@
 """Print the configuration reference."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 from diffcert_ray.commands.screen import out
 

@@ -1,12 +1,9 @@
 """Rewrite files: checkpoints into safetensors, many parts into few."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
 from diffcert_ray.commands.screen import out, print_json

@@ -53,7 +53,7 @@ def plan(
     check_plan(settings, asked, data)
     asked, _ = leave_out_corrupt(settings, asked, check_images(data, asked.image_ids))
     device = resolve_device(settings.execution.device)
-    worker = WorkerSpec(settings, weights_of(settings), device).load("plan")
+    worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("plan")
     found: Estimate | PlainEstimate
     if isinstance(asked, PlainPlan):
         assert isinstance(worker, Worker)  # a configuration without votes has method dc

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ DONE, FAILED, BAD_USE, INCOMPLETE = 0, 1, 2, 3
 
 def escaped(text: str) -> str:
     """Text that may hold brackets, for rich."""
-    return text.replace("[", r"\[")
+    return escape(text)
 
 
 def print_json(found: Mapping[str, Any]) -> None:

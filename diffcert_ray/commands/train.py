@@ -1,12 +1,9 @@
 """Train the small networks that ship with the package."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 from diffcert_ray.commands.screen import err, out
 

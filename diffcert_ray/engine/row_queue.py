@@ -17,8 +17,8 @@ class RowQueue:
 
         Args:
             lane: of each row.
-            entry: its entry in the lane's round.
-            column: its noise level's column.
+            entry: of the sifting rule.
+            column: its class.
         """
         self._blocks.append(np.stack([lane, entry, column]))
         self.rows += len(lane)

@@ -152,7 +152,7 @@ def read_parts(store: RunStore, folder: str, names: Sequence[str]) -> pa.Table:
 
     Args:
         store: the run.
-        folder: units or losses.
+        folder: units, losses or certificates.
         names: of the parts.
     """
     schema = SCHEMAS[folder]
@@ -171,7 +171,7 @@ def write_file(store: RunStore, folder: str, table: pa.Table, stem: str) -> Stor
 
     Args:
         store: the run.
-        folder: units or losses.
+        folder: units, losses or certificates.
         table: its rows.
         stem: start of its name.
     """

@@ -139,8 +139,8 @@ def check_repeats(table: pa.Table, rows: Rows, source: Callable[[int], str]) -> 
     """Refuse two deliveries of one unit and one kind that differ.
 
     Args:
-        table: units or losses.
-        rows: int64 [n], repeats of a key side by side.
+        table: units.
+        rows: int64 [n], repeats of a key, in any order.
         source: row -> the file that it came from.
     """
     rows = np.unique(rows)  # ascending: still in the order of storage
@@ -165,7 +165,7 @@ def check_images(table: pa.Table, order: Rows, source: Callable[[int], str]) -> 
 
     Args:
         table: units or losses.
-        order: int64 [n], rows by image_id.
+        order: int64 [n], rows in the order of sigma and image_id.
         source: row -> the file that it came from.
     """
     image = table["image_id"].to_numpy()[order]
@@ -189,7 +189,7 @@ def same_votes(table: pa.Table, left: Rows, right: Rows) -> Booleans:
     """Whether the counts of rows left[i] and right[i] are equal.
 
     Args:
-        table: units or losses.
+        table: units.
         left: rows, int64 [n].
         right: rows, int64 [n].
     """

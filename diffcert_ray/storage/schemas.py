@@ -14,7 +14,6 @@ PUBLISHED_KEY = b"diffcert.published_us"  # unix time; orders parts of different
 
 STREAMS = ("select", "estimate")
 ALL_CLASSES = -1
-OTHER = -2  # in `classes`: not the target, or unresolved
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ UNIT_SCHEMA = pa.schema(
         column("target", pa.int32(), "class, -1: all classes"),
         column("classes", pa.list_(pa.int32()), "class, -2: not the target, or unresolved"),
         column("counts", pa.list_(pa.int32()), "votes"),
-        column("nfe", pa.int64(), "evaluations of the denoiser network"),
+        column("nfe", pa.int64(), "evaluations of a network"),
         column("seconds", pa.float64(), "s"),
         column("device", pa.string(), "device model"),
         column("numerics", pa.string(), "numerics kind (hash of the probe batch's results)"),
@@ -130,7 +129,7 @@ LOSS_SCHEMA = pa.schema(
         column("class", pa.int32(), "class"),
         column("sum", pa.float64(), "sum of losses in [0, 1], pixels in [0, 1], per dimension"),
         column("sumsq", pa.float64(), "sum of their squares"),
-        column("nfe", pa.int64(), "evaluations of the denoiser network"),
+        column("nfe", pa.int64(), "evaluations of a network"),
         column("seconds", pa.float64(), "s"),
         column("device", pa.string(), "device model"),
         column("numerics", pa.string(), "numerics kind (hash of the probe batch's results)"),
@@ -154,7 +153,7 @@ CERTIFICATE_SCHEMA = pa.schema(
         column("n0", pa.int64(), "votes that selected"),
         column("alpha", pa.float64(), "probability of a wrong certificate"),
         column("bound", pa.string(), "name of the bound"),
-        column("nfe", pa.int64(), "evaluations of the denoiser network"),
+        column("nfe", pa.int64(), "evaluations of a network"),
         column("seconds", pa.float64(), "s"),
         column("method", pa.string(), "name of the base classifier"),
         column("votes_id", pa.string(), "hash of what a vote depends on"),

@@ -154,7 +154,7 @@ def loose_parts(listed: Sequence[str], manifest: Manifest, folder: str) -> list[
     Args:
         listed: names of the folder's files.
         manifest: of the newest compaction.
-        folder: units or losses.
+        folder: units, losses or certificates.
     """
     taken = set(manifest.sources[folder])
     return [name for name in listed if PART_NAME.match(name) and name not in taken]
