@@ -1,0 +1,70 @@
+"""What a run keeps as it goes: rows of finished units, and the certificate of a finished image."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diffcert_ray.image_votes import ImageVotes
+from diffcert_ray.loss_stages import ImageLosses
+from diffcert_ray.loss_work import LossResult, UnitLosses
+from diffcert_ray.plain_results import image_certificate, loss_row, plain_row
+from diffcert_ray.results import certificate_row, unit_row
+from diffcert_ray.stages import SettledUnit
+from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.storage.writer import Writer
+
+
+@dataclass(frozen=True)
+class VoteRows:
+    """Rows of a run of votes.
+
+    Args:
+        method: name of the base classifier.
+        votes_id: hash of what a vote depends on.
+        labels: image_id -> true class.
+        image_sha: image_id -> prefix of its pixels' sha256.
+    """
+
+    method: str
+    votes_id: str
+    labels: Mapping[int, int]
+    image_sha: Callable[[int], str]
+
+    def record(self, writer: Writer, result: Any, settled: Sequence[SettledUnit]) -> None:
+        """Keep the units that a result completed."""
+        writer.add_units(unit_row(s, self.image_sha(s.units.unit.image_id)) for s in settled)
+
+    def certificate(self, image: ImageVotes) -> CertificateRow:
+        """The certificate of an image whose votes are all in."""
+        verdict = image.verdict()
+        assert verdict is not None  # the stages hand over finished images only
+        label = self.labels[image.image_id]
+        return certificate_row(image, verdict, label, method=self.method, votes_id=self.votes_id)
+
+
+@dataclass(frozen=True)
+class LossRows:
+    """Rows of a run of plain certificates, without votes.
+
+    Args:
+        votes_id: hash of what a loss depends on.
+        labels: image_id -> true class.
+        image_sha: image_id -> prefix of its pixels' sha256.
+        pixels: image_id -> float32 [C, H, W] in [0, 1].
+    """
+
+    votes_id: str
+    labels: Mapping[int, int]
+    image_sha: Callable[[int], str]
+    pixels: Callable[[int], np.ndarray]
+
+    def record(self, writer: Writer, result: LossResult, units: Sequence[UnitLosses]) -> None:
+        """Keep the units that a result completed."""
+        writer.add_losses(loss_row(u, result, self.image_sha(u.unit.image_id)) for u in units)
+
+    def certificate(self, image: ImageLosses) -> CertificateRow:
+        """The certificate of an image whose draws are all in."""
+        found = image_certificate(image, self.pixels(image.image_id))
+        return plain_row(image, found, self.labels[image.image_id], votes_id=self.votes_id)
