@@ -33,7 +33,13 @@ class VoteRows:
     image_sha: Callable[[int], str]
 
     def record(self, writer: Writer, result: Any, settled: Sequence[SettledUnit]) -> None:
-        """Keep the units that a result completed."""
+        """Give the writer the units that a result completed.
+
+        Args:
+            writer: of the run's folder.
+            result: what the work item returned; of votes, all is in ``settled``.
+            settled: units that are complete now.
+        """
         writer.add_units(unit_row(s, self.image_sha(s.units.unit.image_id)) for s in settled)
 
     def certificate(self, image: ImageVotes) -> CertificateRow:
@@ -61,7 +67,13 @@ class LossRows:
     pixels: Callable[[int], np.ndarray]
 
     def record(self, writer: Writer, result: LossResult, units: Sequence[UnitLosses]) -> None:
-        """Keep the units that a result completed."""
+        """Give the writer the units that a result completed.
+
+        Args:
+            writer: of the run's folder.
+            result: what the work item returned.
+            units: units that are complete now.
+        """
         writer.add_losses(loss_row(u, result, self.image_sha(u.unit.image_id)) for u in units)
 
     def certificate(self, image: ImageLosses) -> CertificateRow:

@@ -30,6 +30,11 @@ def stored_certificates(
     """(sigma, image_id, votes used) of the plan's certificates that are stored already.
 
     The row of an image that could not be read counts only while that is so.
+
+    Args:
+        store: the run's folder.
+        plan: what is certified now.
+        unreadable: image_ids that could not be read at this start.
     """
     columns = ["sigma", "image_id", "alpha", "bound", "n0", "n", "nfe"]
     table = store.certificates().select(columns).to_pandas()
@@ -50,6 +55,15 @@ def unfounded_certificates(
     """The plan's certificates that rest on lost votes, to be made anew; refused unless asked for.
 
     The last part of a writer leaves no gap in the numbering when it is deleted: this finds it.
+
+    Args:
+        store: the run's folder.
+        plan: what is certified now.
+        stored: of ``stored_certificates``.
+        held: of ``held_by``.
+
+    Raises:
+        StoreError: there are some, and the store was opened with ``on_damaged="refuse"``.
     """
     planned = set(plan.image_ids.tolist())
     votes = votes_held(held) if isinstance(held, DoneUnits) else held.draws_held()
@@ -72,7 +86,14 @@ def stages_of(
     held: DoneUnits | StoredLosses,
     stored: Certified,
 ) -> Stages | LossStages:
-    """What is left to do; ``stored`` are the certificates that stand."""
+    """What is left to do.
+
+    Args:
+        settings: of this start.
+        plan: what is certified now.
+        held: of ``held_by``.
+        stored: certificates that stand, of ``stored_certificates`` less the unfounded ones.
+    """
     certified = {(sigma, image_id) for sigma, image_id, _ in stored}
     if isinstance(held, StoredLosses):
         assert isinstance(plan, PlainPlan)

@@ -27,7 +27,21 @@ def open_or_create(
     *,
     on_damaged: Any,
 ) -> tuple[RunStore, RunDocument, Config]:
-    """The run's store and document, and the settings with the run's [numerics]."""
+    """The run's store and document, and the settings with the run's [numerics].
+
+    Args:
+        place: the run's folder or its s3:// address.
+        settings: of this start.
+        weights: role -> sha256 of the model's files.
+        data: the images.
+        options: storage options of the run's folder.
+        calibrated: the settings with [numerics] chosen; called if the run is new.
+        on_damaged: "refuse" or "recompute", of RunStore.
+
+    Raises:
+        ConfigError: the stored run is another one.
+        StoreError: the folder cannot be read or written.
+    """
     described = about(data)
     if not RunStore.exists(place, options):
         settings = calibrated(settings)
@@ -55,7 +69,19 @@ def calibrated(
     local: bool,
     address: str | None,
 ) -> Config:
-    """The settings of a run about to start, with what [numerics] leaves open chosen if it pays."""
+    """The settings of a run about to start, with what [numerics] leaves open chosen if it pays.
+
+    Args:
+        check_writable: raises if the run's folder cannot be written.
+        nfe: evaluations that the run is expected to take.
+        weights: role -> sha256 of the model's files.
+        device: "cpu" or "cuda".
+        denoiser: one given as an object; None if the settings name files.
+        on_calibrated: called with what was found, as text.
+        settings: of this start.
+        local: this process evaluates, not Ray's workers.
+        address: of the Ray cluster; None starts one here.
+    """
     if not calibration.is_wanted(settings, nfe, own_object=denoiser is not None):
         return settings
     check_writable()  # before the minutes that this may take
