@@ -26,7 +26,7 @@ SMALL_NFE = 500_000  # a run of fewer evaluations is not looked at: no network i
 SHORT_S = 900.0  # seconds of a run, below which nothing is tried
 EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
 COMPILE_S = 60.0  # of each worker's start, before it is known
-COMPILED_GAIN = {"cpu": 1.6, "cuda": 1.3}  # times as fast, before it is known
+COMPILED_GAIN = 1.3  # times as fast, before it is known
 CLEARLY = 3.0  # seconds that compiling must save for each second that it takes
 PROBE_BATCH = 8
 PROBE_S = 5.0  # a batch predicted to take longer is no probe
@@ -244,7 +244,7 @@ class _Trial:
         network = self._network(way)
         if self._object is not None or not isinstance(network, nn.Module):
             return False, "no, the network is an object of the caller's"
-        if not always and not pays(run_s, COMPILED_GAIN[self._device], COMPILE_S):
+        if not always and not pays(run_s, COMPILED_GAIN, COMPILE_S):
             return False, f"no, run of about {_minutes(run_s)} would not pay for it"
         compile_denoiser(network)
         forward = Forward(network, batch, self._device)
