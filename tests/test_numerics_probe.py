@@ -1,22 +1,30 @@
 """The probe batch: numerics kinds, and the smaller batches that give the same bits."""
 
+import pytest
 import torch
 
 from diffcert_ray.config import load_config
 from diffcert_ray.denoisers.checkpoint import load_denoiser
-from diffcert_ray.numerics_probe import numerics_kind, short_batches
+from diffcert_ray.numerics_probe import kind_of_logits, numerics_kind, short_batches
 from diffcert_ray.work import Item, Part, Unit
 from diffcert_ray.worker import WorkerSpec, weights_of
-from tests.worlds import small_world
+from tests.worlds import settings, small_world
 
 
 class Positional:
-    """A denoiser whose rows depend on where in the batch they stand."""
+    """A denoiser whose rows depend a little on where in the batch they stand."""
 
     image_shape, num_classes, has_unconditional, s_range = (1, 2, 2), 3, True, (0.0, 9.0)
 
     def __call__(self, u, s, y=None):
-        return u + torch.arange(len(u))[:, None, None, None]
+        return u * (1 + 1e-6 * torch.arange(len(u))[:, None, None, None])
+
+
+class Coupled(Positional):
+    """A denoiser that normalises over its batch, as batch normalisation in training does."""
+
+    def __call__(self, u, s, y=None):
+        return u / u.std()
 
 
 def test_numerics_kind_is_the_same_for_the_same_network_and_differs_for_another():
@@ -45,6 +53,37 @@ def test_a_network_whose_rows_depend_on_their_position_gets_a_kind_of_its_own(ca
     assert "depend on their position" in caplog.text
 
 
+def test_a_network_whose_rows_depend_on_each_other_or_on_chance_is_refused():
+    for batch in (2, 7, 64):
+        with pytest.raises(ValueError, match=r"depends on the other images.*evaluation mode"):
+            numerics_kind(Coupled(), batch, "cpu")
+    torch.manual_seed(0)
+    dropout = torch.nn.Dropout(0.1)
+    with pytest.raises(ValueError, match="or on chance"):
+        kind_of_logits(lambda z, s: dropout(z.flatten(1)), (1, 2, 2), 16, "cpu")
+
+
+def test_an_own_network_in_training_mode_is_evaluated_in_a_copy_that_is_not():
+    class Own(torch.nn.Module):
+        image_shape, num_classes, has_unconditional, s_range = (1, 2, 2), 3, True, (0.0, 9.0)
+
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.5))
+
+        def forward(self, u, s, y=None):
+            return self.layers(u)
+
+    own, data = Own(), small_world()[1]
+    config = load_config(settings())
+    worker = WorkerSpec(config, weights_of(config, own), "cpu", own, data).load("test")
+    assert own.training
+    assert not any(module.training for module in worker.denoiser.modules())
+    own.eval()
+    worker = WorkerSpec(config, weights_of(config, own), "cpu", own, data).load("test")
+    assert worker.denoiser is own  # nothing to change: no copy
+
+
 class Changing(Positional):
     """A denoiser that computes otherwise where a batch has fewer than 16 rows, or exactly 64."""
 
@@ -52,11 +91,19 @@ class Changing(Positional):
         return u + (len(u) < 16 or len(u) == 64)
 
 
+class ChangingAbove(Positional):
+    """A denoiser that computes the upper noise levels otherwise in batches of 16 or fewer rows."""
+
+    def __call__(self, u, s, y=None):
+        return u + ((s > 2.5) & (len(u) <= 16))[:, None, None, None]
+
+
 def test_short_batches_end_at_the_first_size_with_other_bits():
     assert short_batches(Changing(), 48, "cpu") == (24,)
     assert short_batches(Changing(), 32, "cpu") == (16,)
     assert short_batches(Changing(), 128, "cpu") == ()
     assert short_batches(Changing(), 512, "cpu") == (256, 128)
+    assert short_batches(ChangingAbove(), 128, "cpu") == (64, 32)
     assert short_batches(small_world()[0], 8, "cpu") == (4, 2, 1)
     assert short_batches(small_world()[0], 8, "cuda") == ()
 
@@ -79,6 +126,13 @@ def test_short_batches_of_the_shipped_network_cast_the_same_votes():
     assert found[0].tallies == found[1].tallies
     assert len(found[0].tallies[0].counts) > 1
     assert found[0].padded < found[1].padded or not allowed
+
+
+def test_short_batches_are_for_float32_only():
+    for dtype, some in (("float32", True), ("bfloat16", False)):
+        config = load_config({"numerics": {"batch": 128, "dtype": dtype}, "dataset": {"first": 2}})
+        worker = WorkerSpec(config, weights_of(config)).load("test")
+        assert bool(worker.base(1.0).short_batches) == some
 
 
 def test_a_compiled_network_has_one_batch_only(monkeypatch):
