@@ -113,7 +113,16 @@ def certify(
     store, document, settings = open_or_create(
         place, settings, weights, data, options, calibrate, on_damaged=on_damaged
     )
-    spec = WorkerSpec(settings, weights, device, denoiser, dataset, classifier)
+    spec = WorkerSpec(
+        settings,
+        weights,
+        device,
+        denoiser,
+        dataset,
+        classifier,
+        fingerprint=data.fingerprint,
+        image_shas=checked.shas,
+    )
     on_start(Run(place, store, document))
     if store.loose_part_count() > COMPACT_AT:
         compact(store)

@@ -1,8 +1,9 @@
 """One worker: networks loaded once, images by id, items evaluated; in Ray or in-process."""
 
+import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from diffcert_ray.base_classifier import BaseClassifier, base_classifier
 from diffcert_ray.config import Config, ConfigError
-from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.datasets import Dataset, as_expected, load_dataset
 from diffcert_ray.denoisers.checkpoint import checkpoint_sha256, load_denoiser
 from diffcert_ray.denoisers.compiled import (
     compilation_failures,
@@ -50,6 +51,10 @@ class WorkerSpec:
         denoiser: a denoiser object in place of ``config.model`` (Python API, oracle worlds).
         dataset: a dataset object in place of ``config.dataset``.
         classifier: a torch module in place of ``config.classifier``'s file and architecture.
+        fingerprint: of the driver's dataset; another one on a worker is refused. None: the worker
+            is in the process that read the images.
+        image_shas: hash of the driver's pixels by image id, where the fingerprint does not cover
+            pixels; an image with another one is refused when it is read.
     """
 
     config: Config
@@ -58,6 +63,8 @@ class WorkerSpec:
     denoiser: Denoiser | None = None
     dataset: Dataset | None = None
     classifier: nn.Module | None = None
+    fingerprint: str | None = None
+    image_shas: Mapping[int, str] = field(default_factory=dict)
 
     def load(self, name: str) -> "Worker | ClassifierWorker":
         """Load networks and images in this process.
@@ -110,12 +117,22 @@ class WorkerSpec:
             CheckpointError: it is missing, another one than the driver's, or cannot compute so.
         """
         given = self.denoiser if role == "denoiser" else None
-        network = self._loaded(role) if given is None else given
+        network = self._loaded(role) if given is None else self._own(given)
         if self.config.numerics.channels_last:
             keep_channels_last(network)
         if self.config.numerics.compile:
             compile_denoiser(network)
         return network
+
+    def _own(self, given: Denoiser) -> Denoiser:
+        """The caller's object, or a copy where it has to be changed: it stays as it is."""
+        if not isinstance(given, nn.Module):
+            return given
+        training = any(module.training for module in given.modules())
+        numerics = self.config.numerics
+        if training or numerics.channels_last or numerics.compile:
+            return copy.deepcopy(given).eval().requires_grad_(False)
+        return given
 
     def _loaded(self, role: str) -> Denoiser:
         file, config = model_files(self.config)[role], self.config
@@ -130,7 +147,10 @@ class WorkerSpec:
 
     def _images(self) -> Dataset:
         options = self.config.execution.storage_options
-        return self.dataset or load_dataset(self.config.dataset, options)
+        data = self.dataset or load_dataset(self.config.dataset, options)
+        if self.fingerprint is None:
+            return data
+        return as_expected(data, self.fingerprint, self.image_shas)
 
 
 def set_up_torch() -> None:
@@ -176,8 +196,10 @@ class Worker:
         self._at_sigma: dict[float, BaseClassifier] = {}
         batch = config.numerics.batch
         self.numerics = numerics_kind(denoiser, batch, device)
-        # Compiled, each size would take a minute.
-        self._short = () if config.numerics.compile else short_batches(denoiser, batch, device)
+        # Compiled, each size would take a minute. In bfloat16 rounding hides another order of sums
+        # from most rows, so that a probe of some rows could not tell.
+        exact = config.numerics.dtype == "float32" and not config.numerics.compile
+        self._short = short_batches(denoiser, batch, device) if exact else ()
         self.compiled = compiled_how() if config.numerics.compile else "no"
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:

@@ -4,11 +4,12 @@ import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffcert_ray.asked import plan_of
 from diffcert_ray.certification import certify
 from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.datasets import check_images, load_dataset
+from diffcert_ray.datasets import DatasetError, check_images, load_dataset
 from diffcert_ray.metrics import certified_accuracy
 from diffcert_ray.preflight import check_plan
 from diffcert_ray.stored_run import open_run
@@ -127,3 +128,19 @@ def test_colours_for_a_grey_network_are_refused_naming_both_and_the_remedy(folde
     fewer = load_dataset(dict(table) | {"num_classes": 5})
     with pytest.raises(ConfigError, match=r"has 5 classes, the network .* 4.*label_map"):
         check_plan(config, plan_of(config, fewer), fewer, world)
+
+
+def test_images_that_are_replaced_while_the_run_starts_are_never_voted_on(folder):
+    world, path, table = folder
+    config = settings(dataset=table | {"on_corrupt": "skip"})
+
+    def replaced(run):  # by others of the same names and sizes: the fingerprint stays
+        file = next((path / "images").rglob("z.png"))
+        content, pixels = file.read_bytes(), np.array(Image.open(file))
+        others = (png(pixels + np.uint8(k)) for k in range(1, 256))
+        file.write_bytes(next(other for other in others if len(other) == len(content)))
+
+    with pytest.raises(DatasetError, match=r"image \d+ has pixels") as caught:
+        certify(config, path / "run", local=True, denoiser=world, on_start=replaced)
+    refused = int(str(caught.value).split()[1])
+    assert refused not in set(open_run(path / "run").units()["image_id"])

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.datasets import DatasetError
 from diffcert_ray.denoisers.checkpoint_file import CheckpointError
+from diffcert_ray.work import Item, Part, Unit
 from diffcert_ray.worker import WorkerSpec, resolve_device, set_up_torch, weights_of
 from tests.worlds import settings, small_world
 
@@ -47,6 +49,22 @@ def test_a_worker_with_another_file_than_the_drivers_is_refused():
     spec = WorkerSpec(load_config({}), {"denoiser": "0" * 64})
     with pytest.raises(CheckpointError, match="sha256"):
         spec.load("w")
+
+
+def test_a_worker_with_another_dataset_than_the_drivers_is_refused():
+    config, (world, data) = load_config(settings()), small_world()
+    weights = weights_of(config, world)
+    spec = WorkerSpec(config, weights, "cpu", world, data, fingerprint="another")
+    with pytest.raises(DatasetError, match=r"fingerprint .* the one where the run was started"):
+        spec.load("w")
+    image_id = int(data.ids[0])
+    spec = dataclasses.replace(spec, fingerprint=data.fingerprint, image_shas={image_id: "0" * 16})
+    unit = Unit(0.25, image_id, "estimate", 0, 4)
+    item = Item(0, 0.25, (Part(unit, 0, 4),))
+    with pytest.raises(DatasetError, match=rf"image {image_id} has pixels \w+ on .* but 0{{16}}"):
+        spec.load("w").evaluate(item)
+    spec = dataclasses.replace(spec, image_shas={image_id: data.image_sha(image_id)})
+    assert spec.load("w").evaluate(item).tallies
 
 
 def test_cuda_that_is_not_there_is_refused_with_the_remedy():
