@@ -127,7 +127,7 @@ def certify(
     if store.loose_part_count() > COMPACT_AT:
         compact(store)
     labels = labels_of(data)
-    stored = stored_certificates(store, plan, unreadable)
+    stored = stored_certificates(store, plan, unreadable, votes_id=document.votes_id)
     held = held_by(store, plan)
     if isinstance(held, DoneUnits):
         check_same_images(held, set(labels).difference(unreadable), image_sha)

@@ -25,7 +25,7 @@ def held_by(store: RunStore, plan: Plan | PlainPlan) -> DoneUnits | StoredLosses
 
 
 def stored_certificates(
-    store: RunStore, plan: Plan | PlainPlan, unreadable: Sequence[int]
+    store: RunStore, plan: Plan | PlainPlan, unreadable: Sequence[int], *, votes_id: str
 ) -> Certified:
     """(sigma, image_id, votes used) of the plan's certificates that are stored already.
 
@@ -35,12 +35,17 @@ def stored_certificates(
         store: the run's folder.
         plan: what is certified now.
         unreadable: image_ids that could not be read at this start.
+        votes_id: identity of the run's votes.
     """
-    columns = ["sigma", "image_id", "alpha", "bound", "n0", "n", "nfe"]
+    columns = ["sigma", "image_id", "alpha", "bound", "n0", "n", "nfe", "votes_id"]
     table = store.certificates().select(columns).to_pandas()
     same = (table["alpha"] == plan.alpha) & (table["bound"] == plan.bound)
-    read = (table["nfe"] > 0) | table["image_id"].isin(unreadable)
-    rows = table[same & read & (table["n0"] == plan.n0)]
+    same &= (table["n0"] == plan.n0) & (table["votes_id"] == votes_id)
+    read = table["nfe"] > 0
+    if plan.bound != "sequential":  # which looks at any n; the others hold at the n fixed before
+        read &= table["n"] == plan.n
+    unread = (table["nfe"] == 0) & table["image_id"].isin(unreadable)
+    rows = table[same & (read | unread)]
     return set(
         zip(rows["sigma"].tolist(), rows["image_id"].tolist(), rows["n"].tolist(), strict=True)
     )

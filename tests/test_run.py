@@ -1,6 +1,7 @@
 """A run from end to end in this process: same votes whatever happens, resume, what is refused."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from diffcert_ray.certificates import certificate
 from diffcert_ray.config import ConfigError
 from diffcert_ray.pool import LocalPool
 from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.storage.schemas import CertificateRow
 from tests.worlds import counts_of, settings, small_world
 
 
@@ -275,6 +277,20 @@ def test_a_truncated_part_is_named_and_recomputed_only_when_asked(clean, world, 
     again = certify(settings(), folder, on_damaged="recompute", **arguments)
     assert again.outcome.nfe > 0
     assert counts_of(again) == counts_of(clean)
+
+
+def test_a_certificate_of_other_votes_is_made_again(world, tmp_path):
+    run = certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
+    (honest,) = run.store.certificates().slice(0, 1).to_pylist()
+    shutil.rmtree(tmp_path / "run" / "certificates")
+    with run.store.writer() as writer:
+        writer.add_certificates([CertificateRow(**honest | {"votes_id": "0" * 16, "radius": 9.0})])
+    again = certify(settings(), run.address, local=True, denoiser=world[0], dataset=world[1])
+    assert again.outcome.nfe == 0
+    certificates = again.certificates()
+    own = certificates[certificates["votes_id"] == honest["votes_id"]].set_index("image_id")
+    assert own["radius"][honest["image_id"]] == honest["radius"]
+    assert len(own) == len(world[1])
 
 
 def test_an_image_whose_pixels_changed_is_refused(world, tmp_path):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffcert_ray.storage import local_folder
+from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.deliveries import Lists, packed_keys
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_KEY, UNIT_SCHEMA
@@ -216,6 +217,19 @@ def test_run_document_is_written_first_and_only_once(tmp_path):
     with pytest.raises(StoreError, match="already holds another run"):
         RunStore.create(address, b"other")
     assert RunStore.open(f"file://{address}").run_document() == DOCUMENT
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_rows_whose_run_document_is_gone_are_not_taken_over_by_another_run(store, compacted):
+    with store.writer() as writer:
+        writer.add_units([UNIT])
+    if compacted:
+        compact(store, delete_sources=True)
+    os.remove(f"{store.address}/run.toml")
+    left = "compact/" if compacted else "units/part-"
+    with pytest.raises(StoreError, match=rf"no run\.toml, but \d+ files of a run, first {left}"):
+        RunStore.create(store.address, DOCUMENT)
+    assert not os.path.exists(f"{store.address}/run.toml")
 
 
 def test_opening_a_folder_without_a_run_says_so(tmp_path):

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from diffcert_ray.storage.done_units import DoneUnits, UnitCounts
 from diffcert_ray.storage.location import Location, StoreError, open_location
+from diffcert_ray.storage.manifest import FOLDER as COMPACTED
 from diffcert_ray.storage.manifest import Manifests
 from diffcert_ray.storage.parts import (
     Damage,
@@ -89,12 +90,14 @@ class RunStore:
             The store; also where a driver started at the same moment wrote the same document.
 
         Raises:
-            StoreError: the folder is unwritable, or holds a run with another document.
+            StoreError: the folder is unwritable, holds a run with another document, or rows of one
+                whose document is gone.
             ValueError: the document contains a credential from the storage options.
         """
         refuse_secrets(run_document, storage_options or {})
         location = open_location(address, storage_options)
         location.check_writable()
+        refuse_orphans(location)
         try:
             location.create(RUN_DOCUMENT, run_document)
         except FileExistsError as error:
@@ -267,6 +270,20 @@ class RunStore:
 def is_sorted_range(rows: np.ndarray, count: int) -> bool:
     """Whether rows are all of 0..count-1 in order, so that nothing need be copied."""
     return len(rows) == count and bool(np.array_equal(rows, np.arange(count)))
+
+
+def refuse_orphans(location: Location) -> None:
+    """Refuse a folder with rows but no run document: nothing says what their votes were cast with.
+
+    Raises:
+        StoreError: there are some.
+    """
+    left = [name for folder in (*SCHEMAS, COMPACTED) for name in location.list(folder)]
+    if left and not location.exists(RUN_DOCUMENT):  # else another driver has just begun the run
+        raise StoreError(
+            f"{location.address} has no {RUN_DOCUMENT}, but {len(left)} files of a run, first "
+            f"{left[0]}: restore {RUN_DOCUMENT} to continue that run, or give another run folder"
+        )
 
 
 def refuse_secrets(document: bytes, storage_options: Mapping[str, Any]) -> None:
