@@ -64,7 +64,8 @@ def certify(
         images: positions start:stop in the subset, to split a run over drivers.
         local: evaluate in this process, without Ray.
         address: of a Ray cluster to join ("auto", "host:port"); by default a local Ray is started.
-        denoiser: an object in place of ``model`` (oracle worlds, own networks).
+        denoiser: an object in place of ``model`` (oracle worlds, own networks). Its class's name,
+            parameters and buffers identify the run: keep all that changes its output in these.
         dataset: an object in place of ``dataset``.
         classifier: a torch module in place of ``classifier.checkpoint`` and ``architecture``: takes
             images [B, C, H, W] in pixel units, normalised by ``classifier.mean`` and ``std``, and
