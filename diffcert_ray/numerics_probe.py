@@ -5,7 +5,7 @@ Its *numerics kind*, and the smaller batches in which its rows have the same bit
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from diffcert_ray.noise import NoiseSource
 logger = logging.getLogger(__name__)
 
 PROBE_SEED = 0x0D1FFCE7
+POSITIONAL = "-positional"
 COMPARED_ROWS = 32  # in each short batch size: another order of sums changes nearly every row
 ROUNDING = 0.05  # of the largest output: a row that moves by more depends on the other rows
 
@@ -41,6 +42,14 @@ def numerics_kind(denoiser: Denoiser, batch: int, device: str) -> str:
         ValueError: what the network returns for a row depends on the other rows, or on chance.
     """
     return _kind(_evaluation(denoiser, batch, device), batch, device)
+
+
+def joint_kind(kinds: Sequence[str]) -> str:
+    """One numerics kind for networks that a vote needs together; of one network, its own."""
+    if len(kinds) == 1:
+        return kinds[0]
+    kind = hashlib.sha256("+".join(kinds).encode()).hexdigest()[:12]
+    return kind + (POSITIONAL if any(k.endswith(POSITIONAL) for k in kinds) else "")
 
 
 def kind_of_logits(
@@ -131,4 +140,4 @@ def _kind(evaluate: Callable[[Tensor], Tensor], batch: int, device: str) -> str:
             "normalisation over the batch"
         )
     logger.warning("rows of a batch depend on their position on this device: kind=%s", kind)
-    return kind + "-positional"
+    return kind + POSITIONAL

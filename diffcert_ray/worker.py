@@ -34,7 +34,7 @@ from diffcert_ray.image_classifier import (
 )
 from diffcert_ray.loss_work import LossItem, LossResult
 from diffcert_ray.model_files import model_files
-from diffcert_ray.numerics_probe import kind_of_logits, numerics_kind, short_batches
+from diffcert_ray.numerics_probe import joint_kind, kind_of_logits, numerics_kind, short_batches
 from diffcert_ray.plain import plain_levels
 from diffcert_ray.vote_levels import largest_evaluations
 from diffcert_ray.work import Item, Result
@@ -195,7 +195,8 @@ class Worker:
         self._device = device
         self._at_sigma: dict[float, BaseClassifier] = {}
         batch = config.numerics.batch
-        self.numerics = numerics_kind(denoiser, batch, device)
+        networks = (denoiser,) if unconditional is None else (denoiser, unconditional)
+        self.numerics = joint_kind([numerics_kind(n, batch, device) for n in networks])
         # Compiled, each size would take a minute. In bfloat16 rounding hides another order of sums
         # from most rows, so that a probe of some rows could not tell.
         exact = config.numerics.dtype == "float32" and not config.numerics.compile

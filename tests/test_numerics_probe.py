@@ -7,7 +7,7 @@ from diffcert_ray.config import load_config
 from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.numerics_probe import kind_of_logits, numerics_kind, short_batches
 from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import WorkerSpec, weights_of
+from diffcert_ray.worker import Worker, WorkerSpec, weights_of
 from tests.worlds import settings, small_world
 
 
@@ -61,6 +61,17 @@ def test_a_network_whose_rows_depend_on_each_other_or_on_chance_is_refused():
     dropout = torch.nn.Dropout(0.1)
     with pytest.raises(ValueError, match="or on chance"):
         kind_of_logits(lambda z, s: dropout(z.flatten(1)), (1, 2, 2), 16, "cpu")
+
+
+def test_a_second_network_is_part_of_the_kind():
+    world, data = small_world()
+    config = load_config(settings())
+    kinds = [
+        Worker("w", config, world, second, data, "cpu").numerics
+        for second in (None, small_world(seed=1)[0], small_world(seed=2)[0], Positional())
+    ]
+    assert len(set(kinds)) == 4
+    assert [kind.endswith("-positional") for kind in kinds] == [False, False, False, True]
 
 
 def test_an_own_network_in_training_mode_is_evaluated_in_a_copy_that_is_not():
