@@ -18,6 +18,7 @@ from diffcert_ray.results import unread_rows
 from diffcert_ray.resuming import held_by, stages_of, stored_certificates, unfounded_certificates
 from diffcert_ray.run import Driver, Outcome, Progress
 from diffcert_ray.run_start import calibrated, open_or_create, store_options
+from diffcert_ray.storage.asked_images import store_asked
 from diffcert_ray.storage.compaction import COMPACT_AT, compact
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.location import open_location
@@ -153,6 +154,7 @@ def certify(
             writer.add_certificates(r for i in finished if (r := certify_image(i)))
             return Run(place, store, document, Outcome(complete=True, unreadable=unreadable))
         store.location.check_writable()  # before the first evaluation, not after it
+        store_asked(store.location, plan.sigmas, data.ids.tolist())
         others = _other_writers(store, plan, writer)
         progressed = _looking(others, on_progress)
         pool = _pool(spec, settings, local=local, address=address)

@@ -9,8 +9,10 @@ import pandas as pd
 import pyarrow as pa
 
 from diffcert_ray.config import Config
+from diffcert_ray.loss_work import NO_SMOOTHING
 from diffcert_ray.run import Outcome
 from diffcert_ray.run_document import RunDocument
+from diffcert_ray.storage.asked_images import read_asked
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
 from diffcert_ray.storage.store import RunStore
 
@@ -49,6 +51,34 @@ class Run:
         table = self.store.certificates().to_pandas()
         key = ["sigma", "image_id", "bound", "alpha", "n0"]
         return table.sort_values([*key, "n"]).drop_duplicates(key, keep="last", ignore_index=True)
+
+    def asked(self) -> dict[float, int]:
+        """How many images all starts of the run asked for at each sigma, with a result or not.
+
+        Figures of a run that is not finished need it: which images have a certificate depends on
+        their votes (with ``sequential``, clear ones stop first), so that figures of those alone
+        say too much. In a run folder without notes of what was asked, units tell what was begun.
+        """
+        found = read_asked(self.store.location)
+        rows = [self.store.certificates()]
+        if self.config.without_votes:
+            first = {NO_SMOOTHING}
+            rows += [] if found else [self.store.losses()]
+        else:
+            first = set(self.config.votes.sigmas)
+            rows += [] if found else [self.store.units(["sigma", "image_id"])]
+        for table in rows:
+            losses = "sigma" not in table.column_names
+            columns = table.select(["image_id"] if losses else ["sigma", "image_id"]).to_pandas()
+            keys = columns.assign(sigma=NO_SMOOTHING) if losses else columns
+            for sigma, ids in keys.groupby("sigma")["image_id"]:
+                found.setdefault(float(str(sigma)), set()).update(ids.unique().tolist())
+        # All of the first start's count, also where the note of its images is missing.
+        least = int(self.document.dataset.get("images", 0))
+        return {
+            sigma: max(len(found.get(sigma, ())), least if sigma in first else 0)
+            for sigma in sorted(first | set(found))
+        }
 
     def table(self, name: Literal["certificates", "units"] = "certificates") -> pa.Table:
         """What ``certificates`` or ``units`` gives, as an Arrow table.

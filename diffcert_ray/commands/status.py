@@ -65,9 +65,7 @@ class Standing:
 def _standing(run: "Run") -> Standing:
     votes, certificates = run.config.votes, run.certificates()
     units = run.store.units(["sigma", "image_id", "start", "stop", "numerics"]).to_pandas()
-    # Later starts may have added images and sigmas: what is stored says so.
-    sigmas = {*votes.sigmas, *units["sigma"].unique()}
-    images = max(_images(run), units["image_id"].nunique()) * len(sigmas)
+    images = sum(run.asked().values())
     return Standing(
         certified=len(certificates[["sigma", "image_id"]].drop_duplicates()),
         images=images,
@@ -83,7 +81,7 @@ def _plain_standing(run: "Run") -> Standing:
     table = run.store.losses().select([*LOSS_UNIT_KEY, "numerics"]).to_pandas()
     units = table.drop_duplicates(list(LOSS_UNIT_KEY))
     certified = run.certificates()["image_id"].nunique()
-    images = max(_images(run), units["image_id"].nunique())
+    images = sum(run.asked().values())
     return Standing(
         certified=certified,
         images=images,
@@ -91,10 +89,6 @@ def _plain_standing(run: "Run") -> Standing:
         votes_asked=images * run.config.plain.draws,
         numerics=tuple(sorted(map(str, units["numerics"].unique()))),
     )
-
-
-def _images(run: "Run") -> int:
-    return int(run.document.dataset.get("images", 0))
 
 
 def _written(seen: "Activity", what: str) -> str:
