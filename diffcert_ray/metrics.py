@@ -5,10 +5,17 @@ one block of rows, per sigma. Rows that must not be compared with each other are
 bounds, alphas, methods or runs, and different n where n is fixed. "sequential" runs stop at the
 largest asked radius, so their radii and p_low are cut off: such rows say so (`cut_off`), and their
 ACR must not be compared with that of fixed n.
+
+Which images of an unfinished run have a certificate depends on their votes: with "sequential",
+clear images stop first, and on a cluster images that broke workers are given up. Figures of these
+alone say too much, an interval at their number too. So `asked`, what ``Run.asked`` gives, counts
+the others as not certified: shares are lower bounds, whatever the others turn out to be. The same
+holds for fixed n, although images finish nearly in their order there: one rule, and nobody can tell
+given-up images from hard ones.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,6 +35,7 @@ def certified_accuracy(
     *,
     rho: float = 0.001,
     confidence: float = 0.95,
+    asked: Mapping[float, int] | None = None,
 ) -> pd.DataFrame:
     """Share of images with the right class and a certified radius of at least r, for each r.
 
@@ -37,17 +45,21 @@ def certified_accuracy(
         radii: asked radii, pixel units, >= 0.
         rho: failure probability of guaranteed_low, in (0, 1), for each sigma by itself.
         confidence: of the interval for the population, in (0, 1).
+        asked: images asked for at each sigma, as ``Run.asked`` gives them; those without a row
+            count as not certified. By default all have a row.
 
     Returns:
-        One row per sigma and radius: sigma, radius, certified_accuracy (abstentions and wrong
-        classes count as 0), interval_low and interval_high (exact two-sided binomial interval for
-        the population the images were drawn from; assumes a random sample), guaranteed_low (with
-        probability at least 1 - rho over the noise, the true certified accuracy of these very
-        images is at least this at all radii together; assumes independent noise per image),
-        n_images.
+        One row per sigma and radius: sigma, radius, certified_accuracy (abstentions, wrong classes
+        and images without a row count as 0), interval_low and interval_high (exact two-sided
+        binomial interval for the population the images were drawn from; assumes a random sample;
+        its upper end takes images without a row as certified), guaranteed_low (with probability at
+        least 1 - rho over the noise, the true certified accuracy of these very images is at least
+        this at all radii together; assumes independent noise per image), n_images (asked for),
+        n_missing (of them, without a row).
 
     Raises:
-        ValueError: the table lacks a column, is unlabelled, or mixes what cannot be compared.
+        ValueError: the table lacks a column, is unlabelled, or mixes what cannot be compared; asked
+            lacks a sigma, or counts fewer images than there are.
 
     Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 4 and appendix C; the
         binomial quantile in place of their Bernstein form is ours: an image is over-certified
@@ -59,13 +71,13 @@ def certified_accuracy(
     _check_fraction(rho, "rho")
     _check_fraction(confidence, "confidence")
     rows = []
-    for sigma, block in table.groupby("sigma"):
-        n_images = len(block)
+    for sigma, block, n_images in _by_sigma(table, asked):
+        missing = n_images - len(block)
         faulty = stats.binom.ppf(1.0 - rho, n_images, float(block["alpha"].iloc[0]))
         certified_radius = _counted_radius(block)
         for radius in radii:
             certified = int(np.count_nonzero(certified_radius >= radius))
-            low, high = _binomial_interval(certified, n_images, confidence)
+            low, high = _binomial_interval(certified, n_images, confidence, missing)
             rows.append(
                 {
                     "sigma": sigma,
@@ -75,6 +87,7 @@ def certified_accuracy(
                     "interval_high": high,
                     "guaranteed_low": max(0.0, (certified - faulty) / n_images),
                     "n_images": n_images,
+                    "n_missing": missing,
                 }
             )
     return pd.DataFrame(rows)
@@ -86,6 +99,7 @@ def best_sigma_per_radius(
     *,
     rho: float = 0.001,
     confidence: float = 0.95,
+    asked: Mapping[float, int] | None = None,
 ) -> pd.DataFrame:
     """For each radius, the sigma with the highest certified accuracy, marked as a selection.
 
@@ -98,6 +112,8 @@ def best_sigma_per_radius(
         radii: asked radii, pixel units, >= 0.
         rho: failure probability of guaranteed_low over all sigmas together, in (0, 1).
         confidence: of the interval over all sigmas together, in (0, 1).
+        asked: images asked for at each sigma, as ``Run.asked`` gives them: refused while some have
+            no row, since lower bounds from unfinished sigmas rank them by their progress.
 
     Returns:
         One row per radius: the columns of `certified_accuracy` for the best sigma (the smallest
@@ -105,7 +121,8 @@ def best_sigma_per_radius(
         m > 1: the figures were chosen, not planned).
 
     Raises:
-        ValueError: as `certified_accuracy`, or the sigmas do not have the same images.
+        ValueError: as `certified_accuracy`, the sigmas do not have the same images, or some that
+            were asked for have none.
 
     Source: ours: the union bound over the sigmas.
     """
@@ -116,6 +133,13 @@ def best_sigma_per_radius(
             f"the {n_sigmas} sigmas do not have the same images; finish the run, or keep only the "
             "image_id values that every sigma has"
         )
+    have = table["sigma"].value_counts()
+    for sigma, images in (asked or {}).items():
+        if have.get(sigma, 0) < images:
+            raise ValueError(
+                f"{have.get(sigma, 0)} of {images} images have a certificate at sigma={sigma}; "
+                "finish the run"
+            )
     _check_fraction(confidence, "confidence")
     accuracy = certified_accuracy(
         table, radii, rho=rho / n_sigmas, confidence=1.0 - (1.0 - confidence) / n_sigmas
@@ -130,7 +154,7 @@ def best_sigma_per_radius(
     )
 
 
-def acr(certificates: pd.DataFrame) -> pd.DataFrame:
+def acr(certificates: pd.DataFrame, *, asked: Mapping[float, int] | None = None) -> pd.DataFrame:
     """Average certified radius: 0 where the class is wrong or the certificate abstains.
 
     A known poor summary, since a few easy images with large radii outweigh many hard ones: show
@@ -138,13 +162,14 @@ def acr(certificates: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         certificates: as for `certified_accuracy`.
+        asked: as for `certified_accuracy`; an image without a row has radius 0.
 
     Returns:
-        One row per sigma: sigma, acr (pixel units), n_images, cut_off (the radii were cut off by
-        stopping; not comparable with fixed n).
+        One row per sigma: sigma, acr (pixel units), n_images, n_missing, cut_off (the radii were
+        cut off by stopping; not comparable with fixed n).
 
     Raises:
-        ValueError: the table lacks a column, is unlabelled, or mixes what cannot be compared.
+        ValueError: as `certified_accuracy`.
 
     Source: Zhai et al. 2020 (arXiv:2001.02378), section 3; its weakness: arXiv:2410.06895.
     """
@@ -152,28 +177,32 @@ def acr(certificates: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {
             "sigma": sigma,
-            "acr": float(np.maximum(_counted_radius(block), 0.0).mean()),
-            "n_images": len(block),
+            "acr": float(np.maximum(_counted_radius(block), 0.0).sum() / n_images),
+            "n_images": n_images,
+            "n_missing": n_images - len(block),
             "cut_off": _cut_off(block),
         }
-        for sigma, block in table.groupby("sigma")
+        for sigma, block, n_images in _by_sigma(table, asked)
     ]
     return pd.DataFrame(rows)
 
 
-def p_low_distribution(certificates: pd.DataFrame) -> pd.DataFrame:
+def p_low_distribution(
+    certificates: pd.DataFrame, *, asked: Mapping[float, int] | None = None
+) -> pd.DataFrame:
     """Empirical distribution of p_low over the images, right or wrong, labelled or not.
 
     Args:
         certificates: one row per sigma and image with sigma, image_id, p_low, alpha, bound, n.
+        asked: as for `certified_accuracy`; an image without a row counts as below all others.
 
     Returns:
         One row per sigma and distinct p_low, ascending: sigma, p_low, share_at_most (share of
-        images with at most this p_low), n_images, cut_off (see `acr`).
+        images with at most this p_low), n_images, n_missing, cut_off (see `acr`).
 
     Raises:
         ValueError: the table lacks a column, mixes what cannot be compared, or has no p_low (the
-            bounds that need no votes have none).
+            bounds that need no votes have none); as `certified_accuracy` for asked.
 
     Source: proposed beside ACR by arXiv:2410.06895.
     """
@@ -184,15 +213,17 @@ def p_low_distribution(certificates: pd.DataFrame) -> pd.DataFrame:
             f"one ({', '.join(BOUNDS)}), leave other rows out"
         )
     blocks = []
-    for sigma, block in table.groupby("sigma"):
+    for sigma, block, n_images in _by_sigma(table, asked):
+        missing = n_images - len(block)
         values, images = np.unique(block["p_low"].to_numpy(dtype=float), return_counts=True)
         blocks.append(
             pd.DataFrame(
                 {
                     "sigma": sigma,
                     "p_low": values,
-                    "share_at_most": np.cumsum(images) / len(block),
-                    "n_images": len(block),
+                    "share_at_most": (missing + np.cumsum(images)) / n_images,
+                    "n_images": n_images,
+                    "n_missing": missing,
                     "cut_off": _cut_off(block),
                 }
             )
@@ -200,37 +231,63 @@ def p_low_distribution(certificates: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(blocks, ignore_index=True)
 
 
-def abstention_rate(certificates: pd.DataFrame, *, confidence: float = 0.95) -> pd.DataFrame:
+def abstention_rate(
+    certificates: pd.DataFrame,
+    *,
+    confidence: float = 0.95,
+    asked: Mapping[float, int] | None = None,
+) -> pd.DataFrame:
     """Share of images whose certificate abstains; needs no labels.
 
     Args:
         certificates: one row per sigma and image with sigma, image_id, abstained, alpha, bound, n.
         confidence: of the interval for the population, in (0, 1).
+        asked: as for `certified_accuracy`; images without a row may abstain or not, which only the
+            interval allows for.
 
     Returns:
-        One row per sigma: sigma, abstention_rate, interval_low, interval_high, n_images.
+        One row per sigma: sigma, abstention_rate (known to abstain), interval_low, interval_high,
+        n_images, n_missing.
 
     Raises:
-        ValueError: the table lacks a column or mixes what cannot be compared.
+        ValueError: the table lacks a column or mixes what cannot be compared; as
+            `certified_accuracy` for asked.
 
     Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 4.
     """
     table = _comparable(certificates, columns=("abstained",))
     _check_fraction(confidence, "confidence")
     rows = []
-    for sigma, block in table.groupby("sigma"):
+    for sigma, block, n_images in _by_sigma(table, asked):
         abstained = int(block["abstained"].to_numpy(dtype=bool).sum())
-        low, high = _binomial_interval(abstained, len(block), confidence)
+        missing = n_images - len(block)
+        low, high = _binomial_interval(abstained, n_images, confidence, missing)
         rows.append(
             {
                 "sigma": sigma,
-                "abstention_rate": abstained / len(block),
+                "abstention_rate": abstained / n_images,
                 "interval_low": low,
                 "interval_high": high,
-                "n_images": len(block),
+                "n_images": n_images,
+                "n_missing": missing,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _by_sigma(
+    table: pd.DataFrame, asked: Mapping[float, int] | None
+) -> Iterator[tuple[float, pd.DataFrame, int]]:
+    """The rows of each sigma, and the number of images that figures are about."""
+    for key, block in table.groupby("sigma"):
+        sigma = float(str(key))
+        n_images = len(block) if asked is None else asked.get(sigma, 0)
+        if n_images < len(block):
+            raise ValueError(
+                f"asked says {n_images} images at sigma={sigma}, but {len(block)} have a "
+                "certificate; give what the asked() of the same run returns"
+            )
+        yield sigma, block, n_images
 
 
 def _counted_radius(block: pd.DataFrame) -> np.ndarray:
@@ -246,12 +303,17 @@ def _cut_off(block: pd.DataFrame) -> bool:
     return bool((block["bound"] == "sequential").any())
 
 
-def _binomial_interval(successes: int, trials: int, confidence: float) -> tuple[float, float]:
-    """Exact two-sided Clopper-Pearson interval."""
+def _binomial_interval(
+    successes: int, trials: int, confidence: float, unknown: int
+) -> tuple[float, float]:
+    """Exact two-sided Clopper-Pearson interval; holds whatever the unknown trials turn out to be.
+
+    Both ends rise with the number of successes, so its least and largest value give the ends.
+    """
     tail = (1.0 - confidence) / 2
     return (
         lower_confidence_bound(successes, trials, tail),
-        upper_confidence_bound(successes, trials, tail),
+        upper_confidence_bound(successes + unknown, trials, tail),
     )
 
 

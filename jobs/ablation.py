@@ -74,7 +74,7 @@ def row(run: Run, network: str, channels: int, checkpoint: Path) -> dict[str, An
         "nfe_per_vote": certificates["nfe"].sum() / votes,
         "nfe_per_image": certificates["nfe"].mean(),
     }
-    table = certified_accuracy(certificates, run.config.votes.radii)
+    table = certified_accuracy(certificates, run.config.votes.radii, asked=run.asked())
     for line in table.to_dict("records"):
         found[f"r={line['radius']:g}"] = (
             f"{line['certified_accuracy']:.0%} "

@@ -106,6 +106,72 @@ def test_several_sigmas_give_one_block_each():
     pd.testing.assert_frame_equal(got[2:].reset_index(drop=True), single)
 
 
+def test_images_without_a_certificate_count_as_not_certified():
+    got = certified_accuracy(table(), [0.0, 0.25], asked={0.25: 40, 0.5: 40})
+    assert got["certified_accuracy"].tolist() == [6 / 40, 5 / 40]
+    assert got["n_images"].tolist() == [40, 40]
+    assert got["n_missing"].tolist() == [30, 30]
+    # Binomial(40, 0.001) is above 1 with probability 0.0008: one faulty one is taken off, of 40.
+    assert got["guaranteed_low"].tolist() == [5 / 40, 4 / 40]
+    for certified, row in zip([6, 5], got.itertuples(), strict=True):
+        worst = stats.binomtest(certified, 40).proportion_ci(0.95, method="exact")
+        best = stats.binomtest(certified + 30, 40).proportion_ci(0.95, method="exact")
+        assert row.interval_low == pytest.approx(worst.low, rel=1e-9)
+        assert row.interval_high == pytest.approx(best.high, rel=1e-9)
+
+
+def test_what_the_missing_images_turn_out_to_be_only_raises_the_figures():
+    rng = np.random.default_rng(0)
+    whole = pd.DataFrame({"image_id": range(50), "correct": rng.random(50) < 0.8})
+    whole = whole.assign(abstained=False, radius=rng.random(50), p_low=rng.random(50))
+    whole = (
+        table()
+        .iloc[:0]
+        .merge(whole, how="right")
+        .assign(sigma=0.25, label=1, predicted=1, n_a=90, n=100, alpha=0.001, bound="sequential")
+    )
+    easy = whole[whole["correct"] & (whole["radius"] > 0.5)]  # what finishes first
+    radii = [0.0, 0.4, 0.8]
+    all_of_them = certified_accuracy(whole, radii)
+    so_far = certified_accuracy(easy, radii, asked={0.25: 50})
+    biased = certified_accuracy(easy, radii)
+    for name in ("certified_accuracy", "guaranteed_low", "interval_low"):
+        assert (so_far[name] <= all_of_them[name]).all()
+        assert (biased[name][:2] > all_of_them[name][:2]).all()
+    assert (so_far["interval_high"] >= all_of_them["interval_high"]).all()
+    assert acr(easy, asked={0.25: 50})["acr"][0] <= acr(whole)["acr"][0] < acr(easy)["acr"][0]
+
+
+def test_missing_images_have_no_radius_no_p_low_and_may_abstain():
+    asked = {0.25: 20}
+    assert acr(table(), asked=asked)["acr"].tolist() == pytest.approx([2.3 / 20])
+    low = p_low_distribution(table(), asked=asked)
+    assert low["share_at_most"].tolist() == pytest.approx([12 / 20, *np.arange(13, 21) / 20])
+    got = abstention_rate(table(), asked=asked)
+    assert got["abstention_rate"].tolist() == [2 / 20]
+    least = stats.binomtest(2, 20).proportion_ci(0.95, method="exact")
+    most = stats.binomtest(12, 20).proportion_ci(0.95, method="exact")
+    assert got["interval_low"].iloc[0] == pytest.approx(least.low, rel=1e-9)
+    assert got["interval_high"].iloc[0] == pytest.approx(most.high, rel=1e-9)
+    for figure in (acr, p_low_distribution, abstention_rate):
+        assert set(figure(table(), asked=asked)["n_missing"]) == {10}
+        assert set(figure(table())["n_missing"]) == {0}
+
+
+def test_no_best_sigma_is_chosen_before_all_images_have_a_certificate():
+    both = pd.concat([table(), table(sigma=0.5)])
+    assert len(best_sigma_per_radius(both, [0.25], asked={0.25: 10, 0.5: 10})) == 1
+    for asked in ({0.25: 10, 0.5: 11}, {0.25: 10, 0.5: 10, 1.0: 10}):
+        with pytest.raises(ValueError, match="finish the run"):
+            best_sigma_per_radius(both, [0.25], asked=asked)
+
+
+def test_asked_of_another_run_is_refused():
+    for asked in ({0.25: 9}, {0.5: 10}):
+        with pytest.raises(ValueError, match="10 have a certificate"):
+            certified_accuracy(table(), [0.25], asked=asked)
+
+
 def test_acr_counts_wrong_and_abstaining_images_as_zero():
     got = acr(table())
     assert got["acr"].tolist() == pytest.approx([(0.5 + 0.25 + 0.1 + 0.75 + 0.3 + 0.4) / 10])
