@@ -17,6 +17,7 @@ from diffcert_ray.plain import plan_of_images
 from diffcert_ray.plain_results import estimates
 from diffcert_ray.report import Pictures, Series
 from diffcert_ray.report.series import distinct_names, series_of_log
+from diffcert_ray.report.unfinished import unfinished, unfinished_line
 from diffcert_ray.storage.location import Location
 from diffcert_ray.stored_run import Run, open_run
 from diffcert_ray.verification import check_certifiable
@@ -83,7 +84,7 @@ def series_of_run(run: Run) -> list[Series]:
     Raises:
         ConfigError: it has no certificates yet, or some that their bound does not hold for.
     """
-    certificates, config = run.certificates(), run.config
+    certificates, config, all_asked = run.certificates(), run.config, run.asked()
     if certificates.empty:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
     if not config.without_votes:
@@ -96,10 +97,11 @@ def series_of_run(run: Run) -> list[Series]:
         certificates=certificates,
         radii=tuple(sorted(config.votes.radii)),
         dataset=config.dataset.name,
-        facts=(*_identity(run), *_costs(run, certificates)),
+        facts=(*_identity(run), *_costs(run, certificates, sum(all_asked.values()))),
         command=shlex.join(["diffcert", "certify", f"{config.name}.toml", "--run", run.address]),
         config=_toml(config),
         seed=config.votes.seed,
+        asked=all_asked,
     )
     return [
         replace(
@@ -147,14 +149,30 @@ def export_logs(run: Run) -> dict[str, str]:
         run: an opened run.
 
     Returns:
-        File name -> text. The name tells bound and sigma, which the log itself does not.
+        File name -> text. The name tells bound and sigma, which the log itself does not, and that
+        images are missing: who reads the log could not know it.
     """
     found = {}
     for one in series_of_run(run):
         for sigma, rows in one.certificates.groupby("sigma"):
-            name = f"{run.config.name}-{one.bound}-sigma-{sigma:g}.tsv"
+            lacking = "-incomplete" if sigma in unfinished(one.certificates, one.asked) else ""
+            name = f"{run.config.name}-{one.bound}-sigma-{sigma:g}{lacking}.tsv"
             found[name] = write_cohen_log(rows)
     return found
+
+
+def missing_in_export(run: Run) -> list[str]:
+    """A line for each bound whose rows, which an export holds, are not those of all images.
+
+    Args:
+        run: an opened run.
+    """
+    asked = run.asked()
+    lines = [
+        unfinished_line(rows, asked, "are not in the export; clear images may finish first")
+        for _, rows in run.certificates().groupby("bound")
+    ]
+    return [line for line in lines if line]
 
 
 def replace_file(location: Location, name: str, data: bytes) -> None:
@@ -226,11 +244,10 @@ def _identity(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _costs(run: Run, certificates: pd.DataFrame) -> list[tuple[str, str]]:
+def _costs(run: Run, certificates: pd.DataFrame, asked: int) -> list[tuple[str, str]]:
     """What the stored units say about cost, workers and repeats."""
     images = certificates[["sigma", "image_id"]].drop_duplicates()
-    asked = int(run.document.dataset.get("images", 0)) * certificates["sigma"].nunique()
-    facts = [("certified", f"{len(images):,} of {max(asked, len(images)):,} (images x sigmas)")]
+    facts = [("certified", f"{len(images):,} of {asked:,} (images x sigmas)")]
     if run.config.without_votes:
         return facts
     units = run.store.units(UNIT_FACTS).to_pandas()

@@ -110,6 +110,77 @@ def test_no_best_sigma_while_a_sigma_lacks_images():
     assert "finish the run" in found.notes[0]
 
 
+EIGHT_OF_60 = certificates([0.5] * 8)
+STOPPED = EIGHT_OF_60.assign(bound="sequential", n=range(20, 100, 10))
+
+
+def test_an_unfinished_run_is_shown_as_lower_bounds_in_every_table():
+    found = {t.label: t for t in dataset_tables(STOPPED, [0.0, 0.25], "title", {0.25: 60})}
+    assert all(t.title.startswith("INCOMPLETE. ") for t in found.values())
+    assert found["accuracy"].rows == (
+        ("0.25", "8 of 60", "13.3 %\n(5.9-100.0)\n≥ 10.0", "13.3 %\n(5.9-100.0)\n≥ 10.0"),
+    )
+    (row,) = found["images"].rows
+    assert row[1:4] == ("0.066", "0.0 %\n(0.0-94.1)", "0.0 %")
+    (row,) = found["p_low"].rows
+    assert row[1:] == ("13.3 %", "13.3 %", "13.3 %", "0.0 %", "0.0 %", "0.0000")
+    assert all(any("lower bounds" in note for note in t.notes) for t in found.values())
+    finished = dataset_tables(EIGHT_OF_60, [0.0], "title", {0.25: 8})
+    assert finished == dataset_tables(EIGHT_OF_60, [0.0], "title")
+    assert "INCOMPLETE" not in str(finished)
+
+
+def test_the_finished_images_alone_are_progress_with_fixed_n_and_nothing_with_sequential():
+    fixed = table(EIGHT_OF_60, "accuracy")
+    assert "alone" not in " ".join(fixed.notes)
+    fixed, stopped = (dataset_tables(rows, [0.0, 0.75], "title", {0.25: 60})[0]
+                      for rows in (EIGHT_OF_60, STOPPED))  # fmt: skip
+    said = " ".join(fixed.notes)
+    assert "no result: of the 8 finished images alone at sigma 0.25, 100.0 % at r = 0," in said
+    assert "100" not in " ".join(stopped.notes)
+    assert "clear images finish first" in " ".join(stopped.notes)
+
+
+def test_every_file_of_an_unfinished_run_says_so_and_none_is_biased_upward():
+    one = series(STOPPED, asked={0.25: 60, 0.5: 60})
+    line = "INCOMPLETE: 8 of 60 images at sigma 0.25, 0 of 60 images at sigma 0.5 finished; "
+    assert one.unfinished.startswith(line)
+    files = report_files([one])
+    for name in ("index.html", "table.md", "table.tex"):
+        assert line in files[name].decode(), name
+        assert "100.0 %" not in files[name].decode(), name
+    assert "INCOMPLETE" in files["curve.svg"].decode()
+    for name in ("table.csv", "p_low.csv"):
+        stored = pd.read_csv(io.BytesIO(files[name]))
+        assert set(stored["n_images"]) == {60}
+        assert set(stored["n_missing"]) == {52}
+    (drawn,), _ = accuracy_lines([one])
+    exact = certified_accuracy(STOPPED, list(drawn.x), asked=one.asked)
+    assert list(drawn.y) == exact["certified_accuracy"].tolist()
+    assert max(drawn.y) == 8 / 60
+    assert list(drawn.high) == exact["interval_high"].tolist()
+    lines = p_low_lines([one])
+    assert lines is not None
+    assert max(lines[0][0].y) == 8 / 60
+    whole = report_files([series(EIGHT_OF_60, asked={0.25: 8})])
+    assert not any(b"INCOMPLETE" in data for data in whole.values())
+
+
+def test_an_unfinished_series_stands_beside_others_with_its_lower_bounds():
+    beside = comparison_text(
+        [series(STOPPED, "a", asked={0.25: 60}), series(ROWS, "b")], [0.0, 0.25]
+    )
+    assert beside.rows[0] == ("a (INCOMPLETE, 8 of 60), σ = 0.25", "0.13", "0.13")
+    assert beside.bold == {(1, 1), (1, 2)}
+    assert "lower bounds" in " ".join(beside.notes)
+
+
+def test_no_best_sigma_while_all_sigmas_lack_the_same_images():
+    both = pd.concat([ROWS, certificates([0.2] * 5, sigma=0.5)])
+    found = [t for t in dataset_tables(both, [0.0], "title", {0.25: 9, 0.5: 9})][-1]
+    assert (found.label, found.rows) == ("best_sigma", ())
+
+
 def test_radii_that_stopping_cut_off_say_so():
     sequential = ROWS.assign(bound="sequential", n=[20, 40, 60, 80, 100])
     assert "not comparable" in " ".join(table(sequential, "images").notes)

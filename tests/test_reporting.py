@@ -1,5 +1,8 @@
 """Runs and logs into reports: what is exported is read back, and files land where they should."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -108,6 +111,59 @@ def test_a_run_without_certificates_is_refused(run, tmp_path):
     assert begun.certificates().empty
     with pytest.raises(ConfigError, match="no certificates yet"):
         open_sources([begun.address])
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A sequential run that was stopped when some of its 30 images had finished."""
+    world, data = small_world(images=30)
+    folder = tmp_path_factory.mktemp("stopped") / "world"
+    votes = {"bound": "sequential", "n": 1000, "unit": 20, "radii": RADII}
+    polls = iter(range(1000))
+    run = certify(
+        settings(votes=votes, execution={"item_s": 0.02}), folder, local=True, denoiser=world,
+        dataset=data, should_stop=lambda: next(polls) >= 25,
+    )  # fmt: skip
+    assert 0 < len(run.certificates()) < 20
+    return run
+
+
+def test_the_figures_of_a_stopped_run_do_not_exceed_those_of_the_finished_one(stopped, tmp_path):
+    rows = stopped.certificates()
+    line = f"INCOMPLETE: {len(rows)} of 30 images at sigma 0.25 finished"
+    done = CliRunner().invoke(app, ["report", stopped.address])
+    assert done.exit_code == 0, done.exception
+    assert done.stdout.startswith(line)
+    assert f"{len(rows)} of 30" in done.stdout.split("Certified accuracy")[1]
+    shown = CliRunner().invoke(app, ["report", stopped.address, "--json"])
+    found = json.loads(shown.stdout)
+    assert found["series"][0]["unfinished"].startswith(line)
+    assert found["series"][0]["facts"]["certified"].startswith(f"{len(rows)} of 30 ")
+    assert found["certified_accuracy"][0]["n_missing"] == 30 - len(rows)
+    world, data = small_world(images=30)
+    folder = shutil.copytree(stopped.address, tmp_path / "world")
+    whole = certify(
+        settings(votes=stopped.config.votes.model_dump()), folder, local=True, denoiser=world,
+        dataset=data,
+    )  # fmt: skip
+    assert whole.asked() == {0.25: 30}
+    finished = certified_accuracy(whole.certificates(), RADII, asked=whole.asked())
+    assert set(finished["n_missing"]) == {0}
+    for stored, exact in zip(found["certified_accuracy"], finished.to_dict("records"), strict=True):
+        for name in ("certified_accuracy", "interval_low", "guaranteed_low"):
+            assert stored[name] <= exact[name]
+        assert stored["interval_high"] >= exact["interval_high"]
+
+
+def test_logs_of_a_stopped_run_are_named_so_and_the_export_says_it(stopped, run, tmp_path):
+    done = CliRunner().invoke(app, ["export", stopped.address, "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.exception
+    assert done.stderr.startswith("INCOMPLETE")
+    (log,) = tmp_path.glob("*.tsv")
+    assert log.name == "world-sequential-sigma-0.25-incomplete.tsv"
+    assert open_sources([str(log)]).series[0].name == log.name
+    done = CliRunner().invoke(app, ["export", run.address, "--output", str(tmp_path / "whole")])
+    assert "INCOMPLETE" not in done.stderr
 
 
 def test_unread_images_are_named(run):

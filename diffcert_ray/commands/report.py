@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffcert_ray.stored_run import Run
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
-from diffcert_ray.commands.screen import escaped, out, print_json, print_table
+from diffcert_ray.commands.screen import err, escaped, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
@@ -86,11 +86,13 @@ def export(
     Logs are tab-separated, one for each sigma and bound. The Parquet file has the layout of
     Hugging Face datasets.
     """
-    from diffcert_ray.reporting import export_logs
+    from diffcert_ray.reporting import export_logs, missing_in_export
     from diffcert_ray.stored_run import open_run
 
     found = open_run(run, storage_options(storage))
     output.mkdir(parents=True, exist_ok=True)
+    for line in missing_in_export(found):
+        err.print(f"[bold]{escaped(line)}[/]", soft_wrap=True)
     if form is ExportFormat.parquet:
         from diffcert_ray.image_export import export_parquet
 
@@ -120,9 +122,11 @@ class Report:
 
     def show(self) -> None:
         """Print the figures."""
-        from diffcert_ray.report import guarantees, report_tables
+        from diffcert_ray.report import guarantees, report_tables, unfinished_lines
 
         series = self.sources.series
+        for line in unfinished_lines(series):
+            out.print(f"[bold]{escaped(line)}[/]", soft_wrap=True)
         for table in report_tables(series, self.published):
             print_table(table)
         for note in dict.fromkeys(note for one in series for note in one.notes):
@@ -139,7 +143,13 @@ class Report:
         import pandas as pd
 
         series = [
-            {"name": s.name, "title": s.title, "facts": dict(s.facts), "notes": list(s.notes)}
+            {
+                "name": s.name,
+                "title": s.title,
+                "unfinished": s.unfinished or None,
+                "facts": dict(s.facts),
+                "notes": list(s.notes),
+            }
             for s in self.sources.series
         ]
         rows = pd.read_csv(BytesIO(self.files["table.csv"])).to_dict("records")

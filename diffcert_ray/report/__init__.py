@@ -18,7 +18,7 @@ from diffcert_ray.report.gallery import Pictures, make_gallery
 from diffcert_ray.report.lines import accuracy_lines
 from diffcert_ray.report.page import render_page
 from diffcert_ray.report.published import PublishedRow, published_rows, published_text
-from diffcert_ray.report.series import Series
+from diffcert_ray.report.series import Series, unfinished_lines
 from diffcert_ray.report.text_table import TextTable, latex, markdown, without_repeats
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "report_files",
     "report_page",
     "report_tables",
+    "unfinished_lines",
 ]
 
 
@@ -48,7 +49,11 @@ def report_tables(
     Raises:
         ValueError: a series has rows that must not be compared with each other.
     """
-    found = [t for one in series for t in dataset_tables(one.certificates, one.radii, one.title)]
+    found = [
+        t
+        for one in series
+        for t in dataset_tables(one.certificates, one.radii, one.title, one.asked)
+    ]
     if len(series) > 1:
         found.append(comparison_text(series, sorted({r for one in series for r in one.radii})))
     if published:
@@ -71,24 +76,30 @@ def report_files(
     Returns:
         index.html (which needs no other file), table.md and table.tex (all tables), table.csv
         (certified accuracies), p_low.csv (its whole distribution, bounds from votes only),
-        curve.png and curve.svg. The same certificates give the same bytes.
+        curve.png and curve.svg. The same certificates give the same bytes. Of a run that is not
+        finished each says so; in the .csv files n_missing is above 0.
 
     Raises:
         ValueError: a series has rows that must not be compared with each other.
     """
     title = ", ".join(one.name for one in series)
+    lacking = unfinished_lines(series)
     tables = report_tables(series, published)
     lines, radii = accuracy_lines(series, published)
     files = {
         "index.html": report_page(series, published, pictures),
         "table.md": _markdown(title, tables, series).encode(),
-        "table.tex": "\n".join(map(latex, tables)).encode(),
-        "table.csv": _csv(series, lambda s: certified_accuracy(s.certificates, s.radii, rho=RHO)),
-        **curve_pictures(lines, radii, title),
+        "table.tex": "\n".join(
+            [*(f"% {line}\n" for line in lacking), *map(latex, tables)]
+        ).encode(),
+        "table.csv": _csv(series, _accuracies),
+        **curve_pictures(lines, radii, "\n".join([title, *lacking])),
     }
     votes = [one for one in series if one.certificates["p_low"].notna().all()]
     if votes:
-        files["p_low.csv"] = _csv(votes, lambda s: p_low_distribution(s.certificates))
+        files["p_low.csv"] = _csv(
+            votes, lambda s: p_low_distribution(s.certificates, asked=s.asked)
+        )
     return files
 
 
@@ -122,6 +133,10 @@ def guarantees(series: Sequence[Series]) -> list[str]:
     return list(dict.fromkeys(guarantee(one.bound) for one in series))
 
 
+def _accuracies(one: Series) -> pd.DataFrame:
+    return certified_accuracy(one.certificates, one.radii, rho=RHO, asked=one.asked)
+
+
 def _csv(series: Sequence[Series], table: Callable[[Series], pd.DataFrame]) -> bytes:
     """One table of all series; the last column names the series."""
     found = pd.concat([table(one).assign(series=one.name) for one in series], ignore_index=True)
@@ -129,7 +144,8 @@ def _csv(series: Sequence[Series], table: Callable[[Series], pd.DataFrame]) -> b
 
 
 def _markdown(title: str, tables: Sequence[TextTable], series: Sequence[Series]) -> str:
-    parts = [f"# {title}\n", *map(markdown, tables)]
+    parts = [f"# {title}\n", *(f"**{line}**\n" for line in unfinished_lines(series))]
+    parts += map(markdown, tables)
     parts += [f"{sentence}\n" for sentence in guarantees(series)]
     for one in series:
         parts += [f"{note}\n" for note in one.notes]

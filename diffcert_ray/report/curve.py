@@ -2,12 +2,15 @@
 
 import io
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from diffcert_ray.report.charts import Axis, Line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+TITLE_WIDTH = 80  # characters that fit over the picture
 
 
 def curve_pictures(lines: Sequence[Line], radii: Axis, title: str) -> dict[str, bytes]:
@@ -16,7 +19,7 @@ def curve_pictures(lines: Sequence[Line], radii: Axis, title: str) -> dict[str, 
     Args:
         lines: what ``accuracy_lines`` gives: steps with bands, published rows as markers.
         radii: the axis of radii.
-        title: over the picture.
+        title: over the picture; long lines are broken.
 
     Returns:
         The bytes of curve.png and curve.svg, the same for the same lines.
@@ -46,7 +49,8 @@ def curve_pictures(lines: Sequence[Line], radii: Axis, title: str) -> dict[str, 
     axes.set_xlim(0, radii.high)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
-    axes.set_title(title, fontsize=10)
+    wrapped = [part for line in title.split("\n") for part in wrap(line, TITLE_WIDTH)]
+    axes.set_title("\n".join(wrapped), fontsize=10)
     # The layout is found once; it takes longer than the drawing.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

@@ -1,7 +1,7 @@
 """The dataset figures of ``metrics`` as tables of text, rounded in the safe direction."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,14 @@ from diffcert_ray.metrics import (
 )
 from diffcert_ray.report.series import Series
 from diffcert_ray.report.text_table import TextTable
+from diffcert_ray.report.unfinished import (
+    LOWER_BOUNDS,
+    MARK,
+    of_finished,
+    unfinished,
+)
+
+Asked = Mapping[float, int] | None
 
 RHO = 0.001
 """Failure probability of the guaranteed figure, over the noise of all images."""
@@ -56,7 +64,7 @@ def guarantee(bound: str) -> str:
 
 
 def dataset_tables(
-    certificates: pd.DataFrame, radii: Sequence[float], title: str
+    certificates: pd.DataFrame, radii: Sequence[float], title: str, asked: Asked = None
 ) -> list[TextTable]:
     """All figures of a dataset, as far as its certificates support them.
 
@@ -64,6 +72,7 @@ def dataset_tables(
         certificates: rows of a run, one bound and alpha.
         radii: asked radii, pixel units.
         title: what was certified, in words.
+        asked: images asked for at each sigma; None: those that have a certificate.
 
     Returns:
         Tables with the labels accuracy, images, p_low (bounds from votes only) and best_sigma (two
@@ -72,53 +81,60 @@ def dataset_tables(
     Raises:
         ValueError: rows that must not be compared with each other.
     """
-    found = [accuracy_text(certificates, radii, title), images_text(certificates)]
+    found = [accuracy_text(certificates, radii, title, asked), images_text(certificates, asked)]
     if certificates["bound"].iloc[0] in BOUNDS and certificates["p_low"].notna().all():
-        found.append(p_low_text(certificates))
+        found.append(p_low_text(certificates, asked))
     if certificates["sigma"].nunique() > 1:
-        found.append(best_sigma_text(certificates, radii))
+        found.append(best_sigma_text(certificates, radii, asked))
     return found
 
 
-def accuracy_text(certificates: pd.DataFrame, radii: Sequence[float], title: str) -> TextTable:
+def accuracy_text(
+    certificates: pd.DataFrame, radii: Sequence[float], title: str, asked: Asked = None
+) -> TextTable:
     """Certified accuracy with both intervals: a row for each sigma, radii across.
 
     Args:
         certificates: rows of a run, one bound and alpha.
         radii: asked radii, pixel units.
         title: what was certified, in words.
+        asked: images asked for at each sigma; None: those that have a certificate.
     """
     radii = sorted(radii)
-    table = certified_accuracy(certificates, radii, rho=RHO)
-    rows = [
-        (f"{sigma:g}", str(len(part)), *(_accuracy_cell(row) for row in block.to_dict("records")))
-        for (sigma, block), (_, part) in zip(
-            table.groupby("sigma"), certificates.groupby("sigma"), strict=True
-        )
-    ]
+    table = certified_accuracy(certificates, radii, rho=RHO, asked=asked)
+    rows = []
+    for sigma, block in table.groupby("sigma"):
+        cells = block.to_dict("records")
+        rows.append((f"{sigma:g}", _images(cells[0]), *map(_accuracy_cell, cells)))
     return TextTable(
-        f"Certified accuracy, {title}",
+        _marked(f"Certified accuracy, {title}", certificates, asked),
         ("sigma", "images", *(f"r = {r:g}" for r in radii)),
         tuple(rows),
-        (INTERVAL_NOTE, GUARANTEED_NOTE),
+        (
+            *([LOWER_BOUNDS] if unfinished(certificates, asked) else []),
+            *of_finished(certificates, radii, asked),
+            INTERVAL_NOTE,
+            GUARANTEED_NOTE,
+        ),
         "accuracy",
     )
 
 
-def images_text(certificates: pd.DataFrame) -> TextTable:
+def images_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
     """ACR, abstentions, wrong classes and cost: a row for each sigma."""
-    averages = acr(certificates)
-    figures = averages.merge(abstention_rate(certificates), on="sigma").to_dict("records")
+    averages = acr(certificates, asked=asked)
+    rates = abstention_rate(certificates, asked=asked).drop(columns=["n_images", "n_missing"])
+    figures = averages.merge(rates, on="sigma").to_dict("records")
     rows = []
     for share, (sigma, part) in zip(figures, certificates.groupby("sigma"), strict=True):
-        votes, nfe = part["n"] + part["n0"], part["nfe"]
+        votes, nfe, all_of_them = part["n"] + part["n0"], part["nfe"], share["n_images"]
         interval = _interval(share["interval_low"], share["interval_high"])
         rows.append(
             (
                 f"{sigma:g}",
                 round_radius_down(float(share["acr"]), 3),
                 f"{100 * share['abstention_rate']:.1f} %\n({interval})",
-                f"{100 * float((~part['correct'] & ~part['abstained']).mean()):.1f} %",
+                f"{100 * float((~part['correct'] & ~part['abstained']).sum()) / all_of_them:.1f} %",
                 _mean(votes, ",.0f"),
                 _mean(nfe, ",.0f"),
                 _text(
@@ -129,19 +145,29 @@ def images_text(certificates: pd.DataFrame) -> TextTable:
         )
     header = ("sigma", "ACR", "abstain", "wrong", "votes", "NFE", "NFE/vote", "worker s")
     notes = ["Votes, NFE and worker seconds are means per image, selection included."]
+    if unfinished(certificates, asked):
+        notes = [
+            "Abstentions and wrong classes are those among the finished images, as shares of all "
+            "that were asked for. Votes, NFE and worker seconds are means per finished image, "
+            "selection included.",
+            LOWER_BOUNDS,
+        ]
     notes += [CUT_OFF_NOTE] if averages["cut_off"].any() else []
-    return TextTable("Radius, abstentions, cost", header, tuple(rows), tuple(notes), "images")
+    title = _marked("Radius, abstentions, cost", certificates, asked)
+    return TextTable(title, header, tuple(rows), tuple(notes), "images")
 
 
-def p_low_text(certificates: pd.DataFrame) -> TextTable:
+def p_low_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
     """Where the lower bounds on the class probability lie: a row for each sigma.
 
     Args:
         certificates: rows of a run by a bound from votes.
+        asked: images asked for at each sigma; None: those that have a certificate.
     """
     rows = []
     for sigma, part in certificates.groupby("sigma"):
-        values = part["p_low"].to_numpy(dtype=float)
+        missing = (asked or {}).get(float(str(sigma)), len(part)) - len(part)
+        values = np.append(part["p_low"].to_numpy(dtype=float), np.zeros(missing))
         shares = [f"{_down(100 * float((values >= p).mean()), 1):.1f} %" for p in P_LOW_EDGES]
         median = _down(float(np.quantile(values, 0.5, method="lower")), 4)
         rows.append((f"{sigma:g}", *shares, f"{median:.4f}"))
@@ -149,24 +175,30 @@ def p_low_text(certificates: pd.DataFrame) -> TextTable:
     notes = (
         "Share of images whose p_low, the lower confidence bound on the probability of the "
         "predicted class, right or wrong, is at least this; below 0.5 nothing is certified.",
+        *([LOWER_BOUNDS] if unfinished(certificates, asked) else []),
     )
-    return TextTable("Distribution of p_low", header, tuple(rows), notes, "p_low")
+    title = _marked("Distribution of p_low", certificates, asked)
+    return TextTable(title, header, tuple(rows), notes, "p_low")
 
 
-def best_sigma_text(certificates: pd.DataFrame, radii: Sequence[float]) -> TextTable:
+def best_sigma_text(
+    certificates: pd.DataFrame, radii: Sequence[float], asked: Asked = None
+) -> TextTable:
     """The sigma with the highest certified accuracy at each radius, marked as a selection.
 
     Args:
         certificates: rows of a run at two sigmas or more.
         radii: asked radii, pixel units.
+        asked: images asked for at each sigma; None: those that have a certificate.
 
     Returns:
-        The table; without rows, and with the reason, where the sigmas lack images of each other.
+        The table; without rows, and with the reason, where a sigma lacks images.
     """
     title = "Best sigma per radius: a selection"
     sigmas = certificates["sigma"].nunique()
-    if not (certificates.groupby("image_id")["sigma"].nunique() == sigmas).all():
-        reason = "Left out: the sigmas do not have the same images; finish the run first."
+    same = (certificates.groupby("image_id")["sigma"].nunique() == sigmas).all()
+    if not same or unfinished(certificates, asked):
+        reason = "Left out: the sigmas do not have all images; finish the run first."
         return TextTable(title, (), (), (reason,), "best_sigma")
     best = best_sigma_per_radius(certificates, sorted(radii), rho=RHO)
     alpha = float(best["alpha_per_image"].iloc[0])
@@ -196,11 +228,13 @@ def comparison_text(series: Sequence[Series], radii: Sequence[float]) -> TextTab
         A row for each series and sigma; the best cells of a column in bold.
     """
     radii = sorted(radii)
-    shares = [
-        (s.name, sigma, certified_accuracy(rows, radii)["certified_accuracy"].tolist())
-        for s in series
-        for sigma, rows in s.by_sigma()
-    ]
+    shares = []
+    for s in series:
+        for sigma, certificates in s.by_sigma():
+            of_sigma = certified_accuracy(certificates, radii, asked=s.asked)
+            first = of_sigma.to_dict("records")[0]
+            name = f"{s.name} ({MARK}, {_images(first)})" if first["n_missing"] else s.name
+            shares.append((name, sigma, of_sigma["certified_accuracy"].tolist()))
     best = [max(cells[c] for *_, cells in shares) for c in range(len(radii))]
     rows = tuple((f"{n}, σ = {sigma:g}", *(f"{c:.2f}" for c in v)) for n, sigma, v in shares)
     bold = frozenset(
@@ -209,9 +243,11 @@ def comparison_text(series: Sequence[Series], radii: Sequence[float]) -> TextTab
         for c, cell in enumerate(cells)
         if cell == best[c] > 0
     )
-    note = "Bold: the best of each radius, a selection made after seeing the results."
+    notes = ["Bold: the best of each radius, a selection made after seeing the results."]
+    notes += [LOWER_BOUNDS] if any(s.unfinished for s in series) else []
     header = ("", *(f"r = {r:g}" for r in radii))
-    return TextTable("Certified accuracy side by side", header, rows, (note,), "comparison", bold)
+    title = "Certified accuracy side by side"
+    return TextTable(title, header, rows, tuple(notes), "comparison", bold)
 
 
 def wrong_text(series: Series, class_names: Sequence[str] = (), at_most: int = 12) -> TextTable:
@@ -246,6 +282,16 @@ def wrong_text(series: Series, class_names: Sequence[str] = (), at_most: int = 1
     )
     header = ("sigma", "label", "certified class", "images", "largest radius")
     return TextTable(f"Wrong classes, {series.name}", header, cells, (note,), "wrong")
+
+
+def _marked(title: str, certificates: pd.DataFrame, asked: Asked) -> str:
+    return f"{MARK}. {title}" if unfinished(certificates, asked) else title
+
+
+def _images(row: dict[Any, Any]) -> str:
+    """How many images a figure is about, of a row of ``certified_accuracy``."""
+    missing, images = row["n_missing"], row["n_images"]
+    return f"{images - missing} of {images}" if missing else str(images)
 
 
 def _mean(values: pd.Series, form: str) -> str:

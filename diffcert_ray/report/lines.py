@@ -36,7 +36,7 @@ def accuracy_lines(
     radii = [i * 1.02 * stop / POINTS for i in range(POINTS + 1)]
     lines = []
     for one in series:
-        table = certified_accuracy(one.certificates, radii, rho=RHO)
+        table = certified_accuracy(one.certificates, radii, rho=RHO, asked=one.asked)
         for sigma, _ in one.by_sigma():
             columns = {n: values.tolist() for n, values in table[table["sigma"] == sigma].items()}
             lines.append(
@@ -60,7 +60,8 @@ def p_low_lines(series: Sequence[Series]) -> tuple[list[Line], Axis] | None:
     """Share of images with at least a p_low, on an axis that stretches what is near 1.
 
     Args:
-        series: certificates; those without p_low are left out.
+        series: certificates; those without p_low are left out. Images without a result count as
+            below.
 
     Returns:
         The lines and the axis, or None where no series has p_low.
@@ -79,12 +80,13 @@ def p_low_lines(series: Sequence[Series]) -> tuple[list[Line], Axis] | None:
     for one in votes:
         for sigma, rows in one.by_sigma():
             values = np.array([_nines(min(p, 1 - 1e-12)) for p in rows["p_low"]])
-            lines.append(_at_least(line_name(series, one, sigma), values, high))
+            images = (one.asked or {}).get(sigma, len(values))
+            lines.append(_at_least(line_name(series, one, sigma), values, high, images))
     return lines, axis
 
 
 def cost_lines(series: Sequence[Series], column: str, label: str) -> tuple[list[Line], Axis] | None:
-    """Share of images that took at least so much.
+    """Share of the finished images that took at least so much.
 
     Args:
         series: certificates; those that do not know the column are left out.
@@ -106,7 +108,7 @@ def cost_lines(series: Sequence[Series], column: str, label: str) -> tuple[list[
     axis = even_axis(label, high)
     names = [line_name(series, one, sigma) for one, sigma, _ in found]
     return [
-        _at_least(name, values.to_numpy(dtype=float), axis.high)
+        _at_least(name, values.to_numpy(dtype=float), axis.high, len(values))
         for name, (*_, values) in zip(names, found, strict=True)
     ], axis
 
@@ -117,13 +119,13 @@ def line_name(series: Sequence[Series], one: Series, sigma: float) -> str:
     return shown if len(series) == 1 else f"{one.name}, {shown}"
 
 
-def _at_least(name: str, values: np.ndarray, high: float) -> Line:
+def _at_least(name: str, values: np.ndarray, high: float, images: int) -> Line:
     distinct = np.unique(values)
     above = np.searchsorted(np.sort(values), distinct, side="left")
-    shares = 1.0 - above / len(values)
+    shares = (len(values) - above) / images
     # A step keeps its value until the next point: at x the share still counts the images at x.
     x = [0.0, *distinct.tolist(), high]
-    y = [1.0, *(shares.tolist()[1:]), 0.0, 0.0]
+    y = [*shares.tolist(), 0.0, 0.0]
     return Line(name, x, y)
 
 

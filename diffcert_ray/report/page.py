@@ -25,8 +25,9 @@ from diffcert_ray.report.lines import (
     p_low_lines,
 )
 from diffcert_ray.report.published import PublishedRow, published_text
-from diffcert_ray.report.series import Series
+from diffcert_ray.report.series import Series, unfinished_lines
 from diffcert_ray.report.text_table import TextTable, without_repeats
+from diffcert_ray.report.unfinished import MARK
 
 MATRIX_CLASSES = 20  # more are listed, not drawn as a matrix
 
@@ -92,6 +93,7 @@ def render_page(
     return environment.get_template("report.html").render(
         title=" · ".join(one.name for one in series),
         series=series,
+        unfinished=unfinished_lines(series),
         guarantees=list(dict.fromkeys(guarantee(one.bound) for one in series)),
         accuracy=_accuracy_chart(series, published),
         charts=_charts(series),
@@ -109,7 +111,7 @@ def render_page(
 
 def _tables(series: Sequence[Series]) -> list[list[TextTable]]:
     """The figures of each series, each note once."""
-    found = [dataset_tables(s.certificates, s.radii, s.title) for s in series]
+    found = [dataset_tables(s.certificates, s.radii, s.title, s.asked) for s in series]
     flat = iter(without_repeats([table for tables in found for table in tables]))
     return [[next(flat) for _ in tables] for tables in found]
 
@@ -162,28 +164,38 @@ def _accuracy_chart(series: Sequence[Series], published: Sequence[PublishedRow])
         "exact 95 % binomial interval for the population of images. Dotted: guaranteed for these "
         "very images, with the failure probability of every certificate taken off."
     )
-    return _chart(lines, axis, ACCURACY_AXIS, "Certified accuracy against radius", explanation)
+    title = "Certified accuracy against radius"
+    if unfinished_lines(series):
+        title = f"{MARK}. {title}"
+        explanation += (
+            " Images without a result count as not certified, solid and dotted; the band reaches "
+            "up to where all of them are certified."
+        )
+    return _chart(lines, axis, ACCURACY_AXIS, title, explanation)
 
 
 def _charts(series: Sequence[Series]) -> list[Chart]:
     found = []
+    lacking = unfinished_lines(series)
+    done = "finished images" if lacking else "images"
+    below = " Images without a result count as below." if lacking else ""
     for lines, title, explanation in (
         (
             p_low_lines(series),
             "Distribution of p_low",
             "Share of images whose lower bound on the probability of the predicted class is at "
             "least this, right or wrong. The axis stretches what is near 1; below 0.5 nothing is "
-            "certified.",
+            f"certified.{below}",
         ),
         (
             cost_lines(series, "votes", "votes per image, selection included"),
             "Votes per image",
-            "Share of images that took at least so many votes.",
+            f"Share of {done} that took at least so many votes.",
         ),
         (
             cost_lines(series, "nfe", "NFE per image: evaluations of the denoiser"),
             "Evaluations per image",
-            "Share of images that took at least so many evaluations of the denoiser (NFE).",
+            f"Share of {done} that took at least so many evaluations of the denoiser (NFE).",
         ),
     ):
         if lines is not None:

@@ -1,10 +1,12 @@
 """A series: the certificates that one curve, one table row and one gallery are made from."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from diffcert_ray.cohen_log import DEFAULT_ALPHA, LogError, read_cohen_log, sigma_of_name
+from diffcert_ray.report.unfinished import unfinished_line
 
 MAX_ASKED_RADII = 9  # columns of a log's table, which has no asked radii of its own
 
@@ -24,6 +26,7 @@ class Series:
         command: the command that made it, or "".
         config: the configuration as TOML, or "".
         seed: of the votes' noise, or None where it is not known.
+        asked: images asked for at each sigma; None: those that have a certificate (a log).
     """
 
     name: str
@@ -36,11 +39,17 @@ class Series:
     command: str = ""
     config: str = ""
     seed: int | None = None
+    asked: Mapping[float, int] | None = None
 
     @property
     def bound(self) -> str:
         """The bound of every certificate."""
         return str(self.certificates["bound"].iloc[0])
+
+    @property
+    def unfinished(self) -> str:
+        """One line on the images that lack a result, or "" where none does."""
+        return unfinished_line(self.certificates, self.asked)
 
     def by_sigma(self) -> list[tuple[float, pd.DataFrame]]:
         """The rows of each sigma, ascending."""
@@ -84,6 +93,16 @@ def asked_radii(certificates: pd.DataFrame) -> tuple[float, ...]:
     step = 0.25 if largest < 0.25 * MAX_ASKED_RADII else 0.5
     count = min(int(largest / step) + 1, MAX_ASKED_RADII)
     return tuple(step * i for i in range(count))
+
+
+def unfinished_lines(series: Sequence[Series]) -> list[str]:
+    """A line for each series that lacks results, with its name where there are several.
+
+    Args:
+        series: certificates.
+    """
+    named = len(series) > 1
+    return [f"{s.name}: {s.unfinished}" if named else s.unfinished for s in series if s.unfinished]
 
 
 def distinct_names(series: list[Series]) -> list[Series]:
