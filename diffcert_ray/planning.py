@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from diffcert_ray.certificates import largest_radius
+from diffcert_ray.certificates import largest_radius, round_radius_down
 from diffcert_ray.config import Config
 from diffcert_ray.image_votes import Plan
 from diffcert_ray.loss_work import LossItem, LossUnit
@@ -162,8 +162,8 @@ def doubts(config: Config, plan: Plan, classes: int) -> list[str]:
         if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= ceiling]:
             found.append(
                 f"at sigma {sigma:g} no image can reach radius {', '.join(beyond)}: n = {plan.n} "
-                f"at alpha {plan.alpha:g} certifies at most {ceiling:.3f}; raise votes.n, or leave "
-                "out the sigma or the radius"
+                f"at alpha {plan.alpha:g} certifies at most {round_radius_down(ceiling, 3)}; "
+                "raise votes.n, or leave out the sigma or the radius"
             )
     if plan.bound == "sequential" and plan.n < 5 * plan.unit:
         found.append(

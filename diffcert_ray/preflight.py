@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from diffcert_ray.certificates import largest_radius, required_n
+from diffcert_ray.certificates import largest_radius, required_n, round_radius_down
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Checked, Dataset
 from diffcert_ray.image_votes import Plan
@@ -161,11 +161,10 @@ def check_radii(plan: Plan) -> None:
         worst = max(out_of_reach)
         needed = required_n(worst, sigma, plan.alpha, plan.bound)
         raise ConfigError(
-            f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius {ceiling:.3f} "
-            "at sigma "
-            f"{sigma} (every vote agreeing), below the asked radius {worst}: set votes.n to "
-            f"{needed} or "
-            "more, use a larger sigma, or drop the radius from votes.radii"
+            f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius "
+            f"{round_radius_down(ceiling, 3)} at sigma {sigma} (every vote agreeing), below "
+            f"the asked radius {worst}: set votes.n to {needed} or more, use a larger "
+            "sigma, or drop the radius from votes.radii"
         )
 
 

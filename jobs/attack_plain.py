@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.asked import plan_of
+from diffcert_ray.certificates import round_radius_down
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
@@ -210,7 +211,8 @@ def main() -> None:
     for attack, block in found.groupby("attack"):
         counts = block["outcome"].value_counts().to_dict()
         print(
-            f"{attack}: {len(block)} images, radius {block['radius'].median():.4f} (median), moved "
+            f"{attack}: {len(block)} images, "
+            f"radius {round_radius_down(block['radius'].median(), 4)} (median), moved "
             f"{block['moved'].median():.4f}, nearest to a change "
             f"{block['errors_from_change'].min():.1f} standard errors, most draws "
             f"{block['draws'].max()}: {counts}"

@@ -247,9 +247,10 @@ def test_a_dataset_that_is_not_at_hand_leaves_the_rows_without_pictures():
 
 
 def test_the_galleys_radii_are_never_above_the_true_ones():
-    rows = ROWS.assign(radius=[0.12345678, 0, 0.2, 0.3, 0.99999999])
+    below = 0.3  # the float lies below 0.3, but times 10,000 it is 3000
+    rows = ROWS.assign(radius=[0.12345678, 0, 0.25, below, 0.99999999])
     block = make_gallery([series(rows)], Pictures()).data["blocks"][0]
-    assert block["radius"] == [0.1234, 0.0, 0.2, 0.3, 0.9999]
+    assert block["radius"] == [0.1234, 0.0, 0.25, 0.2999, 0.9999]
 
 
 def test_confusions_count_certificates_by_label_and_class():

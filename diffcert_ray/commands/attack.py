@@ -66,6 +66,7 @@ def attack(
 
 
 def _say(run: str, found: "Attack") -> None:
+    from diffcert_ray.certificates import round_radius_down
     from diffcert_ray.report.text_table import TextTable
 
     judgement = found.judgement
@@ -75,7 +76,7 @@ def _say(run: str, found: "Attack") -> None:
             f"{one.sigma:g}",
             str(one.image_id),
             str(one.predicted),
-            f"{one.radius:.3f}",
+            round_radius_down(one.radius, 3),
             "-" if one.changed_at is None else f"{one.changed_at:.3f}",
             _share(one),
             "-" if one.changed_at is None else str(one.changed_to),
@@ -109,6 +110,8 @@ def _say(run: str, found: "Attack") -> None:
 
 
 def _share(found: "ImageAttack") -> str:
+    from diffcert_ray.certificates import round_radius_down
+
     if found.share is not None:
         return f"{found.share:.2f}"
-    return f"> {found.furthest / found.radius:.2f}"
+    return f"> {round_radius_down(found.furthest / found.radius, 2)}"

@@ -119,6 +119,7 @@ def _say_plain(name: str, found: "PlainEstimate") -> None:
 
 
 def _say_votes(title: str, found: "Estimate") -> None:
+    from diffcert_ray.certificates import round_radius_down
     from diffcert_ray.report.text_table import TextTable
     from diffcert_ray.terminal import duration
 
@@ -131,7 +132,7 @@ def _say_votes(title: str, found: "Estimate") -> None:
             str(s.nfe_per_vote_limit),
             f"{s.nfe_per_s:,.0f}",
             duration(s.worker_hours * 3600),
-            f"{s.largest_radius:.3f}",
+            round_radius_down(s.largest_radius, 3),
         )
         for s in found.sigmas
     ]

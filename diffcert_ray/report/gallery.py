@@ -1,6 +1,5 @@
 """The gallery's data: a row for each image of each series and sigma, and small pictures."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffcert_ray.certificates import round_radius_down
 from diffcert_ray.noise_key import noise_key
 from diffcert_ray.report.series import Series
 from diffcert_ray.report.thumbnails import Sprites, make_sprites
@@ -95,7 +95,7 @@ def _block(series: Series, sigma: float, rows: pd.DataFrame) -> dict[str, Any]:
         "id": [int(i) for i in rows["image_id"]],
         "label": [int(c) for c in rows["label"]],
         "predicted": [int(c) for c in rows["predicted"]],
-        "radius": [_down(r, 4) for r in rows["radius"]],
+        "radius": _numbers(rows["radius"], 4),
         "p_low": _numbers(rows["p_low"], 5),
         "votes": _numbers(rows["n"] + rows["n0"], 0),
         "nfe": _numbers(rows["nfe"], 0),
@@ -103,11 +103,8 @@ def _block(series: Series, sigma: float, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _numbers(values: pd.Series, decimals: int) -> list[float] | None:
-    """Numbers as JSON knows them, or None where none of them is known."""
-    return None if values.isna().any() else [_down(v, decimals) for v in values]
-
-
-def _down(value: float, decimals: int) -> float:
-    scale = 10**decimals
-    small = math.floor(value * scale) / scale
-    return int(small) if decimals == 0 else small
+    """Numbers as JSON knows them, rounded down, or None where none of them is known."""
+    if values.isna().any():
+        return None
+    exact = [round_radius_down(v, decimals) for v in values]
+    return [int(text) if decimals == 0 else float(text) for text in exact]
