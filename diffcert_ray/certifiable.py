@@ -1,9 +1,42 @@
-"""Refuse certificates that rest on counts which their bound does not hold for."""
+"""Refuse certificates of another run, and those whose counts their bound does not hold for."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import pandas as pd
 
-from diffcert_ray.config import ConfigError
+from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.work import ALL_CLASSES
+
+
+def check_own(certificates: pd.DataFrame, config: Config, votes_id: str) -> None:
+    """Refuse certificates that this run cannot have made.
+
+    Args:
+        certificates: stored certificates, all columns.
+        config: the run's.
+        votes_id: identity of the run's votes.
+
+    Raises:
+        ConfigError: one is by another method, bound, alpha, n0 or of other votes.
+    """
+    plain = config.without_votes  # which bounds the same losses by both
+    own: Mapping[str, Collection[Any]] = {
+        "bound": ("lipschitz", "local") if plain else (config.votes.bound,),
+        "alpha": (config.votes.alpha,),
+        "n0": (0,) if plain else (config.votes.n0,),
+        "method": (config.method.name,),
+        "votes_id": (votes_id,),
+    }
+    for name, values in own.items():
+        foreign = certificates[~certificates[name].isin(values)]
+        if len(foreign):
+            row, expected = foreign.iloc[0], " or ".join(map(str, values))
+            raise ConfigError(
+                f"{len(foreign)} certificates are not this run's, first of image {row['image_id']} "
+                f"at sigma {row['sigma']:g}: {name} {row[name]}, the run has {expected}. Remove "
+                "the parts under certificates/ that hold them; `certify` makes the run's own again"
+            )
 
 
 def check_fixed_n(certificates: pd.DataFrame, bound: str, n: int) -> None:

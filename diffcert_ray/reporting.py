@@ -87,8 +87,7 @@ def series_of_run(run: Run) -> list[Series]:
     certificates, config, all_asked = run.certificates(), run.config, run.asked()
     if certificates.empty:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
-    if not config.without_votes:
-        check_certifiable(run, certificates)
+    check_certifiable(run, certificates)
     asked = config.votes.bound
     bounds = sorted(certificates["bound"].unique(), key=lambda bound: (bound != asked, bound))
     one = Series(

@@ -77,11 +77,11 @@ class RunDocument:
         """Read a run.toml.
 
         Raises:
-            ConfigError: it is not one.
+            ConfigError: it is not one, or was changed after it was written.
         """
         try:
             found = tomllib.loads(data.decode())
-            return RunDocument(
+            document = RunDocument(
                 load_config(found["config"]),
                 found["votes_identity"],
                 found["votes_id"],
@@ -95,6 +95,24 @@ class RunDocument:
                 "written by "
                 "another version or changed by hand: restore it from a copy, or give another folder"
             ) from None
+        document._check_hashes()
+        return document
+
+    def _check_hashes(self) -> None:
+        """Refuse a document whose hashes are not those of what it says.
+
+        A larger n written into it would let a fixed-n bound be extended after a look.
+        """
+        for name, stated, found in (
+            ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
+            ("plan_id", self.plan_id, canonical_hash(plan_identity(self.config, self.votes_id))),
+        ):
+            if stated != found:
+                raise ConfigError(
+                    f"run.toml states {name} {stated}, but what it says has {found}: it was "
+                    "changed by hand, or written by another version; restore it from a copy, or "
+                    "give another folder"
+                )
 
     def with_storage_options(self, options: Mapping[str, Any]) -> "RunDocument":
         """The same for a process that reaches store and dataset with these options."""

@@ -1,5 +1,6 @@
 """Verify a stored run: its certificates from its counts, a sample of units from its images."""
 
+import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffcert_ray.asked import about, check_same_images, labels_of, plan_of
-from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
+from diffcert_ray.certifiable import check_complete_votes, check_fixed_n, check_own
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.image_votes import Plan
 from diffcert_ray.loss_store import read_losses
@@ -24,19 +25,17 @@ from diffcert_ray.stored_run import Run
 if TYPE_CHECKING:
     from diffcert_ray.verify import Verification
 
-"""Settings that choose a part of a dataset."""
 
-
-def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
+def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> "Verification":
     """Recompute a run's certificates from its counts, and a sample of its units from its images.
 
     Args:
         run: an opened run whose checkpoint and dataset are at hand.
         sample: units to evaluate again.
-        seed: of the choice.
+        seed: of the choice; None draws one, so that nobody can know beforehand what is looked at.
 
     Returns:
-        What was compared, and every difference.
+        What was compared, the seed, and every difference.
 
     Raises:
         ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
@@ -48,7 +47,11 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
     weights = weights_of(settings)
     data = load_dataset(settings.dataset.whole(), settings.execution.storage_options)
     run.document.check_continues(RunDocument.of(settings, weights, about(data)))
+    certified = certificates.groupby("sigma")["image_id"].nunique().to_dict()
     found, plain = Verification(), settings.without_votes
+    found.seed = secrets.randbelow(2**32) if seed is None else seed
+    found.missing = sum(n - certified.get(sigma, 0) for sigma, n in run.asked().items())
+    check_certifiable(run, certificates)
     label = labels_of(data).__getitem__
     if plain:
         plan = plan_of(settings, data)
@@ -63,7 +66,6 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
             if bound == plan.bound or len(stored):
                 compare_certificates(stored, rows, found)
     else:
-        check_certifiable(run, certificates)
         check_same_images(run.store.done_units(), set(data.ids.tolist()), data.image_sha)
         compare_certificates(certificates, _recomputed(run, data, certificates), found)
     if sample:
@@ -72,23 +74,26 @@ def verify_run(run: Run, *, sample: int = 20, seed: int = 0) -> "Verification":
         worker = spec.load("verify")
         if plain:
             assert isinstance(worker, Worker)  # a configuration without votes has method dc
-            replay_losses(losses, worker, found, sample=sample, seed=seed)
+            replay_losses(losses, worker, found, sample=sample)
         else:
-            replay(run.units(), worker, found, sample=sample, seed=seed)
+            replay(run.units(), worker, found, sample=sample)
     return found
 
 
 def check_certifiable(run: Run, certificates: pd.DataFrame) -> None:
-    """Refuse certificates that rest on counts which their bound does not hold for.
+    """Refuse certificates of another run, and those whose counts their bound does not hold for.
 
     Args:
-        run: an opened run of votes.
+        run: an opened run.
         certificates: its certificates.
 
     Raises:
-        ConfigError: fixed-n bounds on stopped or extended counts, ``two-class`` on votes that only
-            said whether they are their target.
+        ConfigError: another method, bound, alpha, n0 or other votes; fixed-n bounds on stopped or
+            extended counts; ``two-class`` on votes that only said whether they are their target.
     """
+    check_own(certificates, run.config, run.document.votes_id)
+    if run.config.without_votes:
+        return
     votes = run.config.votes
     check_fixed_n(certificates, votes.bound, votes.n)
     if (certificates["bound"] == "two-class").any():

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in float32
 
-COMPARED = ("predicted", "radius", "p_low", "n_a", "n")
+COMPARED = (
+    *("predicted", "radius", "p_low", "n_a", "n", "label", "correct", "abstained"),
+    *("alpha", "n0", "bound", "method", "votes_id"),
+)
+UNCERTIFIED = {"predicted": ABSTAIN, "abstained": True, "correct": False, "radius": 0.0}
+"""What the row of an image that could not be read has to say."""
 
 
 @dataclass
@@ -29,6 +34,9 @@ class Verification:
         certificates: certificates recomputed and compared.
         units: units evaluated again.
         votes: votes in them.
+        units_stored: all that there are.
+        missing: images (times sigmas) that were asked for and have no certificate.
+        seed: of the choice of units.
         same_numerics: whether this machine's numerics kind is the stored units'.
         differences: one sentence for each difference.
     """
@@ -36,8 +44,23 @@ class Verification:
     certificates: int = 0
     units: int = 0
     votes: int = 0
+    units_stored: int = 0
+    missing: int = 0
+    seed: int = 0
     same_numerics: bool = True
     differences: list[str] = field(default_factory=list)
+
+    @property
+    def missed_share(self) -> float:
+        """A share of changed units, above which one would have been found with 95 % probability."""
+        if self.units >= self.units_stored:
+            return 0.0
+        return 1.0 - 0.05 ** (1.0 / self.units) if self.units else 1.0
+
+    def chosen(self, count: int, sample: int) -> list[int]:
+        """Positions of the units to evaluate again, ascending: ``sample`` of ``count``, or all."""
+        self.units_stored = count
+        return sorted(random.Random(self.seed).sample(range(count), min(sample, count)))
 
 
 def compare_certificates(
@@ -65,7 +88,7 @@ def compare_certificates(
                     f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
                 )
     for (sigma, image_id), kept in rows.items():
-        if kept["predicted"] != ABSTAIN:
+        if any(kept[name] != value for name, value in UNCERTIFIED.items()):
             found.differences.append(
                 f"image {image_id} at sigma {sigma:g} has a certificate, but not the votes for it"
             )
@@ -82,7 +105,6 @@ def replay(
     found: Verification,
     *,
     sample: int,
-    seed: int = 0,
 ) -> None:
     """Evaluate a random sample of the stored units again and compare the counts.
 
@@ -94,10 +116,8 @@ def replay(
         worker: loaded with the run's configuration.
         found: where differences are noted.
         sample: number of units, at most all.
-        seed: of the choice.
     """
-    chosen = random.Random(seed).sample(range(len(units)), min(sample, len(units)))
-    for row in units.iloc[sorted(chosen)].to_dict("records"):
+    for row in units.iloc[found.chosen(len(units), sample)].to_dict("records"):
         unit = Unit(row["sigma"], row["image_id"], row["stream"], row["start"], row["stop"])
         part = Part(unit, unit.start, unit.stop, row["target"])
         tally = worker.cast_votes(Item(0, unit.sigma, (part,))).tallies[0]
@@ -115,7 +135,7 @@ def replay(
 
 
 def replay_losses(
-    losses: StoredLosses, worker: "Worker", found: Verification, *, sample: int, seed: int = 0
+    losses: StoredLosses, worker: "Worker", found: Verification, *, sample: int
 ) -> None:
     """Evaluate a random sample of the stored losses again and compare their sums.
 
@@ -124,10 +144,9 @@ def replay_losses(
         worker: loaded with the run's configuration.
         found: where differences are noted; draws count as votes.
         sample: number of units, at most all.
-        seed: of the choice.
     """
     keys = losses.units.tolist()
-    for row in sorted(random.Random(seed).sample(range(len(keys)), min(sample, len(keys)))):
+    for row in found.chosen(len(keys), sample):
         unit = LossUnit(*keys[row])
         again = worker.draw_losses(LossItem(0, (unit,))).tallies[0]
         found.units += 1

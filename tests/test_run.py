@@ -279,6 +279,21 @@ def test_a_truncated_part_is_named_and_recomputed_only_when_asked(clean, world, 
     assert counts_of(again) == counts_of(clean)
 
 
+@pytest.mark.parametrize(
+    ("line", "changed", "name"),
+    [("n = 60", "n = 120", "plan_id"), ('"votes.seed" = 0', '"votes.seed" = 1', "votes_id")],
+)
+def test_a_run_document_that_was_changed_is_refused(world, tmp_path, line, changed, name):
+    certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
+    file = tmp_path / "run" / "run.toml"
+    text = file.read_text()
+    assert text.count(line) == 1
+    file.chmod(0o644)
+    file.write_text(text.replace(line, changed))
+    with pytest.raises(ConfigError, match=rf"states {name} \w+, but what it says has"):
+        open_run(tmp_path / "run")
+
+
 def test_a_certificate_of_other_votes_is_made_again(world, tmp_path):
     run = certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
     (honest,) = run.store.certificates().slice(0, 1).to_pylist()

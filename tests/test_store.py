@@ -206,6 +206,32 @@ def test_storage_options_for_a_local_folder_are_refused(tmp_path):
         open_location(str(tmp_path), {"key": "k"})
 
 
+def test_units_whose_counts_are_not_their_votes_are_refused_on_reading(store):
+    units = [
+        replace(
+            UNIT, image_id=image_id, start=start, stop=start + 10, classes=(1, 3), counts=(4, 6)
+        )
+        for image_id in (1, 2)
+        for start in (0, 10)
+    ]
+    with store.writer() as writer:
+        writer.add_units(units)
+    (part,) = Path(store.address, "units").iterdir()
+    table = pq.read_table(part)
+    assert len(store.done_units()) == 4
+    for name, cells in (
+        ("counts", [[4, 6], [4, 6], [4, 7], [4, 6]]),
+        ("counts", [[4, 6], [4, 6], [-1, 11], [4, 6]]),
+        ("classes", [[1, 3], [1, 3], [3, 3], [1, 3]]),
+        ("stop", [10, 20, 9, 20]),
+    ):
+        column = table.schema.get_field_index(name)
+        values = pa.array(cells, table.schema.field(name).type)
+        pq.write_table(table.set_column(column, table.schema.field(name), values), part)
+        with pytest.raises(StoreError, match=r"unit of image 2 votes 0:\d+ has counts .*classes"):
+            store.done_units()
+
+
 # --- the run document
 
 

@@ -3,12 +3,17 @@
 import dataclasses
 
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
-from diffcert_ray import certify
+from diffcert_ray import certify, open_run
 from diffcert_ray.asked import plan_of
 from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
+from diffcert_ray.cli import app
 from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.reporting import series_of_run
 from diffcert_ray.results import recompute
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.verification import check_certifiable, verify_run
@@ -37,7 +42,8 @@ def plan(world):
 def rows(run, plan, world):
     labels = dict(zip(world[1].ids.tolist(), world[1].labels.tolist(), strict=True))
     done = run.store.done_units()
-    return list(recompute(plan, done, labels.__getitem__, method="apndc", votes_id="x"))
+    votes_id = run.document.votes_id
+    return list(recompute(plan, done, labels.__getitem__, method="apndc", votes_id=votes_id))
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +61,20 @@ def test_an_honest_run_has_no_difference(run, rows, worker):
     assert found.same_numerics
 
 
-@pytest.mark.parametrize(("column", "value"), [("radius", 0.5), ("predicted", 0), ("n_a", 59)])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("radius", 0.5), ("predicted", 0), ("n_a", 59), ("label", 9), ("correct", None)),
+        *(("abstained", None), ("alpha", 0.1), ("n0", 3), ("method", "dc"), ("votes_id", "y")),
+    ],
+)
 def test_a_changed_certificate_is_found(run, rows, column, value):
-    stored = run.certificates()
-    stored.loc[2, column] = value
+    stored = run.certificates().astype({"method": str, "votes_id": str})
+    stored.loc[2, column] = not stored.loc[2, column] if value is None else value
     found = Verification()
     compare_certificates(stored, rows, found)
     assert len(found.differences) == 1
-    assert column in found.differences[0]
+    assert f"stored {column} " in found.differences[0]
     assert str(stored.loc[2, "image_id"]) in found.differences[0]
 
 
@@ -70,10 +82,47 @@ def test_a_missing_certificate_and_one_without_votes_are_found(run, rows):
     found = Verification()
     compare_certificates(run.certificates().drop(index=0), rows, found)
     assert "no certificate is stored" in found.differences[0]
-    lonely = run.certificates().assign(predicted=1)
-    found = Verification()
-    compare_certificates(lonely, [dataclasses.replace(r, predicted=1) for r in rows[1:]], found)
-    assert "not the votes for it" in found.differences[0]
+    abstention = {"predicted": -1, "abstained": True, "correct": False, "radius": 0.0}
+    for claimed in ({"predicted": 1}, {"abstained": False}, {"correct": True}, {"radius": 9.0}):
+        lonely = run.certificates().assign(**abstention | claimed)
+        found = Verification()
+        others = [dataclasses.replace(r, **abstention | claimed) for r in rows[1:]]
+        compare_certificates(lonely, others, found)
+        (difference,) = found.differences
+        assert "not the votes for it" in difference
+
+
+def test_images_without_a_certificate_are_counted_and_shown(tmp_path):
+    tables = {"dataset": {"name": "digits", "first": 5}, "noise_levels": {"levels": 6}}
+    tables["votes"] = {"sigmas": [0.25], "n0": 4, "n": 20, "unit": 10, "radii": [0.0]}
+    run = certify(tables, tmp_path / "run", local=True)
+    assert verify_run(run, sample=0).missing == 0
+    for folder in ("units", "certificates"):
+        for part in (tmp_path / "run" / folder).iterdir():
+            table = pq.read_table(part)
+            pq.write_table(table.filter(pc.field("image_id") != run.units()["image_id"][0]), part)
+    found = verify_run(open_run(tmp_path / "run"), sample=0)
+    assert found.missing == 1
+    said = CliRunner().invoke(app, ["verify", str(tmp_path / "run"), "--sample", "1"]).output
+    assert "INCOMPLETE: 1 images have no certificate" in said
+
+
+def test_units_are_drawn_anew_unless_a_seed_is_given():
+    def drawn(seed):
+        found = Verification(seed=seed)
+        return found.chosen(10**6, 20)
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+    assert Verification().chosen(3, 20) == [0, 1, 2]
+
+
+def test_verification_says_how_much_it_may_have_missed():
+    found = Verification(units=20, units_stored=1000)
+    assert found.missed_share == pytest.approx(0.139, abs=0.001)
+    assert (1 - found.missed_share) ** 20 == pytest.approx(0.05)
+    assert Verification(units=20, units_stored=20).missed_share == 0.0
+    assert Verification(units=0, units_stored=9).missed_share == 1.0
 
 
 def test_a_changed_count_is_found_by_evaluating_the_unit_again(run, worker):
@@ -149,6 +198,24 @@ DIGITS = {
     "noise_levels": {"levels": 6},
     "dataset": {"name": "digits", "first": 2},
 }
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"bound": "two-class", "radius": 9.5},
+        {"alpha": 0.5, "radius": 9.5},
+        {"method": "dc", "radius": 9.5},
+        {"votes_id": "z" * 16, "radius": 9.5},
+        {"n0": 5, "radius": 9.5},
+    ],
+)
+def test_report_and_verify_refuse_a_certificate_of_another_run(world, tmp_path, columns):
+    run = certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
+    add_certificate(run, **columns)
+    (name, value), _ = columns.items()
+    with pytest.raises(ConfigError, match=rf"1 certificates are not this run's.*{name} {value}"):
+        series_of_run(run)
 
 
 def test_a_sequential_run_that_grew_in_images_votes_and_sigmas_is_verified(tmp_path):

@@ -15,13 +15,16 @@ from diffcert_ray.commands.storage_options import StorageOption, storage_options
 def verify(
     run: RunArgument,
     sample: Annotated[int, typer.Option(min=0, help="Units to evaluate again")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of units")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the choice of units; drawn if not given")
+    ] = None,
     as_json: JsonOption = False,
     storage: StorageOption = None,
 ) -> None:
     """Recompute every certificate from the counts, and a sample of the units from the images.
 
-    Exit code 1 on any difference. To let others verify a run, share its folder and the checkpoint.
+    Exit code 1 on any difference. The units are drawn at random each time; their seed is shown.
+    To let others verify a run, share its folder and the checkpoint.
 
     [dim]diffcert verify runs/digits --sample 50[/]
     """
@@ -30,7 +33,8 @@ def verify(
 
     found = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
     if as_json:
-        print_json({"run": run, "same": not found.differences} | vars(found))
+        share = {"missed_share": found.missed_share}
+        print_json({"run": run, "same": not found.differences} | vars(found) | share)
     else:
         _say(found)
     if found.differences:
@@ -41,8 +45,18 @@ def _say(found: "Verification") -> None:
     kind = "" if found.same_numerics else " (units of another numerics kind among them)"
     out.print(
         f"{found.certificates:,} certificates recomputed from their counts, {found.units:,} units "
-        f"({found.votes:,} votes) evaluated again{kind}"
+        f"({found.votes:,} votes, seed {found.seed}) evaluated again{kind}"
     )
+    if found.missing:
+        out.print(
+            f"INCOMPLETE: {found.missing:,} images have no certificate: not finished, or removed; "
+            "reports count them as not certified"
+        )
+    if found.units and found.missed_share:
+        out.print(
+            f"had {found.missed_share:.2%} of all {found.units_stored:,} units been changed, one "
+            "would have been seen with 95 % probability; --sample looks at more"
+        )
     for difference in found.differences[:20]:
         out.print(f"difference: {escaped(difference)}", soft_wrap=True)
     if found.differences:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.deliveries import Lists, dense
 from diffcert_ray.storage.schemas import ALL_CLASSES
 
@@ -160,9 +161,48 @@ class DoneUnits:
         return found
 
 
+def check_counts(table: pa.Table, classes: Lists, counts: Lists) -> None:
+    """Refuse units that no writer lets through, see ``schemas.check_unit``.
+
+    Args:
+        table: units; at least image_id, start and stop.
+        classes: of each, ascending.
+        counts: votes for each of these.
+
+    Raises:
+        StoreError: a class stands twice, a count is negative, or they do not add up to the votes.
+    """
+    start, stop = (table[name].to_numpy().astype(np.int64) for name in ("start", "stop"))
+    offsets, listed = counts.offsets, classes.values
+    whole = (start >= 0) & (start < stop) & (np.diff(offsets) > 0)
+    whole &= np.diff(offsets) == np.diff(classes.offsets)
+    if whole.all():
+        votes = np.add.reduceat(counts.values, offsets[:-1], dtype=np.int64)
+        least = np.minimum.reduceat(counts.values, offsets[:-1])
+        whole = (votes == stop - start) & (least >= 0)
+        repeats = np.flatnonzero(listed[1:] <= listed[:-1]) + 1
+        within = repeats[~np.isin(repeats, offsets)]
+        whole[np.searchsorted(offsets, within, side="right") - 1] = False
+    if not whole.all():
+        row = int(np.argmin(whole))
+        part = slice(offsets[row], offsets[row + 1])
+        raise StoreError(
+            f"the stored unit of image {table['image_id'][row].as_py()} votes {start[row]}:"
+            f"{stop[row]} has counts {counts.values[part].tolist()} for classes "
+            f"{classes.values[part].tolist()}, which are not {stop[row] - start[row]} votes: its "
+            "part was changed after it was written; restore it from a copy, or delete it and run "
+            'again with on_damaged="recompute" (--recompute-damaged)'
+        )
+
+
 def unit_counts(table: pa.Table) -> UnitCounts:
-    """Flat arrays of the units of one sigma and stream; views of a table in one chunk."""
+    """Flat arrays of the units of one sigma and stream; views of a table in one chunk.
+
+    Raises:
+        StoreError: a unit's counts are not its votes: it was changed since it was written.
+    """
     classes, counts = Lists.of(table["classes"]), Lists.of(table["counts"])
+    check_counts(table, classes, counts)
     image_id = table["image_id"].to_numpy()
     first = np.flatnonzero(np.append(True, image_id[1:] != image_id[:-1]))
     return UnitCounts(
