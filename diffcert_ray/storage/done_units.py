@@ -180,9 +180,9 @@ def check_counts(table: pa.Table, classes: Lists, counts: Lists) -> None:
         votes = np.add.reduceat(counts.values, offsets[:-1], dtype=np.int64)
         least = np.minimum.reduceat(counts.values, offsets[:-1])
         whole = (votes == stop - start) & (least >= 0)
-        repeats = np.flatnonzero(listed[1:] <= listed[:-1]) + 1
-        within = repeats[~np.isin(repeats, offsets)]
-        whole[np.searchsorted(offsets, within, side="right") - 1] = False
+        unordered = listed[1:] <= listed[:-1]
+        unordered[offsets[1:-1] - 1] = False  # from one unit to the next
+        whole[np.searchsorted(offsets, np.flatnonzero(unordered), side="right") - 1] = False
     if not whole.all():
         row = int(np.argmin(whole))
         part = slice(offsets[row], offsets[row + 1])
