@@ -215,7 +215,8 @@ def write_half(size: Size, folder: str) -> str:
             rows, seq = rows + table.num_rows, seq + 1
         with run.store.writer() as writer:
             writer.add_certificates(
-                certificate_of(config, sigma, int(i), int(dataset.labels[i])) for i in ids
+                certificate_of(config, sigma, int(i), int(dataset.labels[i]), run.document.votes_id)
+                for i in ids
             )
     written, watch = str(watch), Watch()
     compact(run.store, delete_sources=True)
@@ -225,13 +226,15 @@ def write_half(size: Size, folder: str) -> str:
     )
 
 
-def certificate_of(config: Config, sigma: float, image_id: int, label: int) -> CertificateRow:
+def certificate_of(
+    config: Config, sigma: float, image_id: int, label: int, votes_id: str
+) -> CertificateRow:
     """The row of an image whose votes are all in."""
     return CertificateRow(
         sigma=sigma, image_id=image_id, label=label, predicted=3, correct=label == 3,
         abstained=False, radius=0.3, p_low=0.89, n_a=9 * config.votes.n // 10, n=config.votes.n,
         n0=N0, alpha=config.votes.alpha, bound=config.votes.bound, nfe=1000, seconds=0.5,
-        method=config.method.name, votes_id="scale",
+        method=config.method.name, votes_id=votes_id,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from diffcert_ray import open_run
+from diffcert_ray.verification import check_certifiable
 from jobs.overhead import Finished, Watched, overhead, rows_per_s
 from jobs.scale import Simulated, Size, merge, until_the_first_item, write_half
 
@@ -40,4 +42,6 @@ def test_run_is_planned_merged_and_resumed_at_a_small_size(tmp_path):
     assert "of 320 units planned" in said
     half = str(tmp_path / "half")
     assert write_half(SIZE, half).startswith("160 rows in ")
+    run = open_run(half)
+    check_certifiable(run, run.certificates())  # else it would be made again, not continued
     assert "until 1 item was back" in until_the_first_item(SIZE, half)
