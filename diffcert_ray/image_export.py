@@ -17,6 +17,7 @@ from diffcert_ray.config import ConfigError
 from diffcert_ray.datasets import CorruptImageError, Dataset, load_dataset
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
 from diffcert_ray.stored_run import Run
+from diffcert_ray.verification import check_certifiable
 
 ROWS = 1000  # of a row group: what readers hold at once
 VOTES = ("votes", "other_votes")
@@ -39,13 +40,15 @@ def export_parquet(run: Run, path: Path) -> int:
         Rows written.
 
     Raises:
-        ConfigError: there are no certificates, or the dataset is not at hand or another one.
+        ConfigError: there are no certificates, or some of another run or that their bound does not
+            hold for; the dataset is not at hand or another one.
     """
     certificates = run.table("certificates").sort_by(
         [("sigma", "ascending"), ("image_id", "ascending")]
     )
     if not certificates.num_rows:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
+    check_certifiable(run, certificates.to_pandas())
     data = _dataset(run)
     if not run.config.without_votes:
         for name, column in zip(VOTES, _votes(run, certificates, data.num_classes), strict=True):

@@ -13,6 +13,7 @@ from diffcert_ray.asked import plan_of
 from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
 from diffcert_ray.cli import app
 from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.image_export import export_parquet
 from diffcert_ray.reporting import series_of_run
 from diffcert_ray.results import recompute
 from diffcert_ray.storage.schemas import CertificateRow
@@ -97,14 +98,15 @@ def test_images_without_a_certificate_are_counted_and_shown(tmp_path):
     tables["votes"] = {"sigmas": [0.25], "n0": 4, "n": 20, "unit": 10, "radii": [0.0]}
     run = certify(tables, tmp_path / "run", local=True)
     assert verify_run(run, sample=0).missing == 0
+    others = pc.field("image_id") != int(run.units()["image_id"][0])
     for folder in ("units", "certificates"):
         for part in (tmp_path / "run" / folder).iterdir():
-            table = pq.read_table(part)
-            pq.write_table(table.filter(pc.field("image_id") != run.units()["image_id"][0]), part)
+            pq.write_table(pq.read_table(part).filter(others), part)
     found = verify_run(open_run(tmp_path / "run"), sample=0)
     assert found.missing == 1
-    said = CliRunner().invoke(app, ["verify", str(tmp_path / "run"), "--sample", "1"]).output
-    assert "INCOMPLETE: 1 images have no certificate" in said
+    said = CliRunner().invoke(app, ["verify", str(tmp_path / "run"), "--sample", "1"])
+    assert "INCOMPLETE: 1 images have no certificate" in said.output
+    assert said.exit_code == 3
 
 
 def test_units_are_drawn_anew_unless_a_seed_is_given():
@@ -216,6 +218,8 @@ def test_report_and_verify_refuse_a_certificate_of_another_run(world, tmp_path, 
     (name, value), _ = columns.items()
     with pytest.raises(ConfigError, match=rf"1 certificates are not this run's.*{name} {value}"):
         series_of_run(run)
+    with pytest.raises(ConfigError, match="1 certificates are not this run's"):
+        export_parquet(run, tmp_path / "export.parquet")
 
 
 def test_a_sequential_run_that_grew_in_images_votes_and_sigmas_is_verified(tmp_path):

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from diffcert_ray.verify import Verification
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
-from diffcert_ray.commands.screen import FAILED, escaped, out, print_json
+from diffcert_ray.commands.screen import FAILED, INCOMPLETE, escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
@@ -23,7 +23,8 @@ def verify(
 ) -> None:
     """Recompute every certificate from the counts, and a sample of the units from the images.
 
-    Exit code 1 on any difference. The units are drawn at random each time; their seed is shown.
+    Exit code 1 on any difference, 3 if there is none, but images have no certificate: the run is
+    not finished, or somebody removed them. The units are drawn at random each time.
     To let others verify a run, share its folder and the checkpoint.
 
     [dim]diffcert verify runs/digits --sample 50[/]
@@ -39,6 +40,8 @@ def verify(
         _say(found)
     if found.differences:
         raise typer.Exit(FAILED)
+    if found.missing:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _say(found: "Verification") -> None:
