@@ -128,8 +128,9 @@ def test_memory_does_not_grow_over_a_pass_of_all_row_groups(endpoint, images, mo
             held.append(now - before)
     finally:
         tracemalloc.stop()
-    # Of ten chunks; what the server holds while it answers is in it.
-    assert chunk < max(held) < KEPT + 2 * chunk
+    # Of ten chunks. What the server holds while it answers is in it, so the least of the last ones.
+    assert max(held) > chunk
+    assert min(held[-len(held) // 4 :]) < KEPT + 2 * chunk
 
 
 def test_what_is_not_on_the_store_is_refused_by_its_address(endpoint):
