@@ -8,6 +8,7 @@ import numpy as np
 from diffcert_ray.config import Config, ConfigError
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.image_votes import Plan
+from diffcert_ray.loss_store import StoredLosses
 from diffcert_ray.plain import PlainPlan, plain_plan
 from diffcert_ray.storage.done_units import DoneUnits
 
@@ -68,7 +69,9 @@ def about(data: Dataset) -> dict[str, Any]:
     }
 
 
-def check_same_images(held: DoneUnits, known: set[int], image_sha: Callable[[int], str]) -> None:
+def check_same_images(
+    held: DoneUnits | StoredLosses, known: set[int], image_sha: Callable[[int], str]
+) -> None:
     """Refuse to continue with other pixels under a stored image_id.
 
     Args:

@@ -20,7 +20,6 @@ from diffcert_ray.run import Driver, Outcome, Progress
 from diffcert_ray.run_start import calibrated, open_or_create, store_options
 from diffcert_ray.storage.asked_images import store_asked
 from diffcert_ray.storage.compaction import COMPACT_AT, compact
-from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.location import open_location
 from diffcert_ray.storage.other_writers import OtherWriters
 from diffcert_ray.storage.schemas import CertificateRow
@@ -131,8 +130,7 @@ def certify(
     labels = labels_of(data)
     stored = stored_certificates(store, plan, unreadable, votes_id=document.votes_id)
     held = held_by(store, plan)
-    if isinstance(held, DoneUnits):
-        check_same_images(held, set(labels).difference(unreadable), image_sha)
+    check_same_images(held, set(labels).difference(unreadable), image_sha)
     method, votes_id = settings.method.name, document.votes_id
     unread = unread_rows(plan, unreadable, labels, method=method, votes_id=votes_id)
     if unreadable:

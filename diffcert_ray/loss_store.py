@@ -4,7 +4,7 @@ Losses are kept in parts and compacted like units, one row for each noise level 
 rows together in one part. They are read whole: about 32 bytes a row in memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class StoredLosses:
         nfe: int64 [N].
         seconds: float64 [N].
         differing: units for which other numerics kinds returned other sums.
+        image_sha: hash of the pixels of each image that has any.
     """
 
     units: NDArray[np.int64]
@@ -36,6 +37,7 @@ class StoredLosses:
     nfe: NDArray[np.int64]
     seconds: NDArray[np.float64]
     differing: int
+    image_sha: Mapping[int, str]
 
     def of(self, image_id: int) -> list[UnitLosses]:
         """The stored units of one image in the order of their draws."""
@@ -81,7 +83,10 @@ def read_losses(store: RunStore, levels: int, classes: int) -> StoredLosses:
     sums, squares = (_column(table, c).reshape(-1, levels, classes) for c in ("sum", "sumsq"))
     nfe, seconds = (_column(table, c).reshape(-1, rows).sum(axis=1) for c in ("nfe", "seconds"))
     keys = np.stack(units, axis=1).astype(np.int64)
-    return StoredLosses(keys, sums, squares, nfe, seconds, differing=store.differing)
+    images, first = np.unique(keys[:, 0], return_index=True)
+    shas = table["image_sha"].take(pa.array(first * rows)).to_pylist()
+    image_sha = dict(zip(images.tolist(), shas, strict=True))
+    return StoredLosses(keys, sums, squares, nfe, seconds, store.differing, image_sha)
 
 
 def _check_whole_units(table: pa.Table, levels: int, classes: int, address: str) -> None:
@@ -90,6 +95,10 @@ def _check_whole_units(table: pa.Table, levels: int, classes: int, address: str)
     whole = table.num_rows % rows == 0 and np.array_equal(
         place.reshape(-1, rows), np.broadcast_to(np.arange(rows), (table.num_rows // rows, rows))
     )
+    for name in ("image_id", "start", "stop"):  # of one unit, not of two halves
+        if whole:
+            key = _column(table, name).reshape(-1, rows)
+            whole = bool((key == key[:, :1]).all())
     if not whole:
         raise StoreError(
             f"the losses in {address} are not units of {levels} levels and {classes} classes: they "

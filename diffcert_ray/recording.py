@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from diffcert_ray.datasets import DatasetError
+from diffcert_ray.datasets.dataset import pixels_sha
 from diffcert_ray.image_votes import ImageVotes
 from diffcert_ray.loss_stages import ImageLosses
 from diffcert_ray.loss_work import LossResult, UnitLosses
@@ -77,6 +79,16 @@ class LossRows:
         writer.add_losses(loss_row(u, result, self.image_sha(u.unit.image_id)) for u in units)
 
     def certificate(self, image: ImageLosses) -> CertificateRow:
-        """The certificate of an image whose draws are all in."""
-        found = image_certificate(image, self.pixels(image.image_id))
+        """The certificate of an image whose draws are all in.
+
+        Raises:
+            DatasetError: its pixels are not those that the draws were made for.
+        """
+        pixels, image_id = self.pixels(image.image_id), image.image_id
+        if pixels_sha(pixels) != self.image_sha(image_id):  # its radius is limited by its pixels
+            raise DatasetError(
+                f"image {image_id} has changed since the run was started: restore it, or give "
+                "another run folder (--run)"
+            )
+        found = image_certificate(image, pixels)
         return plain_row(image, found, self.labels[image.image_id], votes_id=self.votes_id)

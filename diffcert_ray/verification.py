@@ -57,6 +57,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> "Verif
         plan = plan_of(settings, data)
         assert isinstance(plan, PlainPlan)
         losses = read_losses(run.store, len(plan.s), plan.classes)
+        check_same_images(losses, set(data.ids.tolist()), data.image_sha)
         for bound in ("lipschitz", "local"):
             rows = [
                 plain_row(image, c, label(image.image_id), votes_id=run.document.votes_id)

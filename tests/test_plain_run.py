@@ -1,5 +1,6 @@
 """Plain certificates through the run machinery, against losses computed one by one."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from diffcert_ray.asked import plan_of
 from diffcert_ray.certification import certify
 from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.datasets import Dataset
+from diffcert_ray.datasets import Dataset, DatasetError
 from diffcert_ray.denoisers.gaussian import GaussianClasses, gaussian_world, labelled_images
 from diffcert_ray.evaluate_losses import (
     draw_losses,
@@ -26,6 +27,7 @@ from diffcert_ray.loss_work import LossItem, LossResult, LossUnit, UnitLosses
 from diffcert_ray.noise import NoiseSource
 from diffcert_ray.plain import plain_levels, plan_of_images
 from diffcert_ray.plain_results import estimates, largest_loss, loss_row, recompute_plain
+from diffcert_ray.recording import LossRows
 from diffcert_ray.report import Series, report_files
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.create_only import StoreError
@@ -164,7 +166,9 @@ def test_image_with_a_missing_unit_gets_no_certificate(clean) -> None:
     kept = np.ones(len(whole.units), bool)
     kept[4] = False
     parts = [getattr(whole, n)[kept] for n in ("units", "sums", "squares", "nfe", "seconds")]
-    found = recompute_plain(plan, StoredLosses(*parts, differing=0), data.image, "local")
+    found = recompute_plain(
+        plan, StoredLosses(*parts, differing=0, image_sha={}), data.image, "local"
+    )
     assert [image.image_id for image, _ in found] == [i for i in data.ids if i != lost[0]]
     short = ImageLosses(plan, int(lost[0]))
     with pytest.raises(ValueError, match="lacks draws"):
@@ -290,6 +294,23 @@ def test_run_refuses_other_draws_units_alpha_and_votes(clean) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             run_of(folder, config=plain_settings() | change)
+
+
+def test_losses_are_not_combined_with_pixels_that_have_changed(clean, tmp_path: Path) -> None:
+    world, data = separated_world()
+    run_of(tmp_path / "run", images=(0, 2))
+    changed = dataclasses.replace(data, pixels=data.pixels * np.float32(0.5))  # same fingerprint
+    for bound in ("local", "lipschitz"):
+        config = plain_settings(bound=bound)
+        with pytest.raises(ConfigError, match=r"image 100 has pixels \w+, but the run's votes"):
+            certify(config, tmp_path / "run", local=True, denoiser=world, dataset=changed)
+    plan = plan_of_images(load_config(plain_settings()), data)
+    image, _ = next(iter(recompute_plain(plan, stored(clean[0]), data.image, "local")))
+    rows = LossRows("id", {100: 0}, data.image_sha, data.image)
+    assert rows.certificate(image).image_id == 100
+    rows = dataclasses.replace(rows, pixels=changed.image)
+    with pytest.raises(DatasetError, match="image 100 has changed since the run was started"):
+        rows.certificate(image)
 
 
 def test_plain_bounds_need_the_plain_method() -> None:
