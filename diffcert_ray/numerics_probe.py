@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 PROBE_SEED = 0x0D1FFCE7
 POSITIONAL = "-positional"
 COMPARED_ROWS = 32  # in each short batch size: another order of sums changes nearly every row
-ROUNDING = 0.05  # of the largest output: a row that moves by more depends on the other rows
+ROUNDING = 0.05  # of a row's largest output: one that moves by more depends on the other rows
 
 
 def numerics_kind(denoiser: Denoiser, batch: int, device: str) -> str:
@@ -131,13 +131,16 @@ def _kind(evaluate: Callable[[Tensor], Tensor], batch: int, device: str) -> str:
     kind = hashlib.sha256(straight.cpu().numpy().tobytes()).hexdigest()[:12]
     if bool((moved == same).all()):
         return kind
-    apart, largest = float((moved - same).abs().max()), float(same.abs().max())
-    if apart > ROUNDING * largest:
+    # Row by row, so that no large row hides another; NaN is a value like others.
+    moved, same = (torch.nan_to_num(t.float()).flatten(1) for t in (moved, same))
+    gaps, sizes = (moved - same).abs().amax(1), same.abs().amax(1)
+    if bool((gaps > ROUNDING * sizes).any()):
+        worst = int((gaps - ROUNDING * sizes).argmax())
         raise ValueError(
             "what the network returns for an image depends on the other images of its batch, or "
-            f"on chance (by {apart:.3g}, outputs are at most {largest:.3g}): votes would not be "
-            "independent, and no certificate would hold; put it in evaluation mode, without "
-            "normalisation over the batch"
+            f"on chance (by {float(gaps[worst]):.3g} where outputs are at most "
+            f"{float(sizes[worst]):.3g}): votes would not be independent, and no certificate would "
+            "hold; put it in evaluation mode, without normalisation over the batch"
         )
     logger.warning("rows of a batch depend on their position on this device: kind=%s", kind)
     return kind + POSITIONAL

@@ -57,6 +57,13 @@ def test_a_network_whose_rows_depend_on_each_other_or_on_chance_is_refused():
     for batch in (2, 7, 64):
         with pytest.raises(ValueError, match=r"depends on the other images.*evaluation mode"):
             numerics_kind(Coupled(), batch, "cpu")
+
+    def hidden(z, s):  # one huge row, one without a number
+        out = torch.cat([z.mean().expand(len(z), 1), z.flatten(1)], 1) * 0.01
+        return torch.where(s[:, None] > 2.9, torch.where(s[:, None] > 2.95, 1e6, torch.nan), out)
+
+    with pytest.raises(ValueError, match="depends on the other images"):
+        kind_of_logits(hidden, (1, 2, 2), 64, "cpu")
     torch.manual_seed(0)
     dropout = torch.nn.Dropout(0.1)
     with pytest.raises(ValueError, match="or on chance"):
