@@ -7,25 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffcert_ray.certificates import ABSTAIN, Certificate, certificate
-    from diffcert_ray.certification import certify
+    from diffcert_ray.certificates.metrics import certified_accuracy
+    from diffcert_ray.certificates.radius import ABSTAIN, Certificate, certificate
+    from diffcert_ray.checkpoints.load import load_denoiser
     from diffcert_ray.datasets import load_dataset
-    from diffcert_ray.denoisers.checkpoint import load_denoiser
-    from diffcert_ray.metrics import certified_accuracy
-    from diffcert_ray.stored_run import Run, open_run
-    from diffcert_ray.voting import Classifier
+    from diffcert_ray.engine.classifier import Classifier
+    from diffcert_ray.run.certify import certify
+    from diffcert_ray.run.stored import Run, open_run
 
 _WHERE = {
-    "ABSTAIN": "certificates",
-    "Certificate": "certificates",
-    "Classifier": "voting",
-    "Run": "stored_run",
-    "certificate": "certificates",
-    "certified_accuracy": "metrics",
-    "certify": "certification",
+    "ABSTAIN": "certificates.radius",
+    "Certificate": "certificates.radius",
+    "Classifier": "engine.classifier",
+    "Run": "run.stored",
+    "certificate": "certificates.radius",
+    "certified_accuracy": "certificates.metrics",
+    "certify": "run.certify",
     "load_dataset": "datasets",
-    "load_denoiser": "denoisers.checkpoint",
-    "open_run": "stored_run",
+    "load_denoiser": "checkpoints.load",
+    "open_run": "run.stored",
 }
 
 __all__ = [

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, TextIO
 
-from diffcert_ray.run import Progress
-from diffcert_ray.terminal import LINE_S, progress_line
+from diffcert_ray.commands.progress import LINE_S, progress_line
+from diffcert_ray.run.loop import Progress
 
 
 class NotebookProgress:

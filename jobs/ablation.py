@@ -24,12 +24,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from diffcert_ray import certified_accuracy, certify, load_dataset
-from diffcert_ray.asked import plan_of
-from diffcert_ray.config import load_config
-from diffcert_ray.denoisers.checkpoint import load_denoiser
-from diffcert_ray.preflight import check_radii
-from diffcert_ray.stored_run import Run
-from diffcert_ray.training import train_digits
+from diffcert_ray.checkpoints.load import load_denoiser
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.preflight import check_radii
+from diffcert_ray.run.stored import Run
+from diffcert_ray.tools.training import train_digits
 
 ROUNDS = 20  # evaluations of each network for its time
 

@@ -24,17 +24,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from diffcert_ray.asked import plan_of
-from diffcert_ray.certificates import round_radius_down
+from diffcert_ray.certificates.radius import round_radius_down
+from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.datasets import Dataset, load_dataset
-from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.evaluate_losses import pair_losses, pixel_losses, projected, score_gaps
-from diffcert_ray.loss_stages import ImageLosses
-from diffcert_ray.loss_store import read_losses
-from diffcert_ray.plain import PlainPlan
-from diffcert_ray.plain_results import recompute_plain
-from diffcert_ray.stored_run import open_run
+from diffcert_ray.engine.losses import pair_losses, pixel_losses, projected, score_gaps
+from diffcert_ray.plain.plan import PlainPlan
+from diffcert_ray.plain.stages import ImageLosses
+from diffcert_ray.run.loss_rows import recompute_plain
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.stored import open_run
+from diffcert_ray.run.stored_losses import read_losses
 
 ROWS = 1024  # rows given to the network at once
 STANDARD_ERRORS = 4.0

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from diffcert_ray.denoisers.checkpoint import load_denoiser
+from diffcert_ray.checkpoints.load import load_denoiser
+from diffcert_ray.checkpoints.network_shape import PUBLISHED
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
-from diffcert_ray.denoisers.network_shape import PUBLISHED
 
 NETWORKS = {"edm-cifar10-32x32-cond-vp": 55.7, "edm-imagenet-64x64-cond-adm": 295.9}
 """Published numbers of parameters, in millions."""

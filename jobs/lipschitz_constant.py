@@ -31,11 +31,11 @@ from pydantic import BaseModel, ConfigDict
 from scipy.special import ndtri
 from torch import Tensor
 
+from diffcert_ray.certificates.lipschitz import lipschitz_constant, local_slope
+from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.evaluate_losses import pair_losses, score_gaps
-from diffcert_ray.lipschitz import lipschitz_constant, local_slope
+from diffcert_ray.engine.losses import pair_losses, score_gaps
 
 ROWS = 1024  # rows given to the network at once
 INSIDE = 0.01  # points keep this distance from the sides of the box, where the projection begins

@@ -29,18 +29,18 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the bare processes; Ray sets it for it
 
 import numpy as np
 
-from diffcert_ray.asked import plan_of
-from diffcert_ray.config import Config, load_config
+from diffcert_ray.config.loading import Config, load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.image_votes import Plan
-from diffcert_ray.pool import Pool, PoolState
-from diffcert_ray.ray_pool import RayPool
-from diffcert_ray.results import certificate_row, unit_row
-from diffcert_ray.run import Driver
-from diffcert_ray.stages import Stages
+from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.pool.local import Pool, PoolState
+from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.run.loop import Driver
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.vote_rows import certificate_row, unit_row
 from diffcert_ray.storage.store import RunStore
-from diffcert_ray.work import Item, Part, Result, Unit
-from diffcert_ray.worker import WorkerSpec, weights_of
+from diffcert_ray.votes.image import Plan
+from diffcert_ray.votes.stages import Stages
+from diffcert_ray.votes.units import Item, Part, Result, Unit
 
 OVERHEAD_LIMIT, SCALING_LIMIT = 0.03, 0.95
 START_LIMIT_S = 300.0

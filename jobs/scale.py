@@ -31,20 +31,20 @@ import numpy as np
 import pyarrow as pa
 
 from diffcert_ray import certify
-from diffcert_ray.asked import plan_of
-from diffcert_ray.config import Config, load_config
+from diffcert_ray.config.loading import Config, load_config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import gaussian_world
-from diffcert_ray.image_votes import ImageVotes, Plan
-from diffcert_ray.pool import PoolState
-from diffcert_ray.results import certificate_row, unit_row
-from diffcert_ray.run import Driver
-from diffcert_ray.stages import Stages, all_units
+from diffcert_ray.pool.local import PoolState
+from diffcert_ray.run.loop import Driver
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.vote_rows import certificate_row, unit_row
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import UNIT_SCHEMA, CertificateRow
 from diffcert_ray.storage.store import RunStore
-from diffcert_ray.work import Item, Result, Tally
+from diffcert_ray.votes.image import ImageVotes, Plan
+from diffcert_ray.votes.stages import Stages, all_units
+from diffcert_ray.votes.units import Item, Result, Tally
 
 CLASSES, SIDE, N0, UNIT = 10, 4, 100, 100
 ROWS_PER_PART = 20_000

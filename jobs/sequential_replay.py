@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from diffcert_ray import open_run
-from diffcert_ray.asked import plan_of
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.image_votes import ImageVotes, Plan, Verdict
-from diffcert_ray.results import stored_units
-from diffcert_ray.stored_run import Run
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.stored import Run
+from diffcert_ray.run.vote_rows import stored_units
+from diffcert_ray.votes.image import ImageVotes, Plan, Verdict
 
 
 @dataclass(frozen=True)

@@ -35,16 +35,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from scipy.stats import binomtest
 
-from diffcert_ray.base_classifier import base_classifier
-from diffcert_ray.config import load_config
+from diffcert_ray.checkpoints.load import load_denoiser
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.checkpoint import load_denoiser
 from diffcert_ray.denoisers.compiled import compile_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
-from diffcert_ray.evaluate import evaluate_votes
-from diffcert_ray.vote_levels import largest_evaluations
-from diffcert_ray.work import Item, Part, Unit
+from diffcert_ray.engine.votes import evaluate_votes
+from diffcert_ray.method.base_classifier import base_classifier
+from diffcert_ray.method.from_config import largest_evaluations
+from diffcert_ray.votes.units import Item, Part, Unit
 
 REFERENCES = ("full", "exact")
 TOGETHER = 10  # images that share batches

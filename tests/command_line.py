@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcert_ray.cli import main
 from diffcert_ray.commands import screen
+from diffcert_ray.commands.main import main
 
 WIDTH = 120
 

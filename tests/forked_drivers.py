@@ -16,9 +16,10 @@ from typing import Any
 
 import ray
 
-from diffcert_ray import certification, run
+from diffcert_ray.run import certify as certification
+from diffcert_ray.run import loop as run
 from diffcert_ray.storage import local_folder
-from diffcert_ray.work import Item, Result
+from diffcert_ray.votes.units import Item, Result
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

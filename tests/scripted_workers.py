@@ -14,8 +14,8 @@ from typing import Protocol
 
 import ray
 
-from diffcert_ray.pool import Pool
-from diffcert_ray.work import Item, Result
+from diffcert_ray.pool.local import Pool
+from diffcert_ray.votes.units import Item, Result
 
 # Ray runs workers at niceness 15: on a machine that others use too, every test would wait for them.
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from diffcert_ray.certification import certify
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.run.certify import certify
 from diffcert_ray.storage.asked_images import read_asked, store_asked
 from diffcert_ray.storage.location import open_location
 from diffcert_ray.storage.store import StoreError

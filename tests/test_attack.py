@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffcert_ray.attack import INSIDE, Judgement, attack_image, placed
-from diffcert_ray.attack_run import attack_run
-from diffcert_ray.attack_search import Effort, Search, unit
-from diffcert_ray.base_classifier import base_classifier
-from diffcert_ray.certification import certify
-from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.attack.image import INSIDE, Judgement, attack_image, placed
+from diffcert_ray.attack.run import attack_run
+from diffcert_ray.attack.search import Effort, Search, unit
+from diffcert_ray.attack.smoothed import Smoothed
+from diffcert_ray.config.loading import ConfigError, load_config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import GaussianClasses
-from diffcert_ray.smoothed import Smoothed
+from diffcert_ray.method.base_classifier import base_classifier
+from diffcert_ray.run.certify import certify
 from diffcert_ray.storage.schemas import CertificateRow
 from tests.command_line import diffcert
 

@@ -8,25 +8,25 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from diffcert_ray.base_classifier import base_classifier
-from diffcert_ray.bench.batch_rates import (
+from diffcert_ray.commands.main import app
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.denoisers.edm import EdmDenoiser
+from diffcert_ray.engine.forward import Forward, example_rows
+from diffcert_ray.engine.memory import activation_bytes, network_bytes, peak_bytes
+from diffcert_ray.engine.speed import (
     Rate,
     batch_rates,
     best_rate,
     out_of_memory,
     smallest_good_batch,
 )
-from diffcert_ray.bench.comparison import Engine, compare
-from diffcert_ray.bench.floor import Floor, Speeds, floor
-from diffcert_ray.bench.forward import Forward, example_rows
-from diffcert_ray.bench.measure import Effort, Subject, measure, part_seconds, write_trace
-from diffcert_ray.bench.record import read_reference
-from diffcert_ray.bench.scales import SCALES, random_network
-from diffcert_ray.bench.tensor_memory import activation_bytes, network_bytes, peak_bytes
-from diffcert_ray.cli import app
-from diffcert_ray.config import load_config
-from diffcert_ray.denoisers.edm import EdmDenoiser
 from diffcert_ray.engine.watch import PARTS
+from diffcert_ray.method.base_classifier import base_classifier
+from diffcert_ray.tools.comparison import Engine, compare
+from diffcert_ray.tools.floor import Floor, Speeds, floor
+from diffcert_ray.tools.measure import Effort, Subject, measure, part_seconds, write_trace
+from diffcert_ray.tools.record import read_reference
+from diffcert_ray.tools.scales import SCALES, random_network
 from tests.worlds import settings, small_world
 
 
@@ -133,7 +133,7 @@ def test_every_item_of_the_engine_has_votes_of_its_own(monkeypatch):
     subject, cast = world_subject(), []
     engine = Engine(subject.base, subject.image, subject.image_ids)
     monkeypatch.setattr(
-        "diffcert_ray.bench.comparison.evaluate_item",
+        "diffcert_ray.tools.comparison.evaluate_item",
         lambda base, item, image, watch: cast.append(item),
     )
     for votes in (7, 12, 1):
@@ -178,8 +178,8 @@ def test_scales_are_the_published_ones_and_take_no_class():
 
 
 def test_bench_prints_a_table_writes_a_file_and_compares_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffcert_ray.bench.floor.SIDE", {"cpu": 64})
-    monkeypatch.setattr("diffcert_ray.bench.floor.COPIED_BYTES", {"cpu": 2**20})
+    monkeypatch.setattr("diffcert_ray.tools.floor.SIDE", {"cpu": 64})
+    monkeypatch.setattr("diffcert_ray.tools.floor.COPIED_BYTES", {"cpu": 2**20})
     file, reference = tmp_path / "bench.json", tmp_path / "before.json"
     before = {"name": "digits (random)", "rates": [{"nfe_per_s": 1.0}], "comparison": None}
     reference.write_text(json.dumps({"networks": [before]}))

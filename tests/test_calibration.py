@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from diffcert_ray import calibration
-from diffcert_ray.asked import plan_of
-from diffcert_ray.bench.batch_rates import Rate, smallest_good_batch
-from diffcert_ray.calibration import (
+from diffcert_ray.checkpoints.load import load_denoiser
+from diffcert_ray.config.loading import load_config, presets
+from diffcert_ray.config.tables import NumericsConfig
+from diffcert_ray.datasets import load_dataset
+from diffcert_ray.engine.speed import Rate, smallest_good_batch
+from diffcert_ray.engine.worker import weights_of
+from diffcert_ray.run import calibration
+from diffcert_ray.run.calibration import (
     calibrate,
     is_wanted,
     memory_limit,
@@ -15,13 +19,9 @@ from diffcert_ray.calibration import (
     pays,
     planned_nfe,
 )
-from diffcert_ray.certification import certify
-from diffcert_ray.config import load_config, presets
-from diffcert_ray.config_tables import NumericsConfig
-from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.checkpoint import load_denoiser
-from diffcert_ray.stored_run import open_run
-from diffcert_ray.worker import weights_of
+from diffcert_ray.run.certify import certify
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.stored import open_run
 from tests.worlds import settings, small_world
 
 LONG = 1e12  # evaluations of a run that takes days
@@ -37,7 +37,7 @@ def rates(monkeypatch):
         asked.append((list(sizes), memory_limit))
         return [Rate(b, made.get(b)) for b in sizes if b in made]
 
-    monkeypatch.setattr("diffcert_ray.bench.batch_rates.batch_rates", found)
+    monkeypatch.setattr("diffcert_ray.engine.speed.batch_rates", found)
     monkeypatch.setattr(calibration._Trial, "rough_seconds", lambda self: self._nfe / 1000.0)
     monkeypatch.setattr(calibration._Trial, "_network", lambda self, way: small_world()[0])
     return made, asked
@@ -149,7 +149,7 @@ def test_calibration_reads_the_network_as_a_worker_does(monkeypatch, tmp_path):
         tried.append(weight.is_contiguous(memory_format=torch.channels_last))
         return [Rate(8, 1.0)]
 
-    monkeypatch.setattr("diffcert_ray.bench.batch_rates.batch_rates", found)
+    monkeypatch.setattr("diffcert_ray.engine.speed.batch_rates", found)
     monkeypatch.setattr(calibration._Trial, "rough_seconds", lambda self: LONG)
     calibrate(config, weights_of(config), "cpu", nfe=LONG)
     assert tried == [False, True]
@@ -229,12 +229,12 @@ def compiled(monkeypatch, rates):
 
 
 def test_a_long_run_is_compiled_where_that_is_faster(compiled, monkeypatch):
-    monkeypatch.setattr("diffcert_ray.bench.forward.Forward.rate", lambda self, s: 1600.0)
+    monkeypatch.setattr("diffcert_ray.engine.forward.Forward.rate", lambda self, s: 1600.0)
     found = chosen()
     assert found.numerics.compile
     assert len(compiled) == 1
     assert "compiled: yes, 1.63 times as fast" in found.said
-    monkeypatch.setattr("diffcert_ray.bench.forward.Forward.rate", lambda self, s: 900.0)
+    monkeypatch.setattr("diffcert_ray.engine.forward.Forward.rate", lambda self, s: 900.0)
     assert not chosen().numerics.compile
 
 
@@ -277,10 +277,10 @@ def test_the_choice_is_stored_and_a_resume_adopts_it(tmp_path, monkeypatch):
     tables.pop("numerics")
     config, said = load_config(tables), []
     monkeypatch.setattr(
-        "diffcert_ray.bench.batch_rates.smallest_good_batch", lambda rates, item_s, *, short: 24
+        "diffcert_ray.engine.speed.smallest_good_batch", lambda rates, item_s, *, short: 24
     )
     monkeypatch.setattr(
-        "diffcert_ray.bench.batch_rates.batch_rates",
+        "diffcert_ray.engine.speed.batch_rates",
         lambda network, sizes, device, *, memory_limit: [Rate(24, 1000.0)],
     )
     run = certify(config, tmp_path / "run", local=True, denoiser=world, dataset=data,
@@ -302,7 +302,7 @@ def test_on_a_cluster_a_worker_is_calibrated_not_the_driver(tmp_path, monkeypatc
         called.append((work.func, address, gpus))
         raise KeyboardInterrupt  # nothing more is to happen here
 
-    monkeypatch.setattr("diffcert_ray.ray_pool.calibrate_on_worker", task)
+    monkeypatch.setattr("diffcert_ray.pool.ray_pool.calibrate_on_worker", task)
     with pytest.raises(KeyboardInterrupt):
         certify(config, tmp_path / "run", address="host:1", denoiser=world, dataset=data)
     assert called == [(calibration.calibrate, "host:1", 0.0)]

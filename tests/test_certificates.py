@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcert_ray.certificates import (
+from diffcert_ray.certificates.radius import (
     BOUNDS,
     NOT_TARGET,
     certificate,

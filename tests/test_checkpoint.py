@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffcert_ray.denoisers.checkpoint import (
+from diffcert_ray.checkpoints.files import (
+    checkpoint_path,
+    read_configuration,
+    read_metadata,
+)
+from diffcert_ray.checkpoints.load import (
     CheckpointError,
     checkpoint_sha256,
     load_denoiser,
     save_denoiser,
-)
-from diffcert_ray.denoisers.checkpoint_file import (
-    checkpoint_path,
-    read_configuration,
-    read_metadata,
 )
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
@@ -128,7 +128,7 @@ def test_recipe_and_configuration_are_read_without_torch(saved):
     assert read_metadata(str(saved))["recipe"] == {"steps": 7}
     assert read_configuration(str(saved)).image_shape == (1, 8, 8)
     code = (
-        "import sys; from diffcert_ray.denoisers.checkpoint_file import *; "
+        "import sys; from diffcert_ray.checkpoints.files import *; "
         f"read_configuration({str(saved)!r}); checkpoint_sha256({str(saved)!r}); "
         "sys.exit('torch' in sys.modules)"
     )

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffcert_ray.denoisers.checkpoint import load_denoiser
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError
-from diffcert_ray.denoisers.checkpoint_file import checkpoint_sha256, read_configuration
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.checkpoints.files import checkpoint_sha256, read_configuration
+from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")

@@ -11,18 +11,18 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
-from diffcert_ray.denoisers import checkpoint_cache
-from diffcert_ray.denoisers.checkpoint import load_denoiser
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError
-from diffcert_ray.denoisers.checkpoint_file import (
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.checkpoints.files import (
     checkpoint_format,
     checkpoint_path,
     checkpoint_sha256,
     read_configuration,
 )
+from diffcert_ray.checkpoints.load import load_denoiser
+from diffcert_ray.checkpoints.network_shape import PUBLISHED, edm_shape, published_as
+from diffcert_ray.denoisers import checkpoint_cache
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
-from diffcert_ray.denoisers.network_shape import PUBLISHED, edm_shape, published_as
 
 GOLDEN = Path(__file__).parent / "golden" / "edm"
 NAMES = ("ddpmpp_cond", "ddpmpp_uncond", "ncsnpp_cond", "adm_cond")

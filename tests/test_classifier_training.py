@@ -4,11 +4,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diffcert_ray.classifier_training import ClassifierRecipe, train_classifier
-from diffcert_ray.cli import app
-from diffcert_ray.config import load_config
+from diffcert_ray.checkpoints.image_classifier import digits_convnet, load_classifier
+from diffcert_ray.commands.main import app
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.image_classifier import digits_convnet, load_classifier
+from diffcert_ray.tools.classifier_training import ClassifierRecipe, train_classifier
 
 
 def test_training_learns_from_noisy_images():
@@ -47,7 +47,7 @@ def test_a_recipe_out_of_range_is_refused(wrong):
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path):
-    from diffcert_ray.classifier_training import train_digits_classifier
+    from diffcert_ray.tools.classifier_training import train_digits_classifier
 
     with pytest.raises(ValueError, match=r"name a \.safetensors file in a folder"):
         train_digits_classifier(tmp_path / "net.pt")

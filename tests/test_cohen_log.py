@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diffcert_ray.cohen_log import LogError, read_cohen_log, sigma_of_name, write_cohen_log
-from diffcert_ray.metrics import certified_accuracy
+from diffcert_ray.certificates.metrics import certified_accuracy
+from diffcert_ray.report.cohen_log import LogError, read_cohen_log, sigma_of_name, write_cohen_log
 from tests.test_report import ROWS, certificates
 
 PUBLISHED = (

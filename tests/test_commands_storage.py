@@ -5,11 +5,11 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from diffcert_ray.cli import app
+from diffcert_ray.commands.main import app
 from diffcert_ray.commands.storage_options import storage_options, with_storage_options
-from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.config.loading import ConfigError, load_config
 from diffcert_ray.datasets import loading
-from diffcert_ray.stored_run import open_run
+from diffcert_ray.run.stored import open_run
 from tests.s3_server import BUCKET, s3_server
 
 RUN = f"s3://{BUCKET}/quick"
@@ -72,7 +72,7 @@ def test_the_report_of_a_start_that_continues_reads_the_dataset_with_the_options
     asked = []
     load = loading.load_dataset
     monkeypatch.setattr(
-        "diffcert_ray.reporting.load_dataset",
+        "diffcert_ray.report.sources.load_dataset",
         lambda spec, options=None: asked.append(options) or load(spec, options),
     )
     said("certify", "digits-quick", *TINY, "--local", "--run", RUN, *options)

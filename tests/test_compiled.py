@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffcert_ray.config import load_config
-from diffcert_ray.denoisers.checkpoint_file import CheckpointError
+from diffcert_ray.checkpoints.files import CheckpointError
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.denoisers.compiled import compile_denoiser
-from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import small_world
 
 SMALL = {"noise_levels": {"levels": 8}, "numerics": {"batch": 16}, "dataset": {"first": 2}}

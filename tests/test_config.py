@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcert_ray.config import (
+from diffcert_ray.config.loading import (
     Config,
     ConfigError,
     canonical_hash,

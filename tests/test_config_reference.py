@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from diffcert_ray.cli import app
-from diffcert_ray.config import Config, presets
-from diffcert_ray.config_reference import json_schema, markdown
+from diffcert_ray.commands.main import app
+from diffcert_ray.config.loading import Config, presets
+from diffcert_ray.config.reference import json_schema, markdown
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcert_ray.asked import plan_of
-from diffcert_ray.certification import certify
-from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.certificates.metrics import certified_accuracy
+from diffcert_ray.config.loading import ConfigError, load_config
 from diffcert_ray.datasets import DatasetError, check_images, load_dataset
-from diffcert_ray.metrics import certified_accuracy
-from diffcert_ray.preflight import check_plan
-from diffcert_ray.stored_run import open_run
+from diffcert_ray.run.certify import certify
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.preflight import check_plan
+from diffcert_ray.run.stored import open_run
 from tests.test_datasets_files import png
 from tests.worlds import settings, small_world
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcert_ray.dispatch import Deadline, Dispatch, spoils_worker
-from diffcert_ray.work import Item
+from diffcert_ray.pool.dispatch import Deadline, Dispatch, spoils_worker
+from diffcert_ray.votes.units import Item
 
 
 def item(number: int) -> Item:

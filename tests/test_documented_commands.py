@@ -19,10 +19,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffcert_ray import certify, load_dataset
-from diffcert_ray.cli import app
-from diffcert_ray.config import load_config, presets
+from diffcert_ray.commands.main import app
+from diffcert_ray.config.loading import load_config, presets
+from diffcert_ray.run.stored import open_run
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_SCHEMA
-from diffcert_ray.stored_run import open_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

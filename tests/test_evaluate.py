@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcert_ray.base_classifier import BaseClassifier, base_classifier
-from diffcert_ray.classifier import (
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
+from diffcert_ray.engine.votes import evaluate_item, evaluate_votes, shared_noise_logits
+from diffcert_ray.method.base_classifier import BaseClassifier, base_classifier
+from diffcert_ray.method.diffusion_classifier import (
     METHODS,
     class_logits,
     denoised_image,
@@ -18,12 +21,9 @@ from diffcert_ray.classifier import (
     row_losses,
     target,
 )
-from diffcert_ray.config import load_config
-from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
-from diffcert_ray.evaluate import evaluate_item, evaluate_votes, shared_noise_logits
-from diffcert_ray.noise import NoiseSource
-from diffcert_ray.sift import Sift
-from diffcert_ray.work import (
+from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.method.sift import Sift
+from diffcert_ray.votes.units import (
     ALL_CLASSES,
     NOT_TARGET,
     STREAM_NAMES,

@@ -7,14 +7,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from diffcert_ray import Classifier, certify, open_run
-from diffcert_ray.cli import app
-from diffcert_ray.config import ConfigError, canonical_hash, load_config, votes_identity
-from diffcert_ray.evaluate_classifier import DirectClassifier, evaluate_classifier_item
-from diffcert_ray.image_classifier import ImageClassifier
-from diffcert_ray.noise import NoiseSource
-from diffcert_ray.planning import estimate
-from diffcert_ray.work import NOT_TARGET, Item, Part, Unit
-from diffcert_ray.worker import WorkerSpec, weights_of
+from diffcert_ray.checkpoints.image_classifier import ImageClassifier
+from diffcert_ray.commands.main import app
+from diffcert_ray.config.loading import ConfigError, canonical_hash, load_config, votes_identity
+from diffcert_ray.engine.classifier_votes import DirectClassifier, evaluate_classifier_item
+from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.run.estimate import estimate
+from diffcert_ray.votes.units import NOT_TARGET, Item, Part, Unit
 from tests.worlds import counts_of, settings, small_world
 
 SIGMA = 0.25
@@ -263,7 +263,7 @@ def test_the_command_certifies_a_preset(method, tmp_path, monkeypatch):
 
 
 def test_a_plan_says_the_evaluations_of_a_vote():
-    from diffcert_ray.asked import plan_of
+    from diffcert_ray.run.plan import plan_of
 
     world = small_world()
     config = load_config(settings(method={"name": "denoise-classify"}))

@@ -16,7 +16,6 @@ from scipy.integrate import quad
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from diffcert_ray.classifier import MethodPlan, method_plan
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import (
     GaussianClasses,
@@ -25,7 +24,8 @@ from diffcert_ray.denoisers.gaussian import (
     gaussian_world,
     labelled_images,
 )
-from diffcert_ray.noise_levels import NoiseLevels, discrete_elbo_weights, noise_levels
+from diffcert_ray.method.diffusion_classifier import MethodPlan, method_plan
+from diffcert_ray.method.noise_levels import NoiseLevels, discrete_elbo_weights, noise_levels
 
 S_TAU, S_LO, S_MAX = 0.5, 0.55, 3.0
 SIZES = 2 ** np.arange(2, 10)  # T = 4 .. 512

@@ -12,17 +12,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError
-from diffcert_ray.image_classifier import (
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.checkpoints.image_classifier import (
     ImageClassifier,
     digits_convnet,
     load_classifier,
     shipped_classifiers,
 )
-from diffcert_ray.preflight import check_plan
-from diffcert_ray.worker import WorkerSpec, weights_of
+from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.datasets import load_dataset
+from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.run.preflight import check_plan
 
 
 def config_of(method: str = "classify", **classifier):
@@ -34,7 +34,7 @@ def config_of(method: str = "classify", **classifier):
 
 
 def check(config, **objects):
-    from diffcert_ray.asked import plan_of
+    from diffcert_ray.run.plan import plan_of
 
     data = load_dataset(config.dataset)
     weights_of(config, objects.get("denoiser"), objects.get("classifier"))

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from diffcert_ray import certify, load_dataset
-from diffcert_ray.config import ConfigError
-from diffcert_ray.image_export import export_parquet, png
-from diffcert_ray.stored_run import open_run
+from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.report.parquet_export import export_parquet, png
+from diffcert_ray.run.stored import open_run
 
 DIGITS = {
     "name": "tiny",
@@ -97,7 +97,7 @@ def test_pictures_are_grey_or_coloured():
 
 def test_another_dataset_is_refused_and_nothing_is_left(run, tmp_path, monkeypatch):
     other = load_dataset({"name": "digits", "split": "train"})
-    monkeypatch.setattr("diffcert_ray.image_export.load_dataset", lambda *a: other)
+    monkeypatch.setattr("diffcert_ray.report.parquet_export.load_dataset", lambda *a: other)
     with pytest.raises(ConfigError, match="restore the data"):
         export_parquet(run, tmp_path / "x.parquet")
     assert list(tmp_path.iterdir()) == []

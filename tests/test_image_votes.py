@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from diffcert_ray.certificates import ABSTAIN, certificate
-from diffcert_ray.image_votes import ImageVotes, Plan, UnitCounts, VotesError
-from diffcert_ray.work import ALL_CLASSES, NOT_TARGET, Unit
+from diffcert_ray.certificates.radius import ABSTAIN, certificate
+from diffcert_ray.votes.image import ImageVotes, Plan, UnitCounts, VotesError
+from diffcert_ray.votes.units import ALL_CLASSES, NOT_TARGET, Unit
 
 SIGMA = 0.25
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from diffcert_ray.intervals import CAPS, UnitSums, betting_bound
+from diffcert_ray.certificates.betting import CAPS, UnitSums, betting_bound
 
 SIDES = ("lower", "upper")
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import tomli_w
 
-from diffcert_ray.config import ConfigError
-from diffcert_ray.denoisers.checkpoint_file import read_configuration
-from diffcert_ray.training import digits_configuration
+from diffcert_ray.checkpoints.files import read_configuration
+from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.tools.training import digits_configuration
 from jobs.ablation import main
 
 FILE = Path(__file__).parents[1] / "jobs" / "ablation.toml"

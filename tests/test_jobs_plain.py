@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffcert_ray.denoisers.gaussian import GaussianClasses
-from diffcert_ray.plain import PlainPlan
+from diffcert_ray.plain.plan import PlainPlan
 from jobs.attack_plain import Attacker, into_box
 from jobs.lipschitz_constant import Measure, Score, climb, inside, measured, starts
 

@@ -3,7 +3,7 @@
 import pytest
 
 from diffcert_ray import certify
-from diffcert_ray.certificates import certificate
+from diffcert_ray.certificates.radius import certificate
 from jobs.sequential_replay import certified, main, replay, table
 
 TINY = {

@@ -8,8 +8,8 @@ from mpmath import mp, mpf
 from scipy.integrate import solve_ivp
 from scipy.stats import norm
 
-from diffcert_ray.intervals import UnitSums, betting_bound
-from diffcert_ray.lipschitz import (
+from diffcert_ray.certificates.betting import UnitSums, betting_bound
+from diffcert_ray.certificates.lipschitz import (
     constant_radius,
     lipschitz_constant,
     local_radius,

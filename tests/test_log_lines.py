@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from diffcert_ray.log_lines import log_to, name_run
+from diffcert_ray.commands.log_lines import log_to, name_run
 
 LINE = re.compile(r"(\S+\+00:00) (\w+) (\S+) run=(\S+) (.+)")
 
@@ -31,14 +31,14 @@ def fields(stream: io.StringIO) -> list[tuple[str, ...]]:
 def test_lines_name_time_level_module_run_and_event():
     stream = io.StringIO()
     log_to(stream, level="INFO")
-    pool = logging.getLogger("diffcert_ray.ray_pool")
+    pool = logging.getLogger("diffcert_ray.pool.ray_pool")
     pool.info("live actor=%s", "actor-1")
     name_run("208f05966da1eefb")
     pool.warning("lost actor=actor-1 error=%r", "node died")
     assert fields(stream) == [
-        ("INFO", "diffcert_ray.ray_pool", "-", "live actor=actor-1"),
+        ("INFO", "diffcert_ray.pool.ray_pool", "-", "live actor=actor-1"),
         (
-            "WARNING", "diffcert_ray.ray_pool", "208f05966da1eefb",
+            "WARNING", "diffcert_ray.pool.ray_pool", "208f05966da1eefb",
             "lost actor=actor-1 error='node died'",
         ),
     ]  # fmt: skip
@@ -47,7 +47,7 @@ def test_lines_name_time_level_module_run_and_event():
 def test_event_of_several_lines_stays_on_one():
     stream = io.StringIO()
     log_to(stream)
-    logging.getLogger("diffcert_ray.run").warning("first\nrun=forged second")
+    logging.getLogger("diffcert_ray.run.loop").warning("first\nrun=forged second")
     assert [f[-1] for f in fields(stream)] == ["first run=forged second"]
 
 

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from diffcert_ray.certificates import certificate
-from diffcert_ray.metrics import (
+from diffcert_ray.certificates.metrics import (
     abstention_rate,
     acr,
     best_sigma_per_radius,
     certified_accuracy,
     p_low_distribution,
 )
+from diffcert_ray.certificates.radius import certificate
 
 # image_id, correct, abstained, radius, p_low
 TEN_IMAGES = [

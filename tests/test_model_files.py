@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from diffcert_ray import certify, load_denoiser, open_run
-from diffcert_ray.config import ConfigError, canonical_hash, load_config, votes_identity
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError
-from diffcert_ray.denoisers.checkpoint_file import read_metadata
-from diffcert_ray.model_files import model_files
-from diffcert_ray.preflight import check_plan
-from diffcert_ray.verification import verify_run
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.checkpoints.files import read_metadata
+from diffcert_ray.config.loading import ConfigError, canonical_hash, load_config, votes_identity
+from diffcert_ray.config.model_files import model_files
+from diffcert_ray.run.preflight import check_plan
+from diffcert_ray.run.verification import verify_run
 from tests.worlds import counts_of
 
 TINY = {
@@ -102,8 +102,8 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path, text):
 
 
 def test_settings_that_no_network_has_are_refused():
-    from diffcert_ray.asked import plan_of
     from diffcert_ray.datasets import load_dataset
+    from diffcert_ray.run.plan import plan_of
 
     config = load_config(tables("digits", {"colour": "blue"}))
     data = load_dataset(config.dataset)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from diffcert_ray import certify
-from diffcert_ray.monitoring import COUNTERS, GAUGES, Monitor
-from diffcert_ray.pool import PoolState
-from diffcert_ray.run import Progress
+from diffcert_ray.pool.local import PoolState
+from diffcert_ray.run.loop import Progress
+from diffcert_ray.run.monitoring import COUNTERS, GAUGES, Monitor
 from tests.worlds import settings, small_world
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffcert_ray.noise import (
+from diffcert_ray.method.noise import (
     MAX_IMAGE_ID,
     MAX_LEVEL,
     MAX_VOTE,
@@ -15,7 +15,7 @@ from diffcert_ray.noise import (
     NoiseSource,
     philox4x32,
 )
-from diffcert_ray.work import STREAM_NAMES
+from diffcert_ray.votes.units import STREAM_NAMES
 
 SOURCE = NoiseSource(seed=7, sigma=0.25, elements=10)
 

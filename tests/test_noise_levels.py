@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from diffcert_ray.noise_levels import (
+from diffcert_ray.method.noise_levels import (
     discrete_elbo_weights,
     noise_levels,
     reference_levels,

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 from diffcert_ray.notebook import NotebookProgress
-from diffcert_ray.pool import PoolState
-from diffcert_ray.run import Progress
+from diffcert_ray.pool.local import PoolState
+from diffcert_ray.run.loop import Progress
 
 NOTEBOOK = Path(__file__).parents[1] / "jobs" / "certify_one_image.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from diffcert_ray.config import load_config
-from diffcert_ray.denoisers.checkpoint import load_denoiser
-from diffcert_ray.numerics_probe import kind_of_logits, numerics_kind, short_batches
-from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import Worker, WorkerSpec, weights_of
+from diffcert_ray.checkpoints.load import load_denoiser
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.engine.numerics_kind import kind_of_logits, numerics_kind, short_batches
+from diffcert_ray.engine.worker import Worker, WorkerSpec, weights_of
+from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings, small_world
 
 
@@ -154,6 +154,6 @@ def test_short_batches_are_for_float32_only():
 
 
 def test_a_compiled_network_has_one_batch_only(monkeypatch):
-    monkeypatch.setattr("diffcert_ray.worker.compile_denoiser", lambda network: None)
+    monkeypatch.setattr("diffcert_ray.engine.worker.compile_denoiser", lambda network: None)
     config = load_config({"numerics": {"batch": 128, "compile": True}, "dataset": {"first": 2}})
     assert WorkerSpec(config, weights_of(config)).load("test").base(1.0).short_batches == ()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from diffcert_ray.certificates import certificate, sequential_lower_bound, sequential_q_bound
-from diffcert_ray.stopping import sequential_decision
+from diffcert_ray.certificates.radius import certificate, sequential_lower_bound, sequential_q_bound
+from diffcert_ray.certificates.stopping import sequential_decision
 
 SIGMA = 0.25
 FALSE_ALARM = 1e-6

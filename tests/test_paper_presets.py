@@ -10,13 +10,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffcert_ray import certify
-from diffcert_ray.asked import plan_of
-from diffcert_ray.cli import app
-from diffcert_ray.config import load_config
+from diffcert_ray.checkpoints.load import save_denoiser
+from diffcert_ray.commands.main import app
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.checkpoint import save_denoiser
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
+from diffcert_ray.run.plan import plan_of
 
 PRESETS = sorted((Path(__file__).parents[1] / "jobs" / "paper").glob("*.toml"))
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "folder": 1000}

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from diffcert_ray.asked import plan_of
-from diffcert_ray.config import load_config
-from diffcert_ray.planning import bills, doubts, estimate_plain
-from diffcert_ray.worker import WorkerSpec, weights_of
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.run.estimate import bills, doubts, estimate_plain
+from diffcert_ray.run.plan import plan_of
 from tests.test_plain_run import plain_settings, separated_world
 from tests.worlds import settings, small_world
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diffcert_ray import ABSTAIN, Classifier
-from diffcert_ray.config import ConfigError
-from diffcert_ray.prediction import prediction
+from diffcert_ray.certificates.prediction import prediction
+from diffcert_ray.config.loading import ConfigError
 from tests.worlds import small_world
 
 SETTINGS = {"noise_levels": {"levels": 24}}
@@ -77,7 +77,7 @@ def test_a_batch_is_predicted_as_its_images_are():
 def test_a_prediction_is_that_of_the_classifiers_own_votes(monkeypatch):
     world, data = small_world(images=5)
     classifier = Classifier(world, sigma=0.25, settings=SETTINGS)
-    monkeypatch.setattr("diffcert_ray.voting.PREDICT_VOTES", 100)  # two images at a time
+    monkeypatch.setattr("diffcert_ray.engine.classifier.PREDICT_VOTES", 100)  # two images at a time
     found = classifier.predict(data.pixels, n=50, alpha=0.05)
     for position, image in enumerate(data.pixels):
         votes = classifier.votes(image, position, "estimate", 0, 50)

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diffcert_ray.asked import plan_of
-from diffcert_ray.certificates import largest_radius
-from diffcert_ray.certification import certify
-from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.preflight import check_plan, check_radii
+from diffcert_ray.certificates.radius import largest_radius
+from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.run.certify import certify
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.preflight import check_plan, check_radii
 from tests.worlds import settings, small_world
 
 

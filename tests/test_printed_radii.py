@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from diffcert_ray.asked import plan_of
-from diffcert_ray.attack import ImageAttack, Judgement
-from diffcert_ray.attack_run import Attack
-from diffcert_ray.certificates import largest_radius
+from diffcert_ray.attack.image import ImageAttack, Judgement
+from diffcert_ray.attack.run import Attack
+from diffcert_ray.certificates.radius import largest_radius
 from diffcert_ray.commands import attack, plan
-from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.planning import Estimate, SigmaEstimate, doubts
-from diffcert_ray.preflight import check_radii
+from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.run.estimate import Estimate, SigmaEstimate, doubts
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.preflight import check_radii
 from tests.worlds import settings, small_world
 
 VOTES, CEILING = 41, 0.25374  # largest_radius at sigma 0.25 and alpha 0.001 has ceiling 0.25375

@@ -9,7 +9,7 @@ import pytest
 
 import diffcert_ray
 from diffcert_ray import ABSTAIN, Classifier, load_dataset
-from diffcert_ray.config import ConfigError
+from diffcert_ray.config.loading import ConfigError
 from tests.worlds import small_world
 
 SIGNATURES = {
@@ -61,11 +61,11 @@ def test_an_unknown_name_is_an_attribute_error():
     "code",
     [
         "import diffcert_ray",
-        "import diffcert_ray.cli",
+        "import diffcert_ray.commands.main",
         "from diffcert_ray import certificate, certified_accuracy, open_run, load_dataset",
-        "import diffcert_ray.storage.store, diffcert_ray.stages, diffcert_ray.report, "
-        "diffcert_ray.results",
-        "import diffcert_ray.certification, diffcert_ray.planning, diffcert_ray.verify",
+        "import diffcert_ray.storage.store, diffcert_ray.votes.stages, diffcert_ray.report.files, "
+        "diffcert_ray.run.vote_rows",
+        "import diffcert_ray.run.certify, diffcert_ray.run.estimate, diffcert_ray.run.verify",
     ],
 )
 def test_planning_storing_and_reporting_import_neither_torch_nor_ray(code):

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from diffcert_ray.noise import NoiseSource
-from diffcert_ray.report import Pictures, published_rows, report_page
+from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.report.files import Pictures, published_rows, report_page
 from diffcert_ray.report.gallery import make_gallery
 from diffcert_ray.report.page import confusions, embedded_json
 from diffcert_ray.report.series import series_of_log

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from diffcert_ray.certification import certify
-from diffcert_ray.cli import app
-from diffcert_ray.config import ConfigError
-from diffcert_ray.metrics import certified_accuracy
-from diffcert_ray.reporting import export_logs, open_sources, pictures_of, series_of_run
-from diffcert_ray.stored_run import open_run
+from diffcert_ray.certificates.metrics import certified_accuracy
+from diffcert_ray.commands.main import app
+from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.report.sources import export_logs, open_sources, pictures_of, series_of_run
+from diffcert_ray.run.certify import certify
+from diffcert_ray.run.stored import open_run
 from tests.worlds import settings, small_world
 
 RADII = [0.0, 0.1]

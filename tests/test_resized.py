@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from diffcert_ray import certify
-from diffcert_ray.base_classifier import base_classifier
-from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.checkpoints.files import CheckpointError
+from diffcert_ray.checkpoints.load import save_denoiser
+from diffcert_ray.config.loading import ConfigError, load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.checkpoint import save_denoiser
-from diffcert_ray.denoisers.checkpoint_file import CheckpointError
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
 from diffcert_ray.denoisers.gaussian import gaussian_world
 from diffcert_ray.denoisers.resized import ResizedDenoiser
-from diffcert_ray.evaluate import evaluate_votes
-from diffcert_ray.noise import NoiseSource
-from diffcert_ray.reporting import series_of_run
-from diffcert_ray.work import Item, Part, Unit
+from diffcert_ray.engine.votes import evaluate_votes
+from diffcert_ray.method.base_classifier import base_classifier
+from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.report.sources import series_of_run
+from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings
 
 SIGMA, VOTES = 0.25, 24

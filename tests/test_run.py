@@ -9,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 
-from diffcert_ray import ABSTAIN, certification, certify, open_run
-from diffcert_ray.certificates import certificate
-from diffcert_ray.config import ConfigError
-from diffcert_ray.pool import LocalPool
+from diffcert_ray import ABSTAIN, certify, open_run
+from diffcert_ray.certificates.radius import certificate
+from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.pool.local import LocalPool
+from diffcert_ray.run import certify as certification
 from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.schemas import CertificateRow
 from tests.worlds import counts_of, settings, small_world
@@ -147,7 +148,7 @@ def test_image_that_is_given_up_in_several_items_is_named_once_and_made_up_for_l
 
     with monkeypatch.context() as broken:
         broken.setattr(certification, "_pool", made)
-        broken.setattr("diffcert_ray.run.FIRST_ITEM_NFE", 40.0)
+        broken.setattr("diffcert_ray.run.loop.FIRST_ITEM_NFE", 40.0)
         run = certify(tables, tmp_path / "r", local=True, denoiser=world[0], dataset=world[1])
     assert not run.outcome.complete
     assert pools[0].given_up_items >= 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcert_ray.sequential import (
+from diffcert_ray.certificates.sequential import (
     sequential_log_e,
     sequential_lower_bound,
     sequential_q_bound,

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcert_ray.config import load_config
-from diffcert_ray.sift import (
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.method.from_config import largest_evaluations, levels_and_sift
+from diffcert_ray.method.sift import (
     Sift,
     even_rounds,
     exact_sift,
@@ -20,7 +21,6 @@ from diffcert_ray.sift import (
     threshold_sift,
     visiting_order,
 )
-from diffcert_ray.vote_levels import largest_evaluations, levels_and_sift
 
 LEVELS, SIFTING = 24, 9
 WEIGHTS = np.linspace(0.5, 2.0, LEVELS) ** 2

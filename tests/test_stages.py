@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diffcert_ray.image_votes import Plan
-from diffcert_ray.stages import Stages
-from diffcert_ray.work import NOT_TARGET, Item, OpenVotes, Result, Tally
+from diffcert_ray.votes.image import Plan
+from diffcert_ray.votes.stages import Stages
+from diffcert_ray.votes.units import NOT_TARGET, Item, OpenVotes, Result, Tally
 
 NOTHING_STORED = lambda sigma, image_id: []  # noqa: E731
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffcert_ray.starts import Starts, fitting, missing
+from diffcert_ray.pool.starts import Starts, fitting, missing
 
 
 def test_one_crash_is_forgiven_and_five_in_a_row_are_not() -> None:

@@ -8,9 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from diffcert_ray.pool import PoolState
-from diffcert_ray.run import Driver, Progress
-from diffcert_ray.terminal import (
+from diffcert_ray.commands.progress import (
     LineProgress,
     LiveProgress,
     QuietProgress,
@@ -19,6 +17,8 @@ from diffcert_ray.terminal import (
     key_value_line,
     progress_line,
 )
+from diffcert_ray.pool.local import PoolState
+from diffcert_ray.run.loop import Driver, Progress
 
 
 def progress(done: int = 3, **changes) -> Progress:

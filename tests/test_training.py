@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from diffcert_ray.checkpoints.files import read_metadata
+from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.checkpoint import load_denoiser
-from diffcert_ray.denoisers.checkpoint_file import read_metadata
 from diffcert_ray.denoisers.configuration import EdmConfiguration
-from diffcert_ray.training import (
+from diffcert_ray.tools.training import (
     DIGITS_CONFIGURATION,
     Recipe,
     _draw,

@@ -9,17 +9,17 @@ import pytest
 from typer.testing import CliRunner
 
 from diffcert_ray import certify, open_run
-from diffcert_ray.asked import plan_of
-from diffcert_ray.certifiable import check_complete_votes, check_fixed_n
-from diffcert_ray.cli import app
-from diffcert_ray.config import ConfigError, load_config
-from diffcert_ray.image_export import export_parquet
-from diffcert_ray.reporting import series_of_run
-from diffcert_ray.results import recompute
+from diffcert_ray.commands.main import app
+from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.report.parquet_export import export_parquet
+from diffcert_ray.report.sources import series_of_run
+from diffcert_ray.run.certifiable import check_complete_votes, check_fixed_n
+from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.verification import check_certifiable, verify_run
+from diffcert_ray.run.verify import Verification, compare_certificates, replay
+from diffcert_ray.run.vote_rows import recompute
 from diffcert_ray.storage.schemas import CertificateRow
-from diffcert_ray.verification import check_certifiable, verify_run
-from diffcert_ray.verify import Verification, compare_certificates, replay
-from diffcert_ray.worker import WorkerSpec, weights_of
 from tests.worlds import settings, small_world
 
 

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.checkpoints.files import CheckpointError
+from diffcert_ray.config.loading import ConfigError, load_config
 from diffcert_ray.datasets import DatasetError
-from diffcert_ray.denoisers.checkpoint_file import CheckpointError
-from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import WorkerSpec, resolve_device, set_up_torch, weights_of
+from diffcert_ray.engine.worker import WorkerSpec, resolve_device, set_up_torch, weights_of
+from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings, small_world
 
 
@@ -76,7 +76,7 @@ def test_cuda_that_is_not_there_is_refused_with_the_remedy():
 
 
 def test_apndc_needs_an_unconditional_mode_or_a_second_checkpoint():
-    from diffcert_ray.base_classifier import base_classifier
+    from diffcert_ray.method.base_classifier import base_classifier
 
     world, _ = small_world()
     world.has_unconditional = False

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import typer
 
-from diffcert_ray.cli import app
 from diffcert_ray.commands.arguments import complete_config, complete_run
+from diffcert_ray.commands.main import app
 from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.store import RunStore
 from tests.command_line import diffcert

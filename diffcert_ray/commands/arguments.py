@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from diffcert_ray.config import ConfigError, presets
+from diffcert_ray.config.loading import ConfigError, presets
 
 RUNS_FOLDER = "runs"
 

@@ -9,8 +9,8 @@ from diffcert_ray.commands.screen import FAILED, err, out, print_json, print_tab
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 if TYPE_CHECKING:
-    from diffcert_ray.attack import ImageAttack
-    from diffcert_ray.attack_run import Attack
+    from diffcert_ray.attack.image import ImageAttack
+    from diffcert_ray.attack.run import Attack
 
 
 def attack(
@@ -35,10 +35,10 @@ def attack(
 
     [dim]diffcert attack runs/digits --images 20[/]
     """
-    from diffcert_ray.attack_run import as_json as figures
-    from diffcert_ray.attack_run import attack_run
-    from diffcert_ray.attack_search import Effort
-    from diffcert_ray.stored_run import open_run
+    from diffcert_ray.attack.run import as_json as figures
+    from diffcert_ray.attack.run import attack_run
+    from diffcert_ray.attack.search import Effort
+    from diffcert_ray.run.stored import open_run
 
     done = 0
 
@@ -66,7 +66,7 @@ def attack(
 
 
 def _say(run: str, found: "Attack") -> None:
-    from diffcert_ray.certificates import round_radius_down
+    from diffcert_ray.certificates.radius import round_radius_down
     from diffcert_ray.report.text_table import TextTable
 
     judgement = found.judgement
@@ -110,7 +110,7 @@ def _say(run: str, found: "Attack") -> None:
 
 
 def _share(found: "ImageAttack") -> str:
-    from diffcert_ray.certificates import round_radius_down
+    from diffcert_ray.certificates.radius import round_radius_down
 
     if found.share is not None:
         return f"{found.share:.2f}"

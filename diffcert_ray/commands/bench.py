@@ -7,10 +7,10 @@ import typer
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from diffcert_ray.base_classifier import BaseClassifier
-    from diffcert_ray.bench.measure import Subject
-    from diffcert_ray.bench.record import Found
-    from diffcert_ray.config import Config
+    from diffcert_ray.config.loading import Config
+    from diffcert_ray.method.base_classifier import BaseClassifier
+    from diffcert_ray.tools.measure import Subject
+    from diffcert_ray.tools.record import Found
 
 from diffcert_ray.commands.arguments import ConfigArgument, SetOption
 from diffcert_ray.commands.screen import err, escaped, out
@@ -50,11 +50,11 @@ def bench(
     per second that this process computed, so that other work on the machine counts less. Where
     numerics.batch is not given, the engine's is the one that calibration would choose.
     """
-    from diffcert_ray.bench.floor import device_speeds
-    from diffcert_ray.bench.measure import Effort, measure, write_trace
-    from diffcert_ray.bench.record import device_facts, read_reference, to_json
-    from diffcert_ray.config import load_config
-    from diffcert_ray.worker import resolve_device, set_up_torch
+    from diffcert_ray.config.loading import load_config
+    from diffcert_ray.engine.worker import resolve_device, set_up_torch
+    from diffcert_ray.tools.floor import device_speeds
+    from diffcert_ray.tools.measure import Effort, measure, write_trace
+    from diffcert_ray.tools.record import device_facts, read_reference, to_json
 
     reference = read_reference(against) if against else {}
     settings = load_config(config, overrides or ())
@@ -87,10 +87,10 @@ def bench(
 
 def _subject(settings: "Config", device: str) -> "Subject":
     """The configuration's own network, images and rules."""
-    from diffcert_ray.base_classifier import base_classifier
-    from diffcert_ray.config import ConfigError
+    from diffcert_ray.config.loading import ConfigError
     from diffcert_ray.datasets import load_dataset
-    from diffcert_ray.worker import Worker, WorkerSpec, weights_of
+    from diffcert_ray.engine.worker import Worker, WorkerSpec, weights_of
+    from diffcert_ray.method.base_classifier import base_classifier
 
     data = load_dataset(settings.dataset, settings.execution.storage_options)
     worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("bench")
@@ -108,11 +108,11 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
     """A network of a scale with random weights, random images, and the configuration's rules."""
     import numpy as np
 
-    from diffcert_ray.base_classifier import base_classifier
-    from diffcert_ray.bench.measure import random_images
-    from diffcert_ray.bench.scales import random_network
     from diffcert_ray.denoisers.compiled import compile_denoiser
     from diffcert_ray.denoisers.memory_format import keep_channels_last
+    from diffcert_ray.method.base_classifier import base_classifier
+    from diffcert_ray.tools.measure import random_images
+    from diffcert_ray.tools.scales import random_network
 
     numerics = settings.numerics
     network = random_network(scale, device, numerics.dtype)
@@ -129,8 +129,8 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
 def _subject_of(
     settings: "Config", name: str, base: "BaseClassifier", image: Any, ids: Any
 ) -> "Subject":
-    from diffcert_ray.bench.measure import Subject
-    from diffcert_ray.calibration import open_keys
+    from diffcert_ray.run.calibration import open_keys
+    from diffcert_ray.tools.measure import Subject
 
     numerics, open_batch = settings.numerics, "batch" in open_keys(settings)
     return Subject(

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffcert_ray.config import load_config
-from diffcert_ray.log_lines import name_run
+from diffcert_ray.commands.log_lines import name_run
+from diffcert_ray.config.loading import load_config
 
 if TYPE_CHECKING:
-    from diffcert_ray.run import Outcome
-    from diffcert_ray.stored_run import Run
+    from diffcert_ray.run.loop import Outcome
+    from diffcert_ray.run.stored import Run
 
 from diffcert_ray.commands.arguments import (
     ConfigArgument,
@@ -61,7 +61,7 @@ def certify(
     Ctrl-C stores what has come back and stops; the same command continues. Where stderr is no
     terminal, progress comes as lines of key=value, with --json as JSON lines.
     """
-    from diffcert_ray.certification import certify as certify_run
+    from diffcert_ray.run.certify import certify as certify_run
 
     with progress_shown(quiet=quiet, as_json=as_json) as progress, stop_on_signals() as stopped:
         found = certify_run(

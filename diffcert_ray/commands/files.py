@@ -25,8 +25,8 @@ def convert(
 
     [dim]diffcert convert edm-cifar10-32x32-cond-vp.pkl cifar10.safetensors[/]
     """
-    from diffcert_ray.denoisers.configuration_text import read_json
-    from diffcert_ray.denoisers.conversion import convert as convert_checkpoint
+    from diffcert_ray.checkpoints.configuration_text import read_json
+    from diffcert_ray.checkpoints.conversion import convert as convert_checkpoint
 
     settings = None if config is None else read_json(config, Path(checkpoint))
     found = convert_checkpoint(checkpoint, output, settings, storage_options(storage))
@@ -56,8 +56,8 @@ def compact(
 
     [dim]diffcert compact s3://bucket/run1[/]
     """
+    from diffcert_ray.run.stored import open_run
     from diffcert_ray.storage.compaction import compact as compact_store
-    from diffcert_ray.stored_run import open_run
 
     done = compact_store(
         open_run(run, storage_options(storage)).store, delete_sources=delete_sources

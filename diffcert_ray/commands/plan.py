@@ -14,10 +14,10 @@ from diffcert_ray.commands.arguments import (
 )
 from diffcert_ray.commands.screen import escaped, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
-from diffcert_ray.config import ConfigError, load_config
+from diffcert_ray.config.loading import ConfigError, load_config
 
 if TYPE_CHECKING:
-    from diffcert_ray.planning import Bill, Estimate, PlainEstimate
+    from diffcert_ray.run.estimate import Bill, Estimate, PlainEstimate
 
 
 def plan(
@@ -39,12 +39,12 @@ def plan(
     [dim]diffcert plan digits --set votes.n=10000[/]
     [dim]diffcert plan my.toml --workers 8 --price spot=0.35 --price on-demand=1.20[/]
     """
-    from diffcert_ray.asked import plan_of
     from diffcert_ray.datasets import check_images, load_dataset
-    from diffcert_ray.plain import PlainPlan
-    from diffcert_ray.planning import PlainEstimate, bills, doubts, estimate, estimate_plain
-    from diffcert_ray.preflight import check_plan, leave_out_corrupt
-    from diffcert_ray.worker import Worker, WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.engine.worker import Worker, WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.plain.plan import PlainPlan
+    from diffcert_ray.run.estimate import PlainEstimate, bills, doubts, estimate, estimate_plain
+    from diffcert_ray.run.plan import plan_of
+    from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
 
     prices = dict(_price(text) for text in price or ())
     settings = with_storage_options(load_config(config, overrides or ()), storage)
@@ -119,9 +119,9 @@ def _say_plain(name: str, found: "PlainEstimate") -> None:
 
 
 def _say_votes(title: str, found: "Estimate") -> None:
-    from diffcert_ray.certificates import round_radius_down
+    from diffcert_ray.certificates.radius import round_radius_down
+    from diffcert_ray.commands.progress import duration
     from diffcert_ray.report.text_table import TextTable
-    from diffcert_ray.terminal import duration
 
     header = ("sigma", "votes", "NFE/vote", "at most", "NFE/s", "worker time", "largest radius")
     rows = [
@@ -143,8 +143,8 @@ def _say_votes(title: str, found: "Estimate") -> None:
 def _say_costs(
     device: str, workers: int, found: "Estimate | PlainEstimate", costs: "Sequence[Bill]"
 ) -> None:
+    from diffcert_ray.commands.progress import duration
     from diffcert_ray.report.text_table import TextTable
-    from diffcert_ray.terminal import duration
 
     out.print(
         f"{found.units:,} units, about {found.stored_bytes / 2**20:.1f} MiB stored; "

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from diffcert_ray.report import PublishedRow
-    from diffcert_ray.reporting import Sources
-    from diffcert_ray.stored_run import Run
+    from diffcert_ray.report.files import PublishedRow
+    from diffcert_ray.report.sources import Sources
+    from diffcert_ray.run.stored import Run
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
 from diffcert_ray.commands.screen import err, escaped, out, print_json, print_table
@@ -51,7 +51,7 @@ def report(
 
     The page, index.html, needs no other file.
     """
-    from diffcert_ray.reporting import open_sources
+    from diffcert_ray.report.sources import open_sources
 
     options = storage_options(storage)
     found = open_sources(sources, log_sigma=log_sigma, log_alpha=log_alpha, storage_options=options)
@@ -86,15 +86,15 @@ def export(
     Logs are tab-separated, one for each sigma and bound. The Parquet file has the layout of
     Hugging Face datasets.
     """
-    from diffcert_ray.reporting import export_logs, missing_in_export
-    from diffcert_ray.stored_run import open_run
+    from diffcert_ray.report.sources import export_logs, missing_in_export
+    from diffcert_ray.run.stored import open_run
 
     found = open_run(run, storage_options(storage))
     output.mkdir(parents=True, exist_ok=True)
     for line in missing_in_export(found):
         err.print(f"[bold]{escaped(line)}[/]", soft_wrap=True)
     if form is ExportFormat.parquet:
-        from diffcert_ray.image_export import export_parquet
+        from diffcert_ray.report.parquet_export import export_parquet
 
         path = output / f"{found.config.name}.parquet"
         out.print(f"{path} ({export_parquet(found, path):,} rows)", soft_wrap=True)
@@ -122,7 +122,7 @@ class Report:
 
     def show(self) -> None:
         """Print the figures."""
-        from diffcert_ray.report import guarantees, report_tables, unfinished_lines
+        from diffcert_ray.report.files import guarantees, report_tables, unfinished_lines
 
         series = self.sources.series
         for line in unfinished_lines(series):
@@ -159,7 +159,7 @@ class Report:
 
 def report_of(run: "Run") -> Report:
     """The report of one run, written into its folder."""
-    from diffcert_ray.reporting import Sources, series_of_run
+    from diffcert_ray.report.sources import Sources, series_of_run
 
     return written(Sources(tuple(series_of_run(run)), (run,)))
 
@@ -176,8 +176,8 @@ def written(
     storage: Mapping[str, Any] | None = None,
 ) -> Report:
     """Write the files of a report to a folder, by default the first run's report/."""
-    from diffcert_ray.report import published_rows, report_files
-    from diffcert_ray.reporting import pictures_of, replace_file
+    from diffcert_ray.report.files import published_rows, report_files
+    from diffcert_ray.report.sources import pictures_of, replace_file
     from diffcert_ray.storage.location import open_location
 
     series, runs = sources.series, sources.runs

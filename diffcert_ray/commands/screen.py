@@ -53,7 +53,7 @@ def progress_shown(*, quiet: bool = False, as_json: bool = False) -> Iterator[An
         quiet: show nothing.
         as_json: JSON lines, on a terminal too.
     """
-    from diffcert_ray.terminal import LineProgress, LiveProgress, QuietProgress, json_line
+    from diffcert_ray.commands.progress import LineProgress, LiveProgress, QuietProgress, json_line
 
     shown: LineProgress | LiveProgress | QuietProgress
     if quiet:

@@ -9,8 +9,8 @@ from diffcert_ray.commands.screen import out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 if TYPE_CHECKING:
+    from diffcert_ray.run.stored import Run
     from diffcert_ray.storage.activity import Activity
-    from diffcert_ray.stored_run import Run
 
 
 def status(run: RunArgument, as_json: JsonOption = False, storage: StorageOption = None) -> None:
@@ -21,8 +21,8 @@ def status(run: RunArgument, as_json: JsonOption = False, storage: StorageOption
     [dim]diffcert status runs/digits[/]
     [dim]diffcert status s3://bucket/run1 --json[/]
     """
+    from diffcert_ray.run.stored import open_run
     from diffcert_ray.storage.activity import activity, newest_writes
-    from diffcert_ray.stored_run import open_run
 
     found = open_run(run, storage_options(storage))
     plain = found.config.without_votes
@@ -92,7 +92,7 @@ def _plain_standing(run: "Run") -> Standing:
 
 
 def _written(seen: "Activity", what: str) -> str:
-    from diffcert_ray.terminal import duration
+    from diffcert_ray.commands.progress import duration
 
     if seen.last_s is None:
         return "-"
@@ -102,7 +102,7 @@ def _written(seen: "Activity", what: str) -> str:
 
 
 def _state(standing: Standing, seen: "Activity") -> str:
-    from diffcert_ray.terminal import duration
+    from diffcert_ray.commands.progress import duration
 
     if standing.complete:
         return "complete"

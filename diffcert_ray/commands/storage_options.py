@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffcert_ray.config import Config, ConfigError
+from diffcert_ray.config.loading import Config, ConfigError
 
 StorageOption = Annotated[
     list[str] | None,

@@ -24,7 +24,7 @@ def train_digits(
     """
     from rich.progress import Progress, TextColumn
 
-    from diffcert_ray.training import train_digits as train
+    from diffcert_ray.tools.training import train_digits as train
 
     with Progress(
         *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err
@@ -62,8 +62,8 @@ def train_digits_classifier(
     """
     from rich.progress import Progress, TextColumn
 
-    from diffcert_ray.classifier_training import ClassifierRecipe
-    from diffcert_ray.classifier_training import train_digits_classifier as train
+    from diffcert_ray.tools.classifier_training import ClassifierRecipe
+    from diffcert_ray.tools.classifier_training import train_digits_classifier as train
 
     recipe = ClassifierRecipe(sigma, steps, batch, seed)
     with Progress(

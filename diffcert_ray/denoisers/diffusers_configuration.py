@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError, explained
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError, explained
 from diffcert_ray.denoisers.noise_steps import levels_of_betas, step_levels
 
 OWN_FILE = "diffcert.json"

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from diffcert_ray.denoisers.checkpoint_error import CheckpointError
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.denoisers.denoiser import Denoiser
 
 

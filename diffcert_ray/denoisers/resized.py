@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcert_ray.denoisers.checkpoint_file import CheckpointError
+from diffcert_ray.checkpoints.files import CheckpointError
 from diffcert_ray.denoisers.denoiser import Denoiser
 
 Resize = Literal["area", "bilinear", "bicubic"]

@@ -1,1 +1,1 @@
-"""The parts of the engine that casts votes: an item's votes, their lanes, rows, batches."""
+"""Evaluates items on a device: networks loaded once, full batches, equal bits."""

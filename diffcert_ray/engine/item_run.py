@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcert_ray.base_classifier import BaseClassifier
-from diffcert_ray.classifier import row_losses, to_model_image
+from diffcert_ray.denoisers.transfers import Coming, sent
 from diffcert_ray.engine.item_votes import OPEN, HandedBack, Unpacked, Votes
 from diffcert_ray.engine.lanes import Lanes, Rows
 from diffcert_ray.engine.row_queue import RowQueue
 from diffcert_ray.engine.watch import Watch, unwatched
-from diffcert_ray.noise import NoiseSource
-from diffcert_ray.transfers import Coming, sent
-from diffcert_ray.work import Item
+from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.diffusion_classifier import row_losses, to_model_image
+from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.votes.units import Item
 
 LANE_BYTES = 512 * 2**20  # what the losses of the votes under way may take
 CHUNK_BATCHES = 8  # between two decisions: more spread their cost, fewer keep votes fresh

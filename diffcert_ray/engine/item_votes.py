@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffcert_ray.work import (
+from diffcert_ray.votes.units import (
     ALL_CLASSES,
     STREAM_NAMES,
     Item,

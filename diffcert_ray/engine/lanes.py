@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffcert_ray.engine.item_votes import OPEN, HandedBack
-from diffcert_ray.sift import Sift
-from diffcert_ray.work import ALL_CLASSES, NOT_TARGET
+from diffcert_ray.method.sift import Sift
+from diffcert_ray.votes.units import ALL_CLASSES, NOT_TARGET
 
 DECIDE_BYTES = 32 * 2**20  # losses that one call of the sifting rule is given
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffcert_ray.certificates import BOUNDS, round_radius_down
-from diffcert_ray.config import PLAIN_BOUNDS
-from diffcert_ray.metrics import (
+from diffcert_ray.certificates.metrics import (
     abstention_rate,
     acr,
     best_sigma_per_radius,
     certified_accuracy,
 )
+from diffcert_ray.certificates.radius import BOUNDS, round_radius_down
+from diffcert_ray.config.loading import PLAIN_BOUNDS
 from diffcert_ray.report.series import Series
 from diffcert_ray.report.text_table import TextTable
 from diffcert_ray.report.unfinished import (

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffcert_ray.certificates import round_radius_down
-from diffcert_ray.noise_key import noise_key
+from diffcert_ray.certificates.radius import round_radius_down
+from diffcert_ray.method.noise_key import noise_key
 from diffcert_ray.report.series import Series
 from diffcert_ray.report.thumbnails import Sprites, make_sprites
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffcert_ray.metrics import certified_accuracy
+from diffcert_ray.certificates.metrics import certified_accuracy
 from diffcert_ray.report.charts import Axis, Line, even_axis
 from diffcert_ray.report.dataset_tables import RHO
 from diffcert_ray.report.published import PublishedRow

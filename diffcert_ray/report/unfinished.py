@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from diffcert_ray.metrics import certified_accuracy
+from diffcert_ray.certificates.metrics import certified_accuracy
 
 MARK = "INCOMPLETE"
 LOWER_BOUNDS = (

@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from diffcert_ray import certify, open_run
-from diffcert_ray.monitoring import COUNTERS, GAUGES
+from diffcert_ray.run.monitoring import COUNTERS, GAUGES
 from jobs import submit
 from tests.worlds import counts_of, settings, small_world
 

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from diffcert_ray.config import load_config
+from diffcert_ray.config.loading import load_config
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -8,11 +8,11 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from diffcert_ray.config import load_config
-from diffcert_ray.pool import LocalPool
-from diffcert_ray.ray_pool import RayPool
-from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import WorkerSpec, weights_of
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.pool.local import LocalPool
+from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.votes.units import Item, Part, Unit
 from tests.network_namespace import Link, linked_namespace, why_not
 from tests.scripted_workers import Run, Script, votes
 from tests.worlds import settings, small_world

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from diffcert_ray import certification, certify, open_run
+from diffcert_ray import certify, open_run
+from diffcert_ray.run import certify as certification
 from tests.forked_drivers import (
     POINTS,
     die_at,

@@ -12,11 +12,11 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from diffcert_ray.config import load_config
-from diffcert_ray.pool import LocalPool, PoolError
-from diffcert_ray.ray_pool import RayPool
-from diffcert_ray.work import Item, Part, Unit
-from diffcert_ray.worker import WorkerSpec, weights_of
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.pool.local import LocalPool, PoolError
+from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.votes.units import Item, Part, Unit
 from tests.scripted_workers import Run, Script, plain_items, votes
 from tests.worlds import settings, small_world
 

@@ -15,8 +15,10 @@ import pytest
 import ray
 import tomli_w
 
-from diffcert_ray import certification, certify, cli, open_run
-from diffcert_ray.work import Item, Result
+from diffcert_ray import certify, open_run
+from diffcert_ray.commands import main as cli
+from diffcert_ray.run import certify as certification
+from diffcert_ray.votes.units import Item, Result
 from tests.forked_drivers import note_evaluations, noted, small_items, votes_of
 from tests.worlds import counts_of, settings, small_world
 
@@ -119,7 +121,7 @@ def clean(world, tmp_path_factory):
 def book(tmp_path, monkeypatch) -> Path:
     """Where the workers note what they evaluate."""
     monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
-    monkeypatch.setattr("diffcert_ray.run.FIRST_ITEM_NFE", 0.0)  # put back, too
+    monkeypatch.setattr("diffcert_ray.run.loop.FIRST_ITEM_NFE", 0.0)  # put back, too
     small_items(200.0)
     note_evaluations(tmp_path / "evaluations")
     return tmp_path / "evaluations"

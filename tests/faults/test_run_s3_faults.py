@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcert_ray import certification, certify, cli, open_run
+from diffcert_ray import certify, open_run
+from diffcert_ray.commands import main as cli
+from diffcert_ray.run import certify as certification
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.store import RunStore

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffcert_ray import certification, certify, open_run
-from diffcert_ray.pool import LocalPool
+from diffcert_ray import certify, open_run
+from diffcert_ray.pool.local import LocalPool
+from diffcert_ray.run import certify as certification
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.create_only import StoreError

@@ -1,0 +1,1 @@
+"""Attacks on certificates: adversarial search inside the certified ball."""

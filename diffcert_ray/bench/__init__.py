@@ -1,1 +1,0 @@
-"""What `diffcert bench` measures: the bare network, the engine, its parts, memory, floors."""

@@ -1,0 +1,1 @@
+"""From counts or losses to certified radii, and from certificates to figures."""

@@ -1,0 +1,1 @@
+"""From files to networks, running no code of theirs."""

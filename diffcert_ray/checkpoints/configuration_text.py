@@ -1,0 +1,79 @@
+"""Configurations as JSON, in a checkpoint or beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError, explained
+from diffcert_ray.denoisers.configuration import EdmConfiguration
+
+METADATA_KEY = "diffcert"
+
+
+def read_json(path: Path, checkpoint: Path) -> dict[str, Any]:
+    """The JSON object that stands beside a checkpoint.
+
+    Args:
+        path: the JSON file.
+        checkpoint: to which it belongs, named in errors.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: no such file, or no JSON object.
+    """
+    try:
+        return parsed(path.read_text("utf-8"), checkpoint)
+    except FileNotFoundError:
+        raise no_configuration(checkpoint) from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"checkpoint {checkpoint}: {path.name}: {error}") from None
+
+
+def parsed(text: str, path: Path) -> dict[str, Any]:
+    """The JSON object in a text; CheckpointError, naming the checkpoint, if there is none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path}: its configuration is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"checkpoint {path}: its configuration is no JSON object")
+    return found
+
+
+def changed(path: Path, found: Any, config: Mapping[str, Any] | None) -> EdmConfiguration:
+    """A configuration found in a checkpoint, with some settings replaced.
+
+    Args:
+        path: the checkpoint, named in errors.
+        found: what its configuration says, not validated yet.
+        config: settings that take the place of those found.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        CheckpointError: it is not valid.
+    """
+    try:
+        if config and isinstance(found, dict):
+            found = found | dict(config)
+        return EdmConfiguration.model_validate(found)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"checkpoint {path}: its configuration is not valid: {explained(error)}"
+        ) from None
+
+
+def no_configuration(path: Path) -> CheckpointError:
+    """The error for a checkpoint that says nothing of its network."""
+    return CheckpointError(
+        f"checkpoint {path} has no configuration: neither under {METADATA_KEY!r} in its metadata "
+        f"nor in {path.with_suffix('.json').name} beside it; convert the checkpoint again"
+    )

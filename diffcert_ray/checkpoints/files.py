@@ -1,0 +1,257 @@
+"""Checkpoint files as such: where they are, their format, hash and configuration; needs no torch.
+
+Only a state dict (.pt) without a configuration beside it has to be opened with torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from diffcert_ray.checkpoints.cache import FOLDER_SUFFIXES, cached_content, local_copy
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.checkpoints.configuration_text import (
+    METADATA_KEY,
+    changed,
+    no_configuration,
+    parsed,
+    read_json,
+)
+from diffcert_ray.checkpoints.edm_pickle import read_edm_pickle
+from diffcert_ray.denoisers.configuration import EdmConfiguration
+from diffcert_ray.denoisers.diffusers_configuration import (
+    DiffusersConfiguration,
+    read_diffusers_configuration,
+)
+
+__all__ = [
+    "FORMAT",
+    "CheckpointError",
+    "checkpoint_format",
+    "checkpoint_path",
+    "checkpoint_sha256",
+    "read_configuration",
+    "read_metadata",
+    "sha256_of_path",
+    "shipped_models",
+]
+
+FORMAT = 1
+
+CheckpointFormat = Literal["safetensors", "EDM pickle", "state dict", "diffusers folder"]
+
+_ZIP = b"PK\x03\x04"
+_OLD_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote before 1.6
+_PICKLE_PROTOCOLS = (2, 3, 4, 5)
+
+
+def shipped_models() -> dict[str, Path]:
+    """The models that come with the package, by name."""
+    folder = Path(str(resources.files("diffcert_ray") / "models"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def checkpoint_path(
+    source: str | Path,
+    sha256: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Find a checkpoint, fetching it first if it is at a remote address.
+
+    Args:
+        source: name of a shipped model, such as "digits"; path of a file or folder; or an address
+            that fsspec knows, such as "s3://bucket/model.pkl".
+        sha256: what its hash is known to be; a copy that this machine has is then taken without
+            asking at the address.
+        storage_options: what fsspec's filesystem takes, for a remote address.
+
+    Returns:
+        The path of an existing local file or folder.
+
+    Raises:
+        CheckpointError: no such model, file or folder.
+    """
+    source = str(source)
+    shipped = shipped_models()
+    if source in shipped:
+        return shipped[source]
+    if source.startswith("file://"):
+        source = source.removeprefix("file://")
+    elif "://" in source:
+        known = cached_content(sha256) if sha256 else None
+        return known or local_copy(source, sha256_of_path, storage_options)
+    path = Path(source).expanduser()
+    if not path.exists():
+        near = difflib.get_close_matches(source, list(shipped), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise CheckpointError(
+            f"checkpoint {source!r} does not exist: {hint}give the path of a checkpoint, its "
+            f"address, or one of the shipped models: {', '.join(shipped) or 'none'}"
+        )
+    return path
+
+
+def checkpoint_format(path: Path) -> CheckpointFormat:
+    """The format of a checkpoint, by its first bytes and never by its name.
+
+    Args:
+        path: a local file or folder.
+
+    Returns:
+        One of "safetensors", "EDM pickle", "state dict" (torch.save) and "diffusers folder".
+
+    Raises:
+        CheckpointError: none of them.
+    """
+    if path.is_dir():
+        return "diffusers folder"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size - 8, 0):
+        return "safetensors"
+    if head.startswith((_ZIP, _OLD_TORCH)):
+        return "state dict"
+    if head[:1] == b"\x80" and head[1:2] and head[1] in _PICKLE_PROTOCOLS:
+        return "EDM pickle"
+    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or not a safetensors file: fetch it again"
+        )
+    raise CheckpointError(
+        f"checkpoint {path} begins with {head[:8]!r} and is in no known format: those read are "
+        "safetensors, EDM pickles (.pkl), state dicts (.pt of torch.save) and diffusers folders"
+    )
+
+
+def checkpoint_sha256(source: str | Path, storage_options: Mapping[str, Any] | None = None) -> str:
+    """The hash that identifies a checkpoint.
+
+    Args:
+        source: as `checkpoint_path`.
+        storage_options: what fsspec's filesystem takes, for a remote address.
+
+    Returns:
+        64 hex digits: the sha256 of the file itself or, where its configuration stands in a JSON
+        file beside it, of the two files one after the other (`cat NAME.pt NAME.json | sha256sum`).
+        Of a folder: `find . -name '*.json' -o -name '*.safetensors' | sort | xargs sha256sum |
+        sha256sum`, with names as "unet/config.json" and hidden ones left out.
+
+    Raises:
+        CheckpointError: nothing there, or in no known format.
+    """
+    return sha256_of_path(checkpoint_path(source, storage_options=storage_options))
+
+
+def sha256_of_path(path: Path) -> str:
+    """`checkpoint_sha256` of a local file or folder."""
+    kind = checkpoint_format(path)
+    if kind == "diffusers folder":
+        return _folder_sha256(path)
+    beside = path.with_suffix(".json")
+    with_json = (kind == "safetensors" and METADATA_KEY not in _metadata(path)) or (
+        kind == "state dict" and beside.is_file()
+    )
+    digest = hashlib.sha256()
+    for part in (path, beside) if with_json else (path,):
+        try:
+            _add_to(digest, part)
+        except FileNotFoundError:
+            raise no_configuration(path) from None
+    return digest.hexdigest()
+
+
+def _folder_sha256(folder: Path) -> str:
+    names = sorted(
+        found.relative_to(folder).as_posix()
+        for found in folder.rglob("*")
+        if found.suffix in FOLDER_SUFFIXES
+        and found.is_file()
+        and not any(part.startswith(".") for part in found.relative_to(folder).parts)
+    )
+    digest = hashlib.sha256()
+    for name in names:
+        one = hashlib.sha256()
+        _add_to(one, folder / name)
+        digest.update(f"{one.hexdigest()}  {name}\n".encode())
+    return digest.hexdigest()
+
+
+def _add_to(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+
+
+def read_metadata(source: str | Path) -> dict[str, Any]:
+    """What a safetensors checkpoint says of itself: "format", "configuration" and maybe "recipe".
+
+    Args:
+        source: as `checkpoint_path`.
+
+    Returns:
+        The JSON object kept in the file, or else in NAME.json beside it.
+
+    Raises:
+        CheckpointError: no such file, not safetensors, no configuration, or not format 1.
+    """
+    path = checkpoint_path(source)
+    text = _metadata(path).get(METADATA_KEY)
+    found = read_json(path.with_suffix(".json"), path) if text is None else parsed(text, path)
+    if "model_type" in found:  # the bare configuration, as beside a state dict
+        return {"format": FORMAT, "configuration": found}
+    if found.get("format") != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} has format {found.get('format')!r}: this version reads format "
+            f"{FORMAT}"
+        )
+    return found
+
+
+def read_configuration(
+    source: str | Path,
+    config: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> EdmConfiguration | DiffusersConfiguration:
+    """The network and preconditioning of a checkpoint, without its weights.
+
+    Args:
+        source: as `checkpoint_path`.
+        config: settings that replace or complete those found.
+        storage_options: what fsspec's filesystem takes, for a remote address.
+
+    Returns:
+        The validated configuration; both kinds have `image_shape`, `label_dim`, `noise_range` and
+        `unconditional`.
+
+    Raises:
+        CheckpointError: nothing there, in no known format, refused, or the configuration is missing
+            or not valid.
+    """
+    path = checkpoint_path(source, storage_options=storage_options)
+    kind = checkpoint_format(path)
+    if kind == "diffusers folder":
+        return read_diffusers_configuration(path, config)
+    if kind == "EDM pickle":
+        return changed(path, read_edm_pickle(path)[0].model_dump(exclude_unset=True), config)
+    if kind == "safetensors":
+        return changed(path, read_metadata(path).get("configuration"), config)
+    from diffcert_ray.checkpoints.state_dict import read_state_dict
+
+    return read_state_dict(path, config).configuration
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or not a safetensors file ({error}): fetch it again"
+        ) from None

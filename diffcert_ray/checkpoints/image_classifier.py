@@ -1,0 +1,295 @@
+"""The classifier of `classify` and `denoise-classify`: its file, its network, its logits.
+
+Shape letters: B images, C H W image, K classes. Pixel units: images in [0, 1] before noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diffcert_ray.checkpoints.cache import cached_content, local_copy
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.denoisers.compiled import compile_classifier
+
+Network = nn.Module
+"""What the Python API takes as a classifier: images [B, C, H, W] to logits [B, K]."""
+
+CONVNET = "digits-convnet"
+METADATA_KEY = "diffcert_ray_classifier"
+
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_INSIDE = ("state_dict", "model_state_dict", "model")
+_PREFIX = "module."  # what DataParallel puts before every name
+
+
+class ImageClassifier:
+    """Logits of images in pixel units, by a torch module in evaluation mode.
+
+    Args:
+        network: takes [B, C, H, W], returns logits [B, K]; it is copied.
+        mean: of each channel, pixel units, subtracted from the image; None: nothing is.
+        std: of each channel, pixel units, what the rest is divided by; None: nothing.
+        dtype: what the network computes in.
+        device: where it lives.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        self._dtype = _TYPES[dtype]
+        network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._network = network.to(device, self._dtype)
+        self._mean = _per_channel(mean, 0.0, device)
+        self._std = _per_channel(std, 1.0, device)
+
+    def keep_channels_last(self) -> None:
+        """Keep all channels of a pixel together in memory."""
+        self._network.to(memory_format=torch.channels_last)
+
+    def compile(self) -> None:
+        """Compile the network at its next call, which takes a minute or so."""
+        compile_classifier(self._network)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits [B, K], float32, of images [B, C, H, W] in pixel units."""
+        for given in (self._mean, self._std):
+            if len(given) not in (1, x.shape[1]):
+                raise ConfigError(
+                    f"{len(given)} numbers of mean or std for {x.shape[1]} channels: give one each"
+                )
+        seen = ((x - self._mean) / self._std).to(self._dtype)
+        found: Tensor = self._network(seen)
+        return found.float()
+
+
+def load_classifier(
+    config: Config,
+    num_classes: int,
+    image_shape: Sequence[int],
+    *,
+    network: nn.Module | None = None,
+    device: str = "cpu",
+    sha256: str | None = None,
+) -> ImageClassifier:
+    """Load the classifier of a configuration and evaluate it once, so that misfits are found.
+
+    Args:
+        config: its [classifier] names file, architecture and normalisation.
+        num_classes: K of the dataset.
+        image_shape: (C, H, W) of what the classifier will be shown.
+        network: an object in place of file and architecture.
+        device: where it is to live.
+        sha256: what the file's hash must be.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        CheckpointError: no such file, refused, another hash, or tensors that do not fit.
+        ConfigError: unknown architecture, or other images or classes than the dataset's.
+    """
+    about = config.classifier
+    if network is None:
+        options = config.execution.storage_options
+        path = classifier_path(needed_checkpoint(config), sha256, options)
+        found = _file_sha256(path)
+        if sha256 is not None and found != sha256.lower():
+            raise CheckpointError(
+                f"classifier {about.checkpoint!r} has sha256 {found}, not {sha256}: this machine "
+                "has another file than the driver; copy the driver's here"
+            )
+        network = _network(about.architecture, num_classes)
+        _fill(network, _tensors(path), f"classifier {path}", about.architecture, num_classes)
+    loaded = ImageClassifier(
+        network, mean=about.mean, std=about.std, dtype=config.numerics.dtype, device=device
+    )
+    _check_output(loaded, num_classes, image_shape, device)
+    return loaded
+
+
+def needed_checkpoint(config: Config) -> str:
+    """The file of the classifier.
+
+    Raises:
+        ConfigError: none is named.
+    """
+    if config.classifier.checkpoint is None:
+        shipped = ", ".join(shipped_classifiers()) or "none"
+        raise ConfigError(
+            f'method.name = "{config.method.name}" needs a classifier: set classifier.checkpoint '
+            f"(a .safetensors or .pt state dict; shipped: {shipped}) and "
+            "classifier.architecture, or give classifier= in Python"
+        )
+    return config.classifier.checkpoint
+
+
+def shipped_classifiers() -> dict[str, Path]:
+    """The classifiers that come with the package, by name."""
+    folder = Path(str(resources.files("diffcert_ray") / "models" / "classifiers"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def classifier_path(
+    source: str,
+    sha256: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Find a classifier's file, fetching it first if it is at a remote address.
+
+    Args:
+        source: name of a shipped classifier, path, or an address that fsspec knows.
+        sha256: what its hash is known to be; a copy that this machine has is then taken.
+        storage_options: what fsspec's filesystem takes, for a remote address.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    shipped = shipped_classifiers()
+    if source in shipped:
+        return shipped[source]
+    if "://" in source:
+        known = cached_content(sha256) if sha256 else None
+        return known or local_copy(source, _file_sha256, storage_options)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise CheckpointError(
+            f"classifier {source!r} is no file: give the path or address of a .safetensors or .pt "
+            f"state dict, or a shipped classifier: {', '.join(shipped) or 'none'}"
+        )
+    return path
+
+
+def classifier_sha256(source: str, storage_options: Mapping[str, Any] | None = None) -> str:
+    """The sha256 of a classifier's file (`sha256sum FILE`); arguments as `classifier_path`."""
+    return _file_sha256(classifier_path(source, storage_options=storage_options))
+
+
+def digits_convnet(num_classes: int = 10) -> nn.Module:
+    """The project's own small network for 8x8 grey images: 29,578 parameters for ten classes."""
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(1, 32, 5, padding=2)),
+        ("relu1", nn.ReLU()),
+        ("pool", nn.AvgPool2d(2)),
+        ("conv2", nn.Conv2d(32, 64, 3, padding=1)),
+        ("relu2", nn.ReLU()),
+        ("flat", nn.Flatten()),
+        ("head", nn.Linear(64 * 4 * 4, num_classes)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _network(architecture: str | None, num_classes: int) -> nn.Module:
+    from torchvision import models
+
+    if architecture == CONVNET:
+        return digits_convnet(num_classes)
+    known = models.list_models(module=models)
+    if architecture not in known:
+        raise ConfigError(
+            f"classifier.architecture is {architecture!r}: give {CONVNET!r} or a classification "
+            "network of torchvision.models, such as resnet50 (list_models() names them); an own "
+            "network comes through classifier= in Python"
+        )
+    made: nn.Module = models.get_model(architecture, weights=None, num_classes=num_classes)
+    return made
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file; nothing in it is run."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    try:
+        if head[8:9] == b"{":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"classifier {path} is damaged ({error}): fetch the file again"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - whatever torch's loader meets in a hostile file
+        raise CheckpointError(
+            f"classifier {path} is refused by torch's weights-only loader, and nothing in it was "
+            f"run ({type(error).__name__}); save a plain state dict, best as safetensors"
+        ) from None
+    for _ in range(2):
+        inside = [found[k] for k in _INSIDE if isinstance(found, Mapping) and k in found]
+        found = next((i for i in inside if isinstance(i, Mapping)), found)
+    if not isinstance(found, Mapping) or not found or not _all_tensors(found):
+        raise CheckpointError(
+            f"classifier {path} holds no plain state dict: save network.state_dict()"
+        )
+    if all(name.startswith(_PREFIX) for name in found):
+        return {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+    return dict(found)
+
+
+def _all_tensors(found: Mapping[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
+
+
+def _fill(
+    network: nn.Module, tensors: Mapping[str, Tensor], name: str, architecture: Any, classes: int
+) -> None:
+    """Load a state dict, or say which of its tensors do not fit."""
+    wanted = network.state_dict()
+    wrong = [
+        f"{k} is {tuple(tensors[k].shape) if k in tensors else 'missing'}, not {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k not in tensors or tensors[k].shape != v.shape
+    ] + [f"{k} is not in the architecture" for k in tensors if k not in wanted]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"{name} does not fit architecture {architecture!r} with {classes} classes: "
+            f"{'; '.join(wrong[:3])}{more}; name the architecture it was saved from, and a dataset "
+            "with its classes (dataset.label_map, dataset.num_classes)"
+        )
+    network.load_state_dict(dict(tensors))
+
+
+def _check_output(
+    classifier: ImageClassifier, num_classes: int, image_shape: Sequence[int], device: str
+) -> None:
+    shape = tuple(image_shape)
+    try:
+        with torch.inference_mode():
+            found = classifier(torch.zeros((1, *shape), device=device))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as err:
+        raise ConfigError(
+            f"the classifier cannot take images {shape} (channels, height, width): {err}; choose "
+            "a classifier made for them, and classifier.mean and std with one number a channel"
+        ) from None
+    if tuple(found.shape) != (1, num_classes):
+        raise ConfigError(
+            f"the classifier returns {tuple(found.shape)} for an image of {num_classes} classes, "
+            f"it must be (1, {num_classes}): choose a classifier of the dataset's classes, or say "
+            "with dataset.label_map and dataset.num_classes which of its classes they are"
+        )
+
+
+def _per_channel(values: Sequence[float] | None, default: float, device: str) -> Tensor:
+    given = torch.tensor([default] if values is None else list(values), dtype=torch.float32)
+    return given.reshape(-1, 1, 1).to(device)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,154 @@
+"""State dicts of torch.save (.pt), read by torch's weights-only loader and never otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcert_ray.checkpoints.adm_names import from_openai_names
+from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.checkpoints.configuration_text import changed, read_json
+from diffcert_ray.checkpoints.network_shape import edm_shape, openai_shape, published_as
+from diffcert_ray.denoisers.configuration import PREDICTIONS, EdmConfiguration
+
+_INSIDE = ("ema", "model_ema", "state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+_PARTS = ("enc.", "dec.", "map_", "out_norm.", "out_conv.")
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """What a state dict holds.
+
+    Attributes:
+        configuration: of its network.
+        tensors: by our names, as in "model.map_layer0.weight".
+        published: name of the published checkpoint that it was recognised as; None if it was not
+            recognised but described.
+    """
+
+    configuration: EdmConfiguration
+    tensors: dict[str, Tensor]
+    published: str | None
+
+
+def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> StateDict:
+    """Read a state dict of an EDM network, or of one of OpenAI's ADM networks.
+
+    The configuration is `config` or else NAME.json beside the file; what it leaves open is taken
+    from the tensors. With neither, the shape must be that of a published checkpoint.
+
+    Args:
+        path: the file.
+        config: settings of `EdmConfiguration`.
+
+    Returns:
+        Configuration and tensors; that they fit each other is not checked yet.
+
+    Raises:
+        CheckpointError: torch refuses the file, it holds no state dict, or its network is
+            not known.
+    """
+    tensors = _plain_names(_tensors(path))
+    openai = any(name.startswith("input_blocks.") for name in tensors)
+    beside = path.with_suffix(".json")
+    settings = dict(read_json(beside, path)) if beside.is_file() else {}
+    settings = {**settings.get("configuration", settings), **dict(config or {})}
+    try:
+        shape = openai_shape(tensors) if openai else edm_shape(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    name = None
+    if settings:
+        settings = _completed(path, shape, settings, openai=openai)
+    elif found := published_as(shape, openai=openai):
+        name, settings = found
+    else:
+        raise _unknown(path, shape)
+    configuration = changed(path, settings, None)
+    if openai:
+        tensors = from_openai_names(tensors, configuration)
+    return StateDict(configuration, tensors, name)
+
+
+def _completed(
+    path: Path, shape: Mapping[str, Any], settings: dict[str, Any], *, openai: bool
+) -> dict[str, Any]:
+    """The settings, with what they leave open taken from the tensors."""
+    if openai:
+        missing = [key for key in ("qkv_order", "img_resolution") if key not in settings]
+        if missing:
+            raise CheckpointError(
+                f"checkpoint {path} has OpenAI's names: its configuration must give {missing} "
+                "(img_resolution in pixels; qkv_order 'parts' if trained with "
+                "use_new_attention_order or by consistency_models, else 'head')"
+            )
+        inferred = {key: value for key, value in shape.items() if key != "attn_levels"}
+        levels = shape["attn_levels"]
+        if isinstance(settings["img_resolution"], int):
+            inferred["attn_resolutions"] = [settings["img_resolution"] >> i for i in levels]
+        return {"norm_groups": 32, **inferred, **settings}
+    return {**shape, **settings}
+
+
+def _unknown(path: Path, shape: Mapping[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} has no configuration and the shape of no published checkpoint: put a "
+        f"configuration into {path.with_suffix('.json').name} beside it, or give config=. Its "
+        f"tensors say {json.dumps(dict(shape))}; add what they cannot say, such as "
+        f"preconditioning (edm, vp, ve, {', '.join(PREDICTIONS)})"
+    )
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, or in the file's best-known place for it."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - whatever torch's loader meets in a hostile file
+        raise CheckpointError(
+            f"checkpoint {path} is refused by torch's weights-only loader, and nothing in it was "
+            f"run: {_reason(error)}; save a plain state dict, or fetch the file again"
+        ) from None
+    for _ in range(2):
+        inside = next((found[key] for key in _INSIDE if _is_mapping(found, key)), None)
+        found = found if inside is None else inside
+    if not isinstance(found, Mapping) or not found:
+        raise CheckpointError(f"checkpoint {path} holds a {type(found).__name__}, no state dict")
+    others = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
+    if others or not all(isinstance(key, str) for key in found):
+        raise CheckpointError(
+            f"checkpoint {path} is no plain state dict: {', '.join(others[:3])} are no tensors"
+        )
+    return dict(found)
+
+
+def _is_mapping(found: Any, key: str) -> bool:
+    return isinstance(found, Mapping) and isinstance(found.get(key), Mapping)
+
+
+def _reason(error: Exception) -> str:
+    """Torch's reason without its advice to load unsafely."""
+    text = str(error)
+    asked = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"Unsupported global: (\S+)", text)
+    if asked:
+        return f"it asks for {asked[1]!r}, which is not allowed"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    shown = [line for line in lines if "weights_only" not in line]
+    return (shown or [type(error).__name__])[-1][:200]
+
+
+def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without wrappers' prefixes; EDM networks without their preconditioning get "model."."""
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if all(name.startswith(_PARTS) for name in tensors):
+        return {f"model.{name}": tensor for name, tensor in tensors.items()}
+    return dict(tensors)

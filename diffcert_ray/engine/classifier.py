@@ -1,0 +1,198 @@
+"""Votes and predictions of single images, in this process."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.votes.units import Item, Part, Unit
+
+if TYPE_CHECKING:
+    from diffcert_ray.checkpoints.image_classifier import Network
+    from diffcert_ray.denoisers.denoiser import Denoiser
+    from diffcert_ray.engine.classifier_votes import DirectClassifier
+    from diffcert_ray.method.base_classifier import BaseClassifier
+
+PREDICT_VOTES = 4096  # votes that share batches when a batch of images is predicted
+
+
+class Classifier:
+    """A base classifier at one sigma, in this process.
+
+    Args:
+        denoiser: a Denoiser, or what ``load_denoiser`` takes; None for "classify".
+        sigma: smoothing noise, pixel units.
+        method: "apndc", "epndc", "apndc-posterior" or "dc"; or, with a classifier, "classify" or
+            "denoise-classify".
+        classifier: a torch module that takes images [B, C, H, W] in pixel units and returns logits
+            [B, K]; for "classify" and "denoise-classify" only.
+        settings: further configuration tables, as in a TOML file, e.g.
+            ``{"sift": {"rule": "full"}, "noise_levels": {"grid": "linear"}}``.
+        device: where the denoiser lives.
+
+    Raises:
+        ConfigError: the settings do not fit each other or the network.
+    """
+
+    def __init__(
+        self,
+        denoiser: "Denoiser | str | None",
+        *,
+        sigma: float,
+        method: str = "apndc",
+        classifier: "Network | None" = None,
+        settings: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        from diffcert_ray.checkpoints.load import load_denoiser
+
+        tables = dict(settings or {})
+        tables["method"] = {"name": method}
+        tables["votes"] = dict(tables.get("votes", {})) | {"sigmas": [sigma]}
+        self._config = load_config(tables)
+        network: Denoiser | None
+        if isinstance(denoiser, str):
+            options = self._config.execution.storage_options
+            settings = self._config.model.config
+            network = load_denoiser(denoiser, settings, device=device, storage_options=options)
+        else:
+            network = denoiser
+        self.sigma = sigma
+        self.nfe = 0
+        self._base = self._base_of(network, classifier, device)
+
+    def _base_of(
+        self, network: "Denoiser | None", classifier: "Network | None", device: str
+    ) -> "BaseClassifier | DirectClassifier":
+        from diffcert_ray.checkpoints.image_classifier import ImageClassifier
+        from diffcert_ray.engine.classifier_votes import DirectClassifier
+        from diffcert_ray.method.base_classifier import base_classifier
+
+        config, about = self._config, self._config.classifier
+        needs = {"classify": (False, True), "denoise-classify": (True, True)}
+        if (network is not None, classifier is not None) != needs.get(
+            config.method.name, (True, False)
+        ):
+            raise ConfigError(
+                f'method "{config.method.name}": "classify" takes a classifier, "denoise-classify" '
+                "a denoiser and a classifier, every other method a denoiser; pass None for the rest"
+            )
+        if classifier is None:
+            assert network is not None  # by the table above
+            return base_classifier(config, network, self.sigma, device=device)
+        wrapped = ImageClassifier(
+            classifier,
+            mean=about.mean,
+            std=about.std,
+            dtype=config.numerics.dtype,
+            device=device,
+        )
+        seed, batch = config.votes.seed, config.numerics.batch
+        return DirectClassifier(wrapped, network, self.sigma, seed, batch, device)
+
+    def votes(
+        self, image: np.ndarray, image_id: int, stream: str, start: int, stop: int
+    ) -> np.ndarray:
+        """Votes start:stop of one image: the class of each of its noisy copies.
+
+        Args:
+            image: float32 [C, H, W] in [0, 1].
+            image_id: what the noise is addressed by, >= 0.
+            stream: "select" or "estimate".
+            start: first vote index.
+            stop: one past the last.
+
+        Returns:
+            int64 [stop - start], class of each vote, -2 where unresolved. The same arguments always
+            give the same votes. ``self.nfe`` grows by the evaluations spent.
+        """
+        unit = Unit(self.sigma, image_id, stream, start, stop)
+        return self._cast({unit: np.asarray(image, np.float32)})
+
+    def _cast(self, images: Mapping[Unit, np.ndarray]) -> np.ndarray:
+        """All votes of some units, one after the other; images that share batches cost less."""
+        from diffcert_ray.engine.classifier_votes import DirectClassifier, evaluate_classifier_votes
+        from diffcert_ray.engine.votes import evaluate_votes
+
+        network = self._base.denoiser
+        for image in images.values():
+            if network is not None and image.shape != tuple(network.image_shape):
+                raise ConfigError(
+                    f"image has shape {image.shape}, the network takes {network.image_shape}"
+                )
+        parts = tuple(Part(unit, unit.start, unit.stop) for unit in images)
+        pixels = {unit.image_id: image for unit, image in images.items()}
+        item, base = Item(0, self.sigma, parts), self._base
+        if isinstance(base, DirectClassifier):
+            winners, nfe = evaluate_classifier_votes(base, item, pixels.__getitem__)
+        else:
+            winners, nfe = evaluate_votes(base, item, pixels.__getitem__)
+        self.nfe += nfe
+        return winners
+
+    def predict(
+        self, images: np.ndarray, image_ids: Sequence[int] = (), *, n: int = 100,
+        alpha: float = 0.001,
+    ) -> np.ndarray:  # fmt: skip
+        """The class that the smoothed classifier returns, or ABSTAIN; certifies no radius.
+
+        For each image, with probability at least 1 - alpha over the noise, this abstains or returns
+        the class of the smoothed classifier itself.
+
+        Args:
+            images: float32 [C, H, W], or a batch [B, C, H, W], in [0, 1].
+            image_ids: what the noise of each is addressed by, >= 0 and distinct; by default 0, 1,
+                ... B - 1.
+            n: votes for each image (of its estimation stream).
+            alpha: failure probability for each image, in (0, 1).
+
+        Returns:
+            int64 [] for one image, [B] for a batch: classes, -1 where it abstains. The same
+            arguments always give the same answer. ``self.nfe`` grows by the evaluations spent.
+
+        Raises:
+            ConfigError: images of another shape than the network's, or ids that do not fit them.
+            ValueError: alpha or n is out of range.
+
+        Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 3.2.1 (PREDICT).
+        """
+        from diffcert_ray.certificates.prediction import check_prediction, prediction
+
+        check_prediction(n, alpha)
+        images = np.asarray(images, np.float32)
+        batch = images.reshape(-1, *images.shape[-3:]) if images.ndim >= 3 else images
+        ids = [int(i) for i in image_ids] or list(range(len(batch)))
+        if len(ids) != len(batch) or len(set(ids)) < len(ids):
+            raise ConfigError(
+                f"{len(ids)} image_ids for {len(batch)} images: give each image an id of its own"
+            )
+        units = [Unit(self.sigma, i, "estimate", 0, n) for i in ids]
+        together = max(1, PREDICT_VOTES // n)
+        found: list[int] = []
+        for first in range(0, len(units), together):
+            chosen = slice(first, first + together)
+            votes = self._cast(dict(zip(units[chosen], batch[chosen], strict=True)))
+            found += [prediction(Counter(v.tolist()), alpha=alpha) for v in votes.reshape(-1, n)]
+        return np.array(found, np.int64).reshape(images.shape[:-3])
+
+    def logits(self, u: Any, draws: int = 1, seed: int = 0) -> Any:
+        """Scores f_y of clean inputs: minus the weighted denoising errors, larger is better.
+
+        With a classifier: its logits for a vote's input without noise; draws and seed play no part.
+
+        Args:
+            u: tensor [B, C, H, W] in model space [-1, 1] (2x - 1 for pixels x).
+            draws: noise draws for each level.
+            seed: of the noise, which all inputs and classes share.
+
+        Returns:
+            Tensor [B, K], differentiable with respect to u.
+        """
+        from diffcert_ray.engine.classifier_votes import DirectClassifier
+        from diffcert_ray.engine.votes import shared_noise_logits
+
+        if isinstance(self._base, DirectClassifier):
+            return self._base.logits(u)
+        return shared_noise_logits(self._base, u, draws, seed)

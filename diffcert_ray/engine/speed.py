@@ -1,0 +1,169 @@
+"""Which batch size a network is fastest at, within a limit of memory."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.engine.forward import Forward, seconds
+from diffcert_ray.engine.memory import activation_bytes, network_bytes
+
+ROUNDS = 3
+ROUND_S = 0.4
+CONTENDERS = 3  # batch sizes that are measured again
+NEARLY = 0.97  # of the best rate: the smallest batch that reaches it is chosen
+# Rows at an item's end that only fill batches, in batches; seen on digits:
+TAIL_BATCHES = 2.0  # 0.6 of 128 rows, 2.3 of 512
+SHORT_TAIL_BATCHES = 0.5  # 0.3 of 512, and the speed of short batches, where there are these
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What was found of one batch size.
+
+    Args:
+        batch: rows.
+        nfe_per_s: median of some rounds for the fastest, else of one; None where the batch does
+            not fit into memory.
+        peak_bytes: device memory at its peak, weights included; 0 where it is not known (CPU).
+    """
+
+    batch: int
+    nfe_per_s: float | None
+    peak_bytes: int = 0
+
+
+def batch_rates(
+    denoiser: Denoiser,
+    batches: Sequence[int],
+    device: str,
+    *,
+    memory_limit: int | None = None,
+    rounds: int = ROUNDS,
+    round_s: float = ROUND_S,
+    patience: int = 2,
+    on_rate: Callable[[Rate], None] = lambda rate: None,
+) -> list[Rate]:
+    """Evaluations per second at growing batch sizes, until they no longer gain or fit.
+
+    Args:
+        denoiser: on ``device``.
+        batches: sizes, ascending.
+        device: "cpu" or "cuda".
+        memory_limit: bytes that the peak may take, weights included; None for what there is.
+        rounds: in which the fastest few take turns; the median counts.
+        round_s: seconds of a round at least.
+        patience: sizes in a row below the best that end the search.
+        on_rate: called with each finding.
+
+    Returns:
+        One entry for each size that was tried. Out of memory is a finding, not an error.
+    """
+    found: list[Rate] = []
+    behind = 0
+    for batch in batches:
+        found.append(_rate(denoiser, batch, device, memory_limit, round_s))
+        on_rate(found[-1])
+        if found[-1].nfe_per_s is None:
+            break
+        behind = 0 if best_rate(found).batch == batch else behind + 1
+        if behind >= patience:
+            break
+    return _again(denoiser, device, found, rounds, round_s)
+
+
+def _again(
+    denoiser: Denoiser, device: str, found: list[Rate], rounds: int, round_s: float
+) -> list[Rate]:
+    """Measure the fastest few in turn, so that a slow moment of the machine hits all of them."""
+    fitting = sorted(found, key=lambda r: r.nfe_per_s or 0.0)[-CONTENDERS:]
+    forwards = [Forward(denoiser, r.batch, device) for r in fitting if r.nfe_per_s is not None]
+    rates: dict[int, list[float]] = {f.batch: [] for f in forwards}
+    for _ in range(rounds):
+        for forward in forwards:
+            rates[forward.batch].append(forward.rate(round_s))
+    medians = {batch: statistics.median(values) for batch, values in rates.items()}
+    return [replace(r, nfe_per_s=medians.get(r.batch, r.nfe_per_s)) for r in found]
+
+
+def best_rate(rates: Sequence[Rate]) -> Rate:
+    """The fastest.
+
+    Raises:
+        ValueError: none fits into memory.
+    """
+    fitting = [r for r in rates if r.nfe_per_s is not None]
+    if not fitting:
+        tried = ", ".join(str(r.batch) for r in rates)
+        raise ValueError(
+            f"no batch fits into memory (tried {tried}): give a larger execution.memory_limit, a "
+            "smaller network, or another device"
+        )
+    return max(fitting, key=lambda r: r.nfe_per_s or 0.0)
+
+
+def smallest_good_batch(rates: Sequence[Rate], item_s: float, *, short: bool) -> int:
+    """The smallest batch nearly as fast as the best, what an item's last batches lose included.
+
+    Args:
+        rates: of the network alone; at least one fits.
+        item_s: seconds of an item.
+        short: whether its last rows may go in short batches (on a CPU, eagerly).
+    """
+    tail = SHORT_TAIL_BATCHES if short else TAIL_BATCHES
+    useful = {
+        r.batch: r.nfe_per_s / (1.0 + tail * r.batch / (r.nfe_per_s * item_s))
+        for r in rates
+        if r.nfe_per_s is not None
+    }
+    enough = NEARLY * max(useful.values())
+    return min(batch for batch, rate in useful.items() if rate >= enough)
+
+
+def doubling(first: int, last: int) -> Iterator[int]:
+    """first, 2 first, 4 first, ... up to last."""
+    while first <= last:
+        yield first
+        first *= 2
+
+
+def _rate(
+    denoiser: Denoiser,
+    batch: int,
+    device: str,
+    memory_limit: int | None,
+    round_s: float,
+) -> Rate:
+    try:
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        elif memory_limit is not None and needed_bytes(denoiser, batch) > memory_limit:
+            return Rate(batch, None)
+        forward = Forward(denoiser, batch, device)
+        forward.evaluate()
+        seconds(device)  # an error of a GPU shows here
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        if memory_limit is not None and peak > memory_limit:
+            return Rate(batch, None, peak)
+        return Rate(batch, forward.rate(round_s), peak)
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return Rate(batch, None)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def needed_bytes(denoiser: Denoiser, batch: int) -> int:
+    """Weights and activations of a batch on a CPU, from the live tensors of a batch of two."""
+    return network_bytes(denoiser) + activation_bytes(denoiser, 2, "cpu") * batch // 2

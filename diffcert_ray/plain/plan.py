@@ -1,0 +1,123 @@
+"""What a configuration asks of the plain diffusion classifier: its noise levels and its draws."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.datasets import Dataset
+from diffcert_ray.method.noise_levels import noise_levels
+from diffcert_ray.plain.units import NO_SMOOTHING
+
+Array = NDArray[np.float64]
+
+LOWEST_LEVEL = 1e-4  # model space, where noise_levels.min is not given; as for the method dc
+
+
+@dataclass(frozen=True, eq=False)
+class PlainPlan:
+    """What is asked of every image of a run of plain certificates.
+
+    Args:
+        image_ids: int64 [N], images in the order in which they are worked on.
+        draws: M, noise draws of each image, fixed beforehand.
+        unit: draws in a unit.
+        alpha: failure probability of one certificate.
+        bound: "lipschitz" or "local".
+        s: float64 [T], noise levels, model space.
+        weights: float64 [T], weights of the levels' losses, summing to 1.
+        classes: K.
+        dimensions: D, pixels times channels.
+    """
+
+    image_ids: NDArray[np.int64]
+    draws: int
+    unit: int
+    alpha: float
+    bound: Literal["lipschitz", "local"]
+    s: Array
+    weights: Array
+    classes: int
+    dimensions: int
+
+    @property
+    def sigma_t(self) -> Array:
+        """The noise levels [T] in pixel units."""
+        return self.s / 2.0
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """(start, stop) of every unit of an image; the last may be shorter."""
+        return [(a, min(a + self.unit, self.draws)) for a in range(0, self.draws, self.unit)]
+
+    # What progress and the certificates table call these things in a run of votes.
+
+    @property
+    def sigmas(self) -> tuple[float]:
+        """No smoothing noise."""
+        return (NO_SMOOTHING,)
+
+    @property
+    def n(self) -> int:
+        """The draws that bound."""
+        return self.draws
+
+    @property
+    def n0(self) -> int:
+        """No draws only select: the class is chosen from those that bound it."""
+        return 0
+
+
+def plan_of_images(config: Config, data: Dataset) -> PlainPlan:
+    """The plan of a configuration for all chosen images of a dataset."""
+    return plain_plan(config, data.ids, data.num_classes, int(np.prod(data.image_shape)))
+
+
+def plain_plan(
+    config: Config, image_ids: NDArray[np.int64], classes: int, dimensions: int
+) -> PlainPlan:
+    """The plan of a configuration whose ``votes.bound`` is "lipschitz" or "local".
+
+    Args:
+        config: the configuration.
+        image_ids: int64 [N], the images.
+        classes: K.
+        dimensions: D.
+
+    Raises:
+        ConfigError: another bound, or an impossible grid of noise levels.
+    """
+    bound = config.votes.bound
+    if bound != "lipschitz" and bound != "local":
+        raise ConfigError(f'votes.bound = "{bound}" needs votes: set "lipschitz" or "local"')
+    s, weights = plain_levels(config)
+    return PlainPlan(
+        image_ids=image_ids,
+        draws=config.plain.draws,
+        unit=config.plain.unit,
+        alpha=config.votes.alpha,
+        bound=bound,
+        s=s,
+        weights=weights,
+        classes=classes,
+        dimensions=dimensions,
+    )
+
+
+def plain_levels(config: Config) -> tuple[Array, Array]:
+    """Noise levels float64 [T] in model space, and their weights [T] summing to 1.
+
+    Raises:
+        ConfigError: the grid is impossible.
+    """
+    grid = config.noise_levels
+    lowest = LOWEST_LEVEL if grid.min is None else grid.min
+    try:
+        levels = noise_levels(
+            grid.grid, grid.weights, grid.levels, s_lo=lowest, s_max=grid.max, method="dc"
+        )
+    except ValueError as error:
+        raise ConfigError(f"noise_levels: {error}") from None
+    return levels.s, levels.weights / levels.weights.sum()

@@ -1,0 +1,1 @@
+"""Who evaluates items: this process, or Ray's actors."""

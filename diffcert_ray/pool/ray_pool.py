@@ -1,0 +1,556 @@
+"""Workers as Ray actors on any number of nodes that come and go: start, feed, drain, replace, grow.
+
+Ray restarts and retries nothing here: this driver replaces a lost actor and puts back what it had.
+(With Ray's own retries, calls were seen to hang on dead actors of preempted nodes.)
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+if "ray" not in sys.modules:  # Ray reads it while it is imported, and never again
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # calls of a lost actor are dropped
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Counter as RayCounter
+from ray.util.metrics import Gauge as RayGauge
+
+from diffcert_ray.pool.dispatch import Deadline, Dispatch
+from diffcert_ray.pool.local import PoolError, PoolState
+from diffcert_ray.pool.starts import Starts, fitting, missing
+from diffcert_ray.votes.units import Item, Result
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 100 * 2**20  # only arguments and results above 100 kB go through it
+TICK_S = 0.5  # how often deadlines and starts are looked at
+LOOK_AT_CLUSTER_S = 2.0
+CONNECT_S = 5.0
+
+
+class LoadedWorker(Protocol):
+    """What a spec loads, such as ``diffcert_ray.engine.worker.Worker``."""
+
+    numerics: str
+    compiled: str
+
+    def evaluate(self, item: Item) -> Result:
+        """Evaluate one item."""
+        ...
+
+
+class Loads(Protocol):
+    """What is sent to the actors, such as ``diffcert_ray.engine.worker.WorkerSpec``."""
+
+    device: str
+
+    def load(self, name: str) -> LoadedWorker:
+        """Load networks and images in the process of the caller."""
+        ...
+
+
+class _RemoteWorker:
+    """The process of one worker. Its constructor is empty: waiting and constructing look alike."""
+
+    def __init__(self) -> None:
+        self._worker: LoadedWorker | None = None
+
+    def place(self) -> tuple[str, str]:
+        """Node id and address; the answer says that the actor has a place."""
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return ray.get_runtime_context().get_node_id(), address
+
+    def load(self, spec: Loads, name: str) -> tuple[str, str, float]:
+        """Load; returns the numerics kind, how it was compiled, and the seconds this took."""
+        began = time.monotonic()
+        self._worker = worker = spec.load(name)
+        return worker.numerics, worker.compiled, time.monotonic() - began
+
+    def evaluate(self, item: Item) -> Result:
+        """Evaluate one item."""
+        if self._worker is None:
+            raise RuntimeError("evaluate was called before load")
+        return self._worker.evaluate(item)
+
+
+@dataclass
+class _Actor:
+    """What the driver knows of an actor; ``phase`` is "placing", "loading" or "live"."""
+
+    name: str
+    handle: Any
+    phase: str = "placing"
+    node: str = ""
+    address: str = ""
+    since: float = 0.0
+    draining: bool = False
+    refs: set[Any] = field(default_factory=set)
+
+
+class RayPool:
+    """A pool whose workers are Ray actors, one for each GPU or CPU core unless told otherwise.
+
+    Args:
+        spec: what each worker loads.
+        actors: how many; None is one for each GPU (``spec.device == "cuda"``) or CPU core of the
+            cluster, and more when nodes join.
+        address: "auto" or host:port of a cluster; None starts Ray on this machine for this pool,
+            unless this process is connected to Ray already.
+        gpus_per_actor: GPUs of each actor, > 0; with fractions, actors share one.
+        start_timeout_s: how long loading may take once an actor has a place, seconds.
+        stall_timeout_s: how long to wait while there is no worker at all, seconds.
+        deadline: how long one call may take.
+        clock: seconds, monotonic.
+
+    Raises:
+        PoolError: the cluster cannot be joined.
+    """
+
+    def __init__(
+        self,
+        spec: Loads,
+        *,
+        actors: int | None = None,
+        address: str | None = None,
+        gpus_per_actor: float = 1.0,
+        start_timeout_s: float = 600.0,
+        stall_timeout_s: float = 1800.0,
+        deadline: Deadline | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._resources = {"CPU": 1.0}
+        if spec.device == "cuda":
+            self._resources["GPU"] = gpus_per_actor
+        self._start_timeout_s = start_timeout_s
+        self._stall_timeout_s = stall_timeout_s
+        self._clock = clock
+        self._dispatch = Dispatch(deadline=deadline)
+        self._starts = Starts()
+        self._actors: dict[str, _Actor] = {}
+        self._calls: dict[Any, tuple[_Actor, int | None]] = {}
+        self._given_up: list[Item] = []
+        self._fatal: PoolError | None = None
+        self._nodes: dict[str, dict[str, Any]] = {}
+        self._free: dict[str, float] = {}
+        self._draining: frozenset[str] = frozenset()
+        self._asked, self._target, self._named = actors, actors or 1, 0
+        self._progress_at = clock()
+        self._connected_here = _connect(address, actors)
+        try:
+            self._spec = ray.put(spec)
+            self._look_at_cluster()
+            self._start_actors()
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- what a run calls ------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more items it wants now."""
+        return self._dispatch.room()
+
+    def submit(self, item: Item) -> None:
+        """Take an item."""
+        self._dispatch.submit(item)
+        self._feed()
+
+    def collect(self, timeout_s: float) -> list[Result]:
+        """Results that are there, after waiting at most ``timeout_s`` for the first.
+
+        Returns early, and empty, when a worker has become live or an item was given up.
+
+        Raises:
+            PoolError: workers do not start, there has been none for ``stall_timeout_s``, or every
+                item fails.
+        """
+        until = time.monotonic() + timeout_s
+        live = self._dispatch.live
+        while True:
+            left = until - time.monotonic()
+            # Answers before deadlines: a driver that was busy for long must not kill for it.
+            results = self._take_ready(max(0.0, min(left, TICK_S)))
+            self._tend()
+            if self._fatal is not None and not results:
+                raise self._fatal
+            news = results or self._given_up or self._dispatch.live > live
+            if news or left <= TICK_S or not self._dispatch.outstanding:
+                return results
+
+    def given_up(self) -> list[Item]:
+        """Items quarantined since the last call."""
+        given_up, self._given_up = self._given_up, []
+        return given_up
+
+    def state(self) -> PoolState:
+        """What the pool is doing."""
+        pending = sum(a.phase != "live" for a in self._actors.values())
+        note = self._waits_for() if pending else ""
+        draining = len(self._draining & self._nodes.keys())
+        return PoolState(self._dispatch.live, pending, self._dispatch.requeued, note, draining)
+
+    def close(self) -> None:
+        """Stop the actors, and Ray if this pool started or joined it."""
+        if ray.is_initialized():
+            for actor in list(self._actors.values()):
+                self._remove(actor)
+        if self._connected_here:
+            self._connected_here = False
+            ray.shutdown()
+
+    # ---- actors come and go ----------------------------------------------------------------------
+
+    def _start_actors(self) -> None:
+        options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
+        if "GPU" in self._resources:
+            options["num_gpus"] = self._resources["GPU"]
+        if self._starts.left_out:
+            nodes = ",".join(sorted(self._starts.left_out))
+            options["label_selector"] = {"ray.io/node-id": f"!in({nodes})"}
+        remote_class: Any = ray.remote(**options)(_RemoteWorker)
+        for _ in range(self._target - sum(not a.draining for a in self._actors.values())):
+            self._named += 1
+            handle = remote_class.remote()
+            actor = _Actor(f"actor-{self._named}", handle)
+            self._actors[actor.name] = actor
+            self._call(actor, handle.place.remote())
+
+    def _call(self, actor: _Actor, ref: Any, item_id: int | None = None) -> None:
+        actor.refs.add(ref)
+        self._calls[ref] = (actor, item_id)
+
+    def _remove(self, actor: _Actor) -> None:
+        """Forget an actor and end its process, which may be alive though Ray says that it died."""
+        self._actors.pop(actor.name, None)
+        for ref in actor.refs:
+            self._calls.pop(ref, None)
+        ray.kill(actor.handle)
+
+    def _lose(self, actor: _Actor, error: str, *, blame: bool) -> None:
+        self._remove(actor)
+        lost = self._dispatch.lose_worker(actor.name, error, blame=blame)
+        logger.warning("lost %s requeued=%d error=%r", _where(actor), len(lost), _brief(error))
+
+    def _start_failed(self, actor: _Actor, error: BaseException) -> None:
+        self._remove(actor)
+        logger.warning("start failed %s error=%r", _where(actor), _brief(str(error)))
+        if actor.node and actor.node not in _alive_nodes():
+            return
+        reason = self._starts.failed(actor.node, error, others=self._others(actor.node))
+        if reason is not None:
+            where = f" on node {actor.address} ({actor.node[:8]})" if actor.node else ""
+            self._fatal = PoolError(
+                f"no worker can start{where}: {_brief(reason)}. Every node needs the packages and "
+                "files of the driver, under the same paths: put them there, or correct the "
+                "configuration"
+            )
+        elif actor.node in self._starts.left_out:
+            logger.error("left out node %s reason=%r", _where(actor), _brief(str(error)))
+            self._target = self._asked or 1
+            self._look_at_cluster()
+
+    def _others(self, node: str) -> int:
+        """Workers that take items, or may yet start on another node."""
+        elsewhere = self._nodes.keys() - self._starts.left_out.keys() - {node}
+        places = any(fitting(self._nodes[i]["Resources"], self._resources) for i in elsewhere)
+        return sum(
+            a.phase == "live" or a.node in elsewhere or (a.phase == "placing" and places)
+            for a in self._actors.values()
+        )
+
+    # ---- every tick ------------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        now = self._clock()
+        if now - self._looked_at >= LOOK_AT_CLUSTER_S:
+            self._look_at_cluster()
+        self._enforce_limits(now)
+        for item, error in self._dispatch.take_given_up():
+            logger.error("given up item=%d error=%r", item.item_id, _brief(error))
+            self._given_up.append(item)
+            if self._dispatch.hopeless:
+                self._fatal = PoolError(f"every item fails, on every try; the last error: {error}")
+        if self._fatal is None:
+            self._start_actors()
+            self._feed()
+        if any(a.phase != "placing" for a in self._actors.values()):
+            self._progress_at = now
+        elif now - self._progress_at > self._stall_timeout_s:
+            waited = now - self._progress_at
+            self._fatal = PoolError(f"no worker for {waited:.0f} s: {self._waits_for()}")
+
+    def _enforce_limits(self, now: float) -> None:
+        if overdue := self._dispatch.overdue(now):
+            limit = self._dispatch.limit_s
+            for name in overdue:
+                self._lose(self._actors[name], f"no answer in {limit:.0f} s", blame=True)
+            self._dispatch.lengthen_limit()
+        for actor in list(self._actors.values()):
+            if actor.phase == "loading" and now - actor.since > self._start_timeout_s:
+                limit = self._start_timeout_s
+                self._start_failed(actor, TimeoutError(f"loading took more than {limit:.0f} s"))
+            elif actor.draining and self._dispatch.idle(actor.name):
+                self._lose(actor, "its node drains", blame=False)
+
+    def _look_at_cluster(self) -> None:
+        self._looked_at = self._clock()
+        self._nodes = _alive_nodes()
+        self._free = ray.available_resources()  # type: ignore[no-untyped-call]
+        self._draining = _draining_nodes()
+        for actor in self._actors.values():
+            if actor.node in self._draining and not actor.draining and actor.phase == "live":
+                actor.draining = True
+                self._dispatch.stop_feeding(actor.name)
+                logger.info("not fed any more: its node drains %s", _where(actor))
+        if self._asked is None:
+            usable = [n for i, n in self._nodes.items() if i not in self._starts.left_out]
+            places = sum(fitting(n["Resources"], self._resources) for n in usable)
+            self._target = max(self._target, places)
+
+    def _feed(self) -> None:
+        while (pair := self._dispatch.next_call(self._clock())) is not None:
+            name, item = pair
+            actor = self._actors[name]
+            self._call(actor, actor.handle.evaluate.remote(item), item.item_id)
+
+    def _waits_for(self) -> str:
+        phases = Counter(a.phase for a in self._actors.values())
+        parts = []
+        if phases["loading"]:
+            parts.append(f"{phases['loading']} of {self._target} workers are loading")
+        if phases["placing"]:
+            nodes = [n["Resources"] for n in self._nodes.values()]
+            parts.append(missing(phases["placing"], self._resources, nodes, self._free))
+        for node, why in self._starts.left_out.items():
+            parts.append(f"node {node[:8]} is left out ({_brief(why)})")
+        return "; ".join(parts)
+
+    # ---- answers ---------------------------------------------------------------------------------
+
+    def _take_ready(self, timeout_s: float) -> list[Result]:
+        refs = list(self._calls)
+        if not refs:
+            time.sleep(timeout_s if self._dispatch.outstanding else 0.0)
+            return []
+        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        answers = [(ref, _answer(ref)) for ref in ready]
+        results: list[Result] = []
+        # Values first: of an actor that has died since, only what it did not finish is lost.
+        for ref, answer in sorted(answers, key=lambda pair: isinstance(pair[1], BaseException)):
+            if ref not in self._calls:  # of an actor that was removed just now
+                continue
+            actor, item_id = self._calls.pop(ref)
+            actor.refs.discard(ref)
+            if item_id is None:
+                self._take_start(actor, answer)
+            elif isinstance(answer, BaseException):
+                self._take_failure(actor, item_id, answer)
+            elif self._dispatch.finish(actor.name, item_id, self._clock()):
+                results.append(answer)
+        return results
+
+    def _take_start(self, actor: _Actor, answer: Any) -> None:
+        if isinstance(answer, BaseException):
+            self._start_failed(actor, answer)
+        elif actor.phase == "placing":
+            actor.node, actor.address = answer
+            if actor.node in self._starts.left_out:  # it was asked for before
+                self._remove(actor)
+                return
+            actor.phase, actor.since = "loading", self._clock()
+            self._call(actor, actor.handle.load.remote(self._spec, actor.name))
+        else:
+            actor.phase = "live"
+            self._starts.succeeded(actor.node)
+            self._dispatch.add_worker(actor.name)
+            numerics, compiled, seconds = answer
+            loaded = f"numerics={numerics} compiled={compiled!r} load_s={seconds:.1f}"
+            logger.info("live %s %s", _where(actor), loaded)
+
+    def _take_failure(self, actor: _Actor, item_id: int, error: BaseException) -> None:
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            blame = actor.node in _alive_nodes() and actor.node not in self._draining
+            self._lose(actor, str(error), blame=blame)
+        elif self._dispatch.fail(actor.name, item_id, error, self._clock()):
+            self._lose(actor, f"{type(error).__name__}: {error}", blame=False)
+
+
+def calibrate_on_worker(
+    work: Callable[[], Any],
+    *,
+    address: str | None,
+    gpus: float,
+    limit_s: float,
+) -> Any:
+    """Calibrate where a worker may be: on one CPU core, with a worker's share of a GPU.
+
+    Args:
+        work: the calibration, of what every node can import.
+        address: as for ``RayPool``.
+        gpus: GPUs that the call needs, >= 0.
+        limit_s: seconds that waiting for a place and the call may take.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        PoolError: the cluster cannot be joined, or there was no answer in time.
+        Exception: what it raised.
+    """
+    connected_here = _connect(address, None)
+    try:
+        remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_call)
+        return ray.get(remote.remote(work), timeout=limit_s)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    except RayError as error:
+        raise PoolError(
+            f"calibration got no answer from a worker in {limit_s:.0f} s ({_brief(str(error))}): "
+            'add nodes with free resources, or set execution.calibrate = "never"'
+        ) from None
+    finally:
+        if connected_here:
+            ray.shutdown()
+
+
+def _call(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+class RayRecorder:
+    """Numbers exported by Ray's agent on the driver's node, as ``ray_NAME`` (counters: ``_total``).
+
+    Args:
+        run: the run's name, the only tag; Ray adds node, session and process.
+        counters: descriptions by name.
+        gauges: descriptions by name.
+    """
+
+    def __init__(self, run: str, counters: Mapping[str, str], gauges: Mapping[str, str]) -> None:
+        tag, keys = {"run": run}, ("run",)
+        self._counters = {n: RayCounter(n, d, keys) for n, d in counters.items()}
+        self._gauges = {n: RayGauge(n, d, keys) for n, d in gauges.items()}
+        for metric in (*self._counters.values(), *self._gauges.values()):
+            metric.set_default_tags(tag)
+
+    def add(self, name: str, amount: float) -> None:
+        """Let a counter grow by ``amount`` > 0."""
+        self._counters[name].inc(amount)
+
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge."""
+        self._gauges[name].set(value)
+
+
+def _connect(address: str | None, actors: int | None) -> bool:
+    """Connect to Ray; returns whether the connection is the pool's to end."""
+    if address is not None and address.startswith("ray://"):
+        raise PoolError(
+            f"address {address!r} is Ray's client protocol, which loses a run with its connection: "
+            'submit a job (ray job submit), or run on the head node with address "auto"'
+        )
+    if ray.is_initialized():
+        return False
+    _log_what_ray_prints()
+    if address is None:
+        with _own_sigterm():
+            ray.init(
+                address="local",  # never one that happens to run here, or lingers after a kill
+                num_cpus=actors,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        return True
+    remedy = "see that it runs (ray status), with the version of Ray, the RAY_AUTH_MODE and the "
+    remedy += "token that are used here"
+    try:
+        if _check_listening(address):
+            remedy = "something answers there: the token (RAY_AUTH_TOKEN, or ~/.ray/auth_token), "
+            remedy += "RAY_AUTH_MODE or the version of Ray is not the one that is used here"
+        with _own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise PoolError(
+            f"no Ray cluster at {address!r} can be joined: {error}; {remedy}"
+        ) from error
+    return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the caller's SIGTERM handler back: Ray's own aborts the process, nothing is stored."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _check_listening(address: str) -> bool:
+    """Fail within seconds where Ray would retry for minutes, and then end the process.
+
+    Returns:
+        Whether somebody listens; False where the address names no port ("auto").
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdigit()):
+        return False
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    return True
+
+
+def _log_what_ray_prints() -> None:
+    """Ray prints messages of its raylets on stdout, where results go: send them to the log."""
+
+    def log_lines(data: Any, ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            logger.info("ray says %r", _brief(line))
+
+    ray._private.worker.print_to_stdstream = log_lines
+
+
+def _answer(ref: Any) -> Any:
+    """What a finished call returned, or the exception that it raised."""
+    try:
+        return ray.get(ref, timeout=1.0)
+    except RayTaskError as error:
+        return error.cause if isinstance(error.cause, Exception) else error
+    except RayError as error:
+        return error
+
+
+def _alive_nodes() -> dict[str, dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {n["NodeID"]: n for n in nodes if n["Alive"]}
+
+
+def _draining_nodes() -> frozenset[str]:
+    """Nodes that will go soon; the name is private to Ray, without it they are fed until then."""
+    try:
+        return frozenset(ray._private.state.state.get_draining_nodes())
+    except (AttributeError, TypeError):
+        return frozenset()
+
+
+def _where(actor: _Actor) -> str:
+    return f"actor={actor.name} address={actor.address} node={actor.node[:8]}"
+
+
+def _brief(text: str) -> str:
+    """First and last line: Ray puts a whole traceback into a message."""
+    lines = [line.strip() for line in text.strip().split("\n") if line.strip()]
+    return " ... ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))

@@ -1,0 +1,157 @@
+"""The report of finished certificates: tables, curves and one HTML page, as the bytes of files."""
+
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+import pandas as pd
+
+from diffcert_ray.certificates.metrics import certified_accuracy, p_low_distribution
+from diffcert_ray.report.curve import curve_pictures
+from diffcert_ray.report.dataset_tables import (
+    RHO,
+    comparison_text,
+    dataset_tables,
+    guarantee,
+    wrong_text,
+)
+from diffcert_ray.report.gallery import Pictures, make_gallery
+from diffcert_ray.report.lines import accuracy_lines
+from diffcert_ray.report.page import render_page
+from diffcert_ray.report.published import PublishedRow, published_rows, published_text
+from diffcert_ray.report.series import Series, unfinished_lines
+from diffcert_ray.report.text_table import TextTable, latex, markdown, without_repeats
+
+__all__ = [
+    "Pictures",
+    "PublishedRow",
+    "Series",
+    "guarantees",
+    "published_rows",
+    "report_files",
+    "report_page",
+    "report_tables",
+    "unfinished_lines",
+]
+
+
+def report_tables(
+    series: Sequence[Series], published: Sequence[PublishedRow] = ()
+) -> list[TextTable]:
+    """Every table of a report, in order.
+
+    Args:
+        series: certificates, at least one, with distinct names.
+        published: rows to compare with.
+
+    Returns:
+        The figures of each series; with several, a comparison of all; published rows.
+
+    Raises:
+        ValueError: a series has rows that must not be compared with each other.
+    """
+    found = [
+        t
+        for one in series
+        for t in dataset_tables(one.certificates, one.radii, one.title, one.asked)
+    ]
+    if len(series) > 1:
+        found.append(comparison_text(series, sorted({r for one in series for r in one.radii})))
+    if published:
+        found.append(published_text(published))
+    return without_repeats(found)
+
+
+def report_files(
+    series: Sequence[Series],
+    published: Sequence[PublishedRow] = (),
+    pictures: Pictures | None = None,
+) -> dict[str, bytes]:
+    """The report: name -> bytes of each file.
+
+    Args:
+        series: certificates, at least one, with distinct names.
+        published: rows to compare with.
+        pictures: of the gallery.
+
+    Returns:
+        index.html (which needs no other file), table.md and table.tex (all tables), table.csv
+        (certified accuracies), p_low.csv (its whole distribution, bounds from votes only),
+        curve.png and curve.svg. The same certificates give the same bytes. Of a run that is not
+        finished each says so; in the .csv files n_missing is above 0.
+
+    Raises:
+        ValueError: a series has rows that must not be compared with each other.
+    """
+    title = ", ".join(one.name for one in series)
+    lacking = unfinished_lines(series)
+    tables = report_tables(series, published)
+    lines, radii = accuracy_lines(series, published)
+    files = {
+        "index.html": report_page(series, published, pictures),
+        "table.md": _markdown(title, tables, series).encode(),
+        "table.tex": "\n".join(
+            [*(f"% {line}\n" for line in lacking), *map(latex, tables)]
+        ).encode(),
+        "table.csv": _csv(series, _accuracies),
+        **curve_pictures(lines, radii, "\n".join([title, *lacking])),
+    }
+    votes = [one for one in series if one.certificates["p_low"].notna().all()]
+    if votes:
+        files["p_low.csv"] = _csv(
+            votes, lambda s: p_low_distribution(s.certificates, asked=s.asked)
+        )
+    return files
+
+
+def report_page(
+    series: Sequence[Series],
+    published: Sequence[PublishedRow] = (),
+    pictures: Pictures | None = None,
+) -> bytes:
+    """The page alone, index.html of ``report_files``.
+
+    Args:
+        series: certificates, at least one, with distinct names.
+        published: rows to compare with.
+        pictures: of the gallery.
+
+    Raises:
+        ValueError: a series has rows that must not be compared with each other.
+    """
+    gallery = make_gallery(series, pictures or Pictures())
+    return render_page(
+        series, published, gallery, version=metadata.version("diffcert_ray")
+    ).encode()
+
+
+def guarantees(series: Sequence[Series]) -> list[str]:
+    """What the certificates of some series say, each sentence once.
+
+    Args:
+        series: certificates.
+    """
+    return list(dict.fromkeys(guarantee(one.bound) for one in series))
+
+
+def _accuracies(one: Series) -> pd.DataFrame:
+    return certified_accuracy(one.certificates, one.radii, rho=RHO, asked=one.asked)
+
+
+def _csv(series: Sequence[Series], table: Callable[[Series], pd.DataFrame]) -> bytes:
+    """One table of all series; the last column names the series."""
+    found = pd.concat([table(one).assign(series=one.name) for one in series], ignore_index=True)
+    return found.to_csv(index=False).encode()
+
+
+def _markdown(title: str, tables: Sequence[TextTable], series: Sequence[Series]) -> str:
+    parts = [f"# {title}\n", *(f"**{line}**\n" for line in unfinished_lines(series))]
+    parts += map(markdown, tables)
+    parts += [f"{sentence}\n" for sentence in guarantees(series)]
+    for one in series:
+        parts += [f"{note}\n" for note in one.notes]
+        parts.append(markdown(wrong_text(one)))
+        parts.append(f"## How {one.name} was made\n")
+        if one.command:
+            parts.append(f"    {one.command}\n")
+        parts.append("".join(f"- {what}: {value}\n" for what, value in one.facts))
+    return "\n".join(parts)

@@ -1,0 +1,277 @@
+"""From stored runs and logs to reports: what a series and its pictures are made from."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fsspec
+import pandas as pd
+import tomli_w
+
+from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.datasets import load_dataset
+from diffcert_ray.plain.plan import plan_of_images
+from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, write_cohen_log
+from diffcert_ray.report.files import Pictures, Series
+from diffcert_ray.report.series import distinct_names, series_of_log
+from diffcert_ray.report.unfinished import unfinished, unfinished_line
+from diffcert_ray.run.loss_rows import estimates
+from diffcert_ray.run.stored import Run, open_run
+from diffcert_ray.run.stored_losses import read_losses
+from diffcert_ray.run.verification import check_certifiable
+from diffcert_ray.storage.location import Location
+
+LOG_ENDINGS = (".tsv", ".txt", ".log")
+UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a report is about.
+
+    Args:
+        series: of all runs and logs, with distinct names.
+        runs: the runs among them.
+    """
+
+    series: tuple[Series, ...]
+    runs: tuple[Run, ...]
+
+
+def open_sources(
+    addresses: Sequence[str],
+    *,
+    log_sigma: float | None = None,
+    log_alpha: float = DEFAULT_ALPHA,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Sources:
+    """Open runs and logs to report on.
+
+    Args:
+        addresses: run folders or prefixes, and logs (.tsv, .txt, .log, or a path with a sigma_ or
+            noise_ name that is a file).
+        log_sigma: smoothing noise of the logs, pixel units, where their names do not tell.
+        log_alpha: failure probability of each of their certificates.
+        storage_options: what fsspec's filesystem takes, for the addresses that are not local.
+
+    Returns:
+        The series of each, in order; a run with certificates by several bounds has one for each.
+
+    Raises:
+        StoreError: there is no run, or it cannot be read.
+        ConfigError: a run has no certificates yet, or some that their bound does not hold for.
+        LogError: a file is no log.
+    """
+    series: list[Series] = []
+    runs: list[Run] = []
+    for address in addresses:
+        if _is_log(address):
+            text = _read_text(address, storage_options)
+            series.append(series_of_log(address, text, sigma=log_sigma, alpha=log_alpha))
+            continue
+        runs.append(open_run(address, storage_options))
+        series += series_of_run(runs[-1])
+    return Sources(tuple(distinct_names(series)), tuple(runs))
+
+
+def series_of_run(run: Run) -> list[Series]:
+    """A stored run as one series for each bound, the one asked for first.
+
+    Args:
+        run: an opened run.
+
+    Raises:
+        ConfigError: it has no certificates yet, or some that their bound does not hold for.
+    """
+    certificates, config, all_asked = run.certificates(), run.config, run.asked()
+    if certificates.empty:
+        raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
+    check_certifiable(run, certificates)
+    asked = config.votes.bound
+    bounds = sorted(certificates["bound"].unique(), key=lambda bound: (bound != asked, bound))
+    one = Series(
+        name=config.name,
+        title="",
+        certificates=certificates,
+        radii=tuple(sorted(config.votes.radii)),
+        dataset=config.dataset.name,
+        facts=(*_identity(run), *_costs(run, certificates, sum(all_asked.values()))),
+        command=shlex.join(["diffcert", "certify", f"{config.name}.toml", "--run", run.address]),
+        config=_toml(config),
+        seed=config.votes.seed,
+        asked=all_asked,
+    )
+    return [
+        replace(
+            one,
+            name=one.name if len(bounds) == 1 else f"{one.name}, {bound}",
+            title=f"{config.name}: {config.method.name}, {bound}, alpha {config.votes.alpha:g}, "
+            f"l2 of {_space(run)} images",
+            certificates=rows,
+            notes=tuple(_notes(run, rows, bound)),
+        )
+        for bound in map(str, bounds)
+        for rows in [certificates[certificates["bound"] == bound]]
+    ]
+
+
+def _space(run: Run) -> str:
+    """Where the radii are measured: the images that noise is added to, before any resize."""
+    return "x".join(str(n) for n in run.document.dataset.get("image_shape", ("?",)))
+
+
+def pictures_of(run: Run) -> Pictures:
+    """The images of a run's dataset, where it is at hand and unchanged.
+
+    Args:
+        run: an opened run.
+
+    Returns:
+        Pictures, or why there are none.
+    """
+    settings = run.config.dataset
+    try:
+        data = load_dataset(settings, run.config.execution.storage_options)
+    except (ValueError, OSError) as error:
+        return Pictures(missing=f"No pictures: the dataset is not at hand ({error}).")
+    if data.fingerprint != run.document.dataset.get("fingerprint"):
+        return Pictures(missing="No pictures: the dataset at hand is not the run's.")
+    ids = frozenset(map(int, data.ids))
+    return Pictures(data.image, ids, settings.name, tuple(data.class_names))
+
+
+def export_logs(run: Run) -> dict[str, str]:
+    """A run's certificates as logs of Cohen et al., one for each sigma and bound.
+
+    Args:
+        run: an opened run.
+
+    Returns:
+        File name -> text. The name tells bound and sigma, which the log itself does not, and that
+        images are missing: who reads the log could not know it.
+    """
+    found = {}
+    for one in series_of_run(run):
+        for sigma, rows in one.certificates.groupby("sigma"):
+            lacking = "-incomplete" if sigma in unfinished(one.certificates, one.asked) else ""
+            name = f"{run.config.name}-{one.bound}-sigma-{sigma:g}{lacking}.tsv"
+            found[name] = write_cohen_log(rows)
+    return found
+
+
+def missing_in_export(run: Run) -> list[str]:
+    """A line for each bound whose rows, which an export holds, are not those of all images.
+
+    Args:
+        run: an opened run.
+    """
+    asked = run.asked()
+    lines = [
+        unfinished_line(rows, asked, "are not in the export; clear images may finish first")
+        for _, rows in run.certificates().groupby("bound")
+    ]
+    return [line for line in lines if line]
+
+
+def replace_file(location: Location, name: str, data: bytes) -> None:
+    """Write a file anew: a view of the stored truth, the one thing that may be replaced.
+
+    Args:
+        location: the folder.
+        name: of the file in it.
+        data: its bytes.
+    """
+    location.delete(name)
+    location.create(name, data)
+
+
+def _is_log(address: str) -> bool:
+    return address.lower().endswith(LOG_ENDINGS)
+
+
+def _read_text(address: str, storage_options: Mapping[str, Any] | None) -> str:
+    options = storage_options if "://" in address else None
+    try:
+        with fsspec.open(address, "rt", encoding="utf-8", **(options or {})) as file:
+            text: str = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the log {address} ({error}): check the address, and that it is text"
+        ) from None
+    return text
+
+
+def _notes(run: Run, rows: pd.DataFrame, bound: str) -> list[str]:
+    notes = []
+    unread = rows.loc[rows["nfe"] == 0, "image_id"].unique()
+    if len(unread):
+        shown = ", ".join(map(str, unread[:20]))
+        notes.append(
+            f"{len(unread)} images could not be read and count as abstentions (image_id {shown})"
+        )
+    return [*notes, _plain_estimates(run, bound)] if run.config.without_votes else notes
+
+
+def _plain_estimates(run: Run, bound: str) -> str:
+    """One line about the radii at the mean losses, which nothing guarantees."""
+    data = load_dataset(run.config.dataset, run.config.execution.storage_options)
+    plan = plan_of_images(run.config, data)
+    losses = read_losses(run.store, len(plan.s), plan.classes)
+    return estimates(plan, losses, data.image, "local" if bound == "local" else "lipschitz")
+
+
+def _identity(run: Run) -> list[tuple[str, str]]:
+    document, config = run.document, run.config
+    data = document.dataset
+    weights = [
+        (f"sha256 of the {key.removeprefix('weights.')}", str(value))
+        for key, value in document.votes_identity.items()
+        if key.startswith("weights.")
+    ]
+    shape = " x ".join(map(str, data.get("image_shape", ())))
+    return [
+        ("run", run.address),
+        ("votes_id", document.votes_id),
+        ("plan_id", document.plan_id),
+        ("checkpoint", config.model.checkpoint),
+        *weights,
+        ("dataset", f"{data.get('name')} {data.get('split')}, {shape}"),
+        ("dataset's fingerprint", str(data.get("fingerprint"))),
+        ("l2 ball", "in [0,1] pixel space, at the stored resolution"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in document.versions.items())),
+    ]
+
+
+def _costs(run: Run, certificates: pd.DataFrame, asked: int) -> list[tuple[str, str]]:
+    """What the stored units say about cost, workers and repeats."""
+    images = certificates[["sigma", "image_id"]].drop_duplicates()
+    facts = [("certified", f"{len(images):,} of {asked:,} (images x sigmas)")]
+    if run.config.without_votes:
+        return facts
+    units = run.store.units(UNIT_FACTS).to_pandas()
+    cast = int((units["stop"] - units["start"]).sum())
+    kinds = units["numerics"].value_counts(sort=True)
+    shown = ", ".join(f"{kind} ({count:,} units)" for kind, count in kinds.items())
+    beyond = cast - _votes_counted(certificates)
+    return [
+        *facts,
+        ("votes cast", f"{cast:,}, in {len(units):,} units; {beyond:,} in no certificate"),
+        ("evaluations", f"{int(units['nfe'].sum()):,} NFE"),
+        ("worker time", f"{units['seconds'].sum() / 3600:,.3f} hours"),
+        ("workers", f"{units['worker'].nunique():,}, on {', '.join(sorted(set(units['device'])))}"),
+        ("numerics kinds", f"{len(kinds)}: {shown}"),
+        ("units that kinds disagree on", f"{run.store.differing:,} (the first stored one counts)"),
+    ]  # fmt: skip
+
+
+def _votes_counted(certificates: pd.DataFrame) -> int:
+    """Votes that certificates rest on; several bounds of an image share them."""
+    each = certificates.groupby(["sigma", "image_id"])[["n0", "n"]].max()
+    return int(each.sum().sum())
+
+
+def _toml(config: Config) -> str:
+    tables = config.model_dump(mode="json", exclude_none=True)
+    tables["execution"].pop("storage_options")
+    return tomli_w.dumps(tables)

@@ -1,0 +1,297 @@
+"""What a run's network is fastest with, where the run is long enough to look.
+
+Batch, dtype, order in memory and compilation: the choice becomes the run's [numerics], which every
+later driver and worker adopts. What the configuration gives is never changed, and a short run keeps
+the defaults: looking would cost more than it saves.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from diffcert_ray.config.loading import Config, NumericsConfig
+from diffcert_ray.plain.plan import PlainPlan
+from diffcert_ray.votes.image import Plan
+
+if TYPE_CHECKING:
+    from diffcert_ray.denoisers.denoiser import Denoiser
+    from diffcert_ray.engine.speed import Rate
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+SMALL_NFE = 500_000  # a run of fewer evaluations is not looked at: no network is loaded for it
+SHORT_S = 900.0  # seconds of a run, below which nothing is tried
+EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
+COMPILE_S = 60.0  # of each worker's start, before it is known
+COMPILED_GAIN = 1.3  # times as fast, before it is known
+CLEARLY = 3.0  # seconds that compiling must save for each second that it takes
+PROBE_BATCH = 8
+PROBE_S = 5.0  # a batch predicted to take longer is no probe
+LARGEST_BATCH = {"cpu": 1024, "cuda": 16384}
+FREE_SHARE = 0.8  # of the memory that is free, where no limit is given
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was chosen.
+
+    Args:
+        numerics: for the run; what the configuration gives is as it was.
+        said: one line for the user: what was tried and what was chosen, and why.
+    """
+
+    numerics: NumericsConfig
+    said: str
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a network could compute, whatever its batch.
+
+    Args:
+        dtype: of its weights and activations.
+        channels_last: their order in memory.
+    """
+
+    dtype: Dtype
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return f"{self.dtype} channels_last" if self.channels_last else self.dtype
+
+
+def open_keys(config: Config) -> set[str]:
+    """Keys of [numerics] that the configuration leaves open."""
+    return set(NumericsConfig.model_fields) - config.numerics.model_fields_set
+
+
+def planned_nfe(config: Config, plan: Plan | PlainPlan, classes: int) -> float:
+    """Evaluations of a run, about: exact without votes or sifting, else a guess.
+
+    Args:
+        config: of the run.
+        plan: what is asked of every image.
+        classes: of the network.
+    """
+    if isinstance(plan, PlainPlan):
+        return float(len(plan.image_ids) * plan.draws * len(plan.s) * plan.classes)
+    full = config.noise_levels.levels * classes + 1
+    # On digits a sifted vote evaluates each class three times on average.
+    shares = {"full": 1.0, "exact": EXACT_SHARE}
+    each = shares.get(config.sift.rule, min(1.0, 3 * classes / full)) * full
+    return float(len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n) * each)
+
+
+def is_wanted(config: Config, nfe: float, *, own_object: bool) -> bool:
+    """Whether a new run is to be calibrated.
+
+    Args:
+        config: ``execution.calibrate`` says "always", "never" or "auto".
+        nfe: of ``planned_nfe``.
+        own_object: the network is an object of the caller's, which "auto" leaves alone.
+    """
+    mode = config.execution.calibrate
+    if mode == "never" or config.direct or not open_keys(config):
+        return False
+    return mode == "always" or (nfe >= SMALL_NFE and not own_object)
+
+
+def calibrate(
+    config: Config,
+    weights: Mapping[str, str],
+    device: str,
+    *,
+    nfe: float,
+    workers: int = 1,
+    denoiser: "Denoiser | None" = None,
+) -> Calibrated:
+    """Try batches, dtypes, orders and compilation on this machine's device, one thread on a CPU.
+
+    Running out of memory is a finding: that batch is out.
+
+    Args:
+        config: of the run; ``execution.calibrate`` is not "never".
+        weights: sha256 of each checkpoint by role.
+        device: "cpu" or "cuda".
+        nfe: evaluations of the run, about.
+        workers: that share them.
+        denoiser: an object in place of ``model.checkpoint``.
+
+    Returns:
+        What to use.
+
+    Raises:
+        ValueError: not even the smallest batch fits into memory.
+    """
+    from diffcert_ray.engine.speed import best_rate, smallest_good_batch
+    from diffcert_ray.engine.worker import set_up_torch
+
+    set_up_torch()
+    trial = _Trial(config, weights, device, nfe / workers, denoiser)
+    always, default = config.execution.calibrate == "always", config.numerics
+    if not always and (run_s := trial.rough_seconds()) < SHORT_S:
+        given = f"batch {default.batch}, {default.dtype}, compiled: {_yes(default.compile)}"
+        said = f"{given}, run of about {_minutes(run_s)}"
+        return Calibrated(default, f"{said} would not pay for more (not calibrated)")
+    found = {way: trial.rates(way) for way in trial.ways()}
+    way = max(found, key=lambda w: best_rate(found[w]).nfe_per_s or 0.0)
+    eager, whole = (
+        smallest_good_batch(found[way], config.execution.item_s, short=short)
+        for short in (device == "cpu", False)
+    )
+    rate = next(r.nfe_per_s for r in found[way] if r.batch == whole) or 0.0
+    compiled, why = trial.whether_to_compile(way, whole, rate, always=always)
+    batch = whole if compiled else eager
+    numerics = NumericsConfig(
+        batch=batch, dtype=way.dtype, channels_last=way.channels_last, compile=compiled
+    )
+    tried = "; ".join(f"{w}: {_shown(rates)}" for w, rates in found.items())
+    said = f"calibrated: batch {batch}, {way}, compiled: {why} (NFE/s by batch, {tried})"
+    return Calibrated(numerics, said)
+
+
+def pays(run_s: float, gain: float, compile_s: float) -> bool:
+    """Whether compiling clearly saves more than it takes.
+
+    Args:
+        run_s: seconds of the run eagerly.
+        gain: times as fast when compiled.
+        compile_s: seconds that compiling takes at a worker's start.
+    """
+    return run_s * (1.0 - 1.0 / gain) > CLEARLY * compile_s
+
+
+def memory_limit(config: Config, device: str) -> int:
+    """Bytes that one worker may take: as configured, or its share of what is free."""
+    given = config.execution.memory_limit
+    if given is not None:
+        return int(given * 2**30)
+    if device == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        return int(FREE_SHARE * free * min(1.0, config.execution.gpus_per_actor))
+    return int(FREE_SHARE * _free_host_bytes() / (config.execution.actors or os.cpu_count() or 1))
+
+
+class _Trial:
+    """Measurements of one network on one device."""
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Mapping[str, str],
+        device: str,
+        nfe: float,
+        denoiser: "Denoiser | None",
+    ) -> None:
+        self._config, self._weights, self._device = config, weights, device
+        self._nfe, self._object = nfe, denoiser
+        self._open = open_keys(config)
+
+    def ways(self) -> Sequence[Way]:
+        """What to try; an object computes as it is."""
+        given = self._config.numerics
+        if self._object is not None:
+            return (self._as_configured(),)
+        dtypes = self._config.execution.dtypes if "dtype" in self._open else (given.dtype,)
+        orders = (False, True) if "channels_last" in self._open else (given.channels_last,)
+        return [Way(dtype, order) for dtype in dtypes for order in orders]
+
+    def _as_configured(self) -> Way:
+        return Way(self._config.numerics.dtype, self._config.numerics.channels_last)
+
+    def rough_seconds(self) -> float:
+        """Seconds of the run as it stands, from a batch or two."""
+        from diffcert_ray.engine.forward import Forward
+
+        network, batch = self._network(self._as_configured()), self._config.numerics.batch
+        small = Forward(network, min(PROBE_BATCH, batch), self._device)
+        small.evaluate()
+        rate = small.rate(0.0)
+        if batch / rate < PROBE_S:
+            usual = Forward(network, batch, self._device)
+            usual.evaluate()
+            rate = max(rate, usual.rate(0.0))
+        return self._nfe / rate
+
+    def rates(self, way: Way) -> "list[Rate]":
+        """Of the batches that may be chosen."""
+        from diffcert_ray.engine.speed import batch_rates, doubling
+
+        sizes = [self._config.numerics.batch]
+        if "batch" in self._open:
+            sizes = list(doubling(PROBE_BATCH, LARGEST_BATCH[self._device]))
+        limit = memory_limit(self._config, self._device)
+        return batch_rates(self._network(way), sizes, self._device, memory_limit=limit)
+
+    def whether_to_compile(
+        self, way: Way, batch: int, rate: float, *, always: bool
+    ) -> tuple[bool, str]:
+        """Whether to compile, and why, in a few words."""
+        from torch import nn
+
+        from diffcert_ray.denoisers.compiled import compilation_failures, compile_denoiser
+        from diffcert_ray.engine.forward import Forward, seconds
+
+        if "compile" not in self._open:
+            given = self._config.numerics.compile
+            return given, f"{_yes(given)}, as configured"
+        run_s = self._nfe / rate
+        network = self._network(way)
+        if self._object is not None or not isinstance(network, nn.Module):
+            return False, "no, the network is an object of the caller's"
+        if not always and not pays(run_s, COMPILED_GAIN, COMPILE_S):
+            return False, f"no, run of about {_minutes(run_s)} would not pay for it"
+        compile_denoiser(network)
+        forward = Forward(network, batch, self._device)
+        try:
+            began = time.perf_counter()
+            forward.evaluate()
+            seconds(self._device)
+            took = time.perf_counter() - began
+        except compilation_failures() as error:
+            return False, f"no, it cannot be here ({type(error).__name__})"
+        gain = forward.rate(1.0) / rate
+        measured = f"{gain:.2f} times as fast after {took:.0f} s"
+        if gain > 1.0 and (always or pays(run_s, gain, took)):
+            return True, f"yes, {measured}"
+        return False, f"no, {measured}, run of about {_minutes(run_s)}"
+
+    def _network(self, way: Way) -> "Denoiser":
+        from diffcert_ray.engine.worker import WorkerSpec
+
+        tried = {"dtype": way.dtype, "channels_last": way.channels_last, "compile": False}
+        numerics = self._config.numerics.model_copy(update=tried)
+        config = self._config.model_copy(update={"numerics": numerics})
+        spec = WorkerSpec(config, self._weights, self._device, self._object)
+        return spec.network("denoiser")
+
+
+def _free_host_bytes() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _minutes(run_s: float) -> str:
+    return f"{run_s / 60:,.0f} min" if run_s < 7200 else f"{run_s / 3600:,.1f} h"
+
+
+def _shown(rates: "Sequence[Rate]") -> str:
+    return ", ".join(
+        f"{r.batch} {'out of memory' if r.nfe_per_s is None else f'{r.nfe_per_s:,.4g}'}"
+        for r in rates
+    )

@@ -1,0 +1,189 @@
+"""run.toml: the configuration that a run folder belongs to, its two hashes, and what may change."""
+
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import Any
+
+import tomli_w
+
+from diffcert_ray.config.loading import (
+    Config,
+    ConfigError,
+    NumericsConfig,
+    canonical_hash,
+    load_config,
+    plan_identity,
+    votes_identity,
+)
+
+VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class RunDocument:
+    """What a run folder says about itself.
+
+    Args:
+        config: the configuration of the run's first start, without storage options.
+        votes_identity: everything that a vote depends on, by key.
+        votes_id: its hash.
+        plan_id: hash of what was asked for at the first start.
+        dataset: name, split, fingerprint, number of classes and image shape.
+        versions: of this package and of what it computes with.
+    """
+
+    config: Config
+    votes_identity: Mapping[str, Any]
+    votes_id: str
+    plan_id: str
+    dataset: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    @staticmethod
+    def of(config: Config, weights: Mapping[str, str], dataset: Mapping[str, Any]) -> "RunDocument":
+        """The document of a run about to start.
+
+        Args:
+            config: with final [numerics].
+            weights: sha256 of each checkpoint by role.
+            dataset: what to say about the dataset.
+        """
+        identity = votes_identity(config, weights)
+        votes_id = canonical_hash(identity)
+        plan_id = canonical_hash(plan_identity(config, votes_id))
+        versions = {name: _version(name) for name in VERSIONED}
+        versions["python"] = platform.python_version()
+        return RunDocument(config, identity, votes_id, plan_id, dataset, versions)
+
+    def to_bytes(self) -> bytes:
+        """TOML, without execution settings that may hold credentials."""
+        tables = self.config.model_dump(mode="json")
+        tables["execution"].pop("storage_options")
+        document = {
+            "votes_id": self.votes_id,
+            "plan_id": self.plan_id,
+            "config": tables,
+            "votes_identity": dict(self.votes_identity),
+            "dataset": dict(self.dataset),
+            "versions": dict(self.versions),
+        }
+        return tomli_w.dumps(_without_none(document)).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "RunDocument":
+        """Read a run.toml.
+
+        Raises:
+            ConfigError: it is not one, or was changed after it was written.
+        """
+        try:
+            found = tomllib.loads(data.decode())
+            document = RunDocument(
+                load_config(found["config"]),
+                found["votes_identity"],
+                found["votes_id"],
+                found["plan_id"],
+                found["dataset"],
+                found["versions"],
+            )
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"run.toml is not a run document of this version: {error}; the folder was "
+                "written by "
+                "another version or changed by hand: restore it from a copy, or give another folder"
+            ) from None
+        document._check_hashes()
+        return document
+
+    def _check_hashes(self) -> None:
+        """Refuse a document whose hashes are not those of what it says.
+
+        A larger n written into it would let a fixed-n bound be extended after a look.
+        """
+        for name, stated, found in (
+            ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
+            ("plan_id", self.plan_id, canonical_hash(plan_identity(self.config, self.votes_id))),
+        ):
+            if stated != found:
+                raise ConfigError(
+                    f"run.toml states {name} {stated}, but what it says has {found}: it was "
+                    "changed by hand, or written by another version; restore it from a copy, or "
+                    "give another folder"
+                )
+
+    def with_storage_options(self, options: Mapping[str, Any]) -> "RunDocument":
+        """The same for a process that reaches store and dataset with these options."""
+        execution = self.config.execution.model_copy(update={"storage_options": dict(options)})
+        return replace(self, config=self.config.model_copy(update={"execution": execution}))
+
+    def adopt_numerics(self, config: Config) -> Config:
+        """The configuration with this run's [numerics], which every driver of the run must use."""
+        numerics = NumericsConfig.model_validate(self.config.numerics.model_dump())
+        return config.model_copy(update={"numerics": numerics})
+
+    def check_continues(self, other: "RunDocument") -> None:
+        """Refuse a start that would mix other votes, or another fixed n, into this run.
+
+        Args:
+            other: the document of the start, with this run's [numerics].
+
+        Raises:
+            ConfigError: naming every differing key, both values and the remedy.
+        """
+        mine, theirs = self.votes_identity, other.votes_identity
+        differing = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+        if differing:
+            shown = "; ".join(f"{k}: run {mine.get(k)!r}, now {theirs.get(k)!r}" for k in differing)
+            raise ConfigError(
+                f"this run folder holds votes of another configuration ({shown}); give another run "
+                "folder (--run), or the configuration that the run was started with"
+            )
+        if self.config.without_votes:
+            self._check_same_draws(other)
+            fixed = ["alpha"]  # both plain bounds rest on the same intervals
+        else:
+            fixed = ["n0", "alpha", "bound"]
+        if not self.config.without_votes and self.config.votes.bound != "sequential":
+            fixed.append("n")  # counts extended after a look hold for no fixed-n bound
+        for key in fixed:
+            before, now = getattr(self.config.votes, key), getattr(other.config.votes, key)
+            if before != now:
+                raise ConfigError(
+                    f"votes.{key} is {now!r}, but this run was started with {before!r}, and "
+                    "it is fixed "
+                    "before an image's first estimation vote; give another run folder (--run)"
+                )
+        if self.dataset.get("fingerprint") != other.dataset.get("fingerprint"):
+            raise ConfigError(
+                f"the dataset's fingerprint is {other.dataset.get('fingerprint')}, the run "
+                "was started "
+                f"with {self.dataset.get('fingerprint')}: the data has changed; give another "
+                "run folder"
+            )
+
+    def _check_same_draws(self, other: "RunDocument") -> None:
+        before, now = self.config.plain.draws, other.config.plain.draws
+        if before != now:
+            raise ConfigError(
+                f"plain.draws is {now}, but this run was started with {before}, and it is fixed "
+                "before the first draw; give another run folder (--run)"
+            )
+
+
+def _without_none(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has no null: an absent key is a default."""
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in tables.items()
+        if value is not None
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # Ray may be missing where only one process is used
+        return "absent"

@@ -1,0 +1,274 @@
+"""What a run will take, before it runs: votes, evaluations, hours, bytes, reachable radii."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from diffcert_ray.certificates.radius import largest_radius, round_radius_down
+from diffcert_ray.config.loading import Config
+from diffcert_ray.plain.plan import PlainPlan
+from diffcert_ray.plain.units import LossItem, LossUnit
+from diffcert_ray.run.loss_rows import loss_row
+from diffcert_ray.storage.parts import encode
+from diffcert_ray.storage.schemas import LossRow, loss_table
+from diffcert_ray.votes.image import Plan
+from diffcert_ray.votes.stages import all_units
+from diffcert_ray.votes.units import Item, Part, Unit
+
+if TYPE_CHECKING:
+    from diffcert_ray.engine.worker import ClassifierWorker, Worker
+
+STORED_BYTES_PER_UNIT = 230  # the digits run: 1,100 units in 36 small parts; large ones pack better
+TRIAL_S = 3.0
+
+
+@dataclass(frozen=True)
+class SigmaEstimate:
+    """What one sigma costs.
+
+    Args:
+        sigma: smoothing noise, pixel units.
+        largest_radius: what unanimous votes certify, pixel units.
+        unreachable: radii asked for that n cannot certify at this sigma.
+        votes: votes asked for at most.
+        nfe_per_vote: measured on a few votes of the first images.
+        nfe_per_vote_limit: of a vote that drops no class early.
+        nfe_per_s: measured in the same trial, on this machine's worker.
+    """
+
+    sigma: float
+    largest_radius: float
+    unreachable: tuple[float, ...]
+    votes: int
+    nfe_per_vote: float
+    nfe_per_vote_limit: int
+    nfe_per_s: float
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of one worker like this one."""
+        return self.votes * self.nfe_per_vote / self.nfe_per_s / 3600
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run costs.
+
+    Args:
+        images: number of images.
+        units: stored rows at most.
+        stored_bytes: size of the store, about.
+        sigmas: one entry for each sigma.
+        trial_votes: votes that the measured figures rest on.
+    """
+
+    images: int
+    units: int
+    stored_bytes: int
+    sigmas: tuple[SigmaEstimate, ...]
+    trial_votes: int
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of one worker like this one, for all sigmas."""
+        return sum(s.worker_hours for s in self.sigmas)
+
+
+@dataclass(frozen=True)
+class PlainEstimate:
+    """What a run without votes costs.
+
+    Args:
+        images: number of images.
+        draws: of all images, exactly.
+        nfe: evaluations, exactly.
+        nfe_per_s: measured on a few draws, on this machine's worker.
+        units: stored units.
+        stored_bytes: size of the store, about.
+        trial_draws: draws that the measured figures rest on.
+    """
+
+    images: int
+    draws: int
+    nfe: int
+    nfe_per_s: float
+    units: int
+    stored_bytes: int
+    trial_draws: int
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of one worker like this one."""
+        return self.nfe / self.nfe_per_s / 3600
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a run costs on machines of one price.
+
+    Args:
+        name: of the machines.
+        price: of one worker for one hour.
+        workers: at work at the same time.
+        wall_hours: until all is done, without the start of machines and workers.
+        cost: of all workers together.
+    """
+
+    name: str
+    price: float
+    workers: int
+    wall_hours: float
+    cost: float
+
+
+def bills(worker_hours: float, prices: Mapping[str, float], workers: int) -> list[Bill]:
+    """What a run costs at some prices; workers are taken to be as fast as the one measured.
+
+    Args:
+        worker_hours: of one worker, >= 0.
+        prices: of one worker for one hour, >= 0, by the machines' name.
+        workers: at work at the same time, >= 1.
+
+    Raises:
+        ValueError: a price or the number of workers is out of range.
+    """
+    bad = {name: price for name, price in prices.items() if not 0.0 <= price < float("inf")}
+    if bad or workers < 1:
+        raise ValueError(
+            f"prices {dict(prices)} for {workers} workers: give prices of at least 0 and at least "
+            "one worker"
+        )
+    wall = worker_hours / workers
+    return [
+        Bill(name, price, workers, wall, price * worker_hours) for name, price in prices.items()
+    ]
+
+
+def doubts(config: Config, plan: Plan, classes: int) -> list[str]:
+    """Settings that are allowed, and can hardly be meant.
+
+    Args:
+        config: the configuration.
+        plan: what it asks of the images.
+        classes: K.
+
+    Returns:
+        A sentence for each, with the remedy.
+    """
+    found = []
+    for sigma in plan.sigmas:
+        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
+        if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= ceiling]:
+            found.append(
+                f"at sigma {sigma:g} no image can reach radius {', '.join(beyond)}: n = {plan.n} "
+                f"at alpha {plan.alpha:g} certifies at most {round_radius_down(ceiling, 3)}; "
+                "raise votes.n, or leave out the sigma or the radius"
+            )
+    if plan.bound == "sequential" and plan.n < 5 * plan.unit:
+        found.append(
+            f"sequential looks every votes.unit = {plan.unit} votes, {plan.n // plan.unit} times "
+            f"up to votes.n = {plan.n}: it can hardly stop early; set votes.unit to "
+            f"{max(1, plan.n // 50)} or raise votes.n"
+        )
+    if plan.bound == "sequential" and max(plan.radii) == 0:
+        found.append(
+            "sequential stops an image once the largest of votes.radii is certified, and that is "
+            "0: certified radii will hardly exceed 0; add the radii that you want to know about"
+        )
+    if plan.estimate == "target" and (config.direct or config.sift.rule == "full"):
+        reason = f'method "{config.method.name}"' if config.direct else 'sift.rule "full"'
+        found.append(
+            f'votes.estimate = "target" saves no evaluation with {reason}, and forgets which other '
+            'classes were voted for: set "complete"'
+        )
+    if config.sift.rule == "threshold" and not config.direct and config.sift.keep >= classes:
+        found.append(
+            f"sift.keep = {config.sift.keep} of {classes} classes: the rule threshold never drops "
+            "one; set a smaller sift.keep"
+        )
+    return found
+
+
+def estimate(
+    plan: Plan,
+    worker: "Worker | ClassifierWorker",
+    *,
+    trial_s: float = TRIAL_S,
+) -> Estimate:
+    """Cast a few votes and scale them up.
+
+    Args:
+        plan: what is asked of every image.
+        worker: loaded with the run's networks and images.
+        trial_s: seconds of trial votes for each sigma; at least one vote is cast.
+    """
+    found, trial_votes = [], 0
+    for sigma in plan.sigmas:
+        votes = nfe = 0
+        seconds, step = 0.0, 1
+        while votes == 0 or (seconds < trial_s and votes < plan.n0 * len(plan.image_ids)):
+            item = _trial(plan, sigma, step)
+            started = time.perf_counter()
+            result = worker.cast_votes(item)
+            seconds = time.perf_counter() - started
+            votes, nfe, step = item.votes, result.nfe, step * 4
+        trial_votes += votes
+        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
+        found.append(
+            SigmaEstimate(
+                sigma,
+                ceiling,
+                tuple(r for r in plan.radii if r > 0 and r >= ceiling),
+                len(plan.image_ids) * (plan.n0 + plan.n),
+                nfe / votes,
+                worker.most_nfe(sigma),
+                nfe / seconds,
+            )
+        )
+    units = all_units(plan)
+    images = len(plan.image_ids)
+    return Estimate(images, units, units * STORED_BYTES_PER_UNIT, tuple(found), trial_votes)
+
+
+def _trial(plan: Plan, sigma: float, votes: int) -> Item:
+    """An item of a few votes of each of some images, ever more: the first trial is one vote."""
+    ids = plan.image_ids[: max(1, min(len(plan.image_ids), votes))]
+    each = min(max(1, votes // len(ids)), plan.n0)
+    units = [Unit(sigma, int(i), "select", 0, plan.n0) for i in ids]
+    return Item(0, sigma, tuple(Part(unit, 0, each) for unit in units))
+
+
+def estimate_plain(plan: PlainPlan, worker: "Worker", *, trial_s: float = TRIAL_S) -> PlainEstimate:
+    """Draw a few losses and scale them up.
+
+    Args:
+        plan: what is asked of every image.
+        worker: loaded with the run's network and images.
+        trial_s: seconds of trial; at least one draw is made.
+    """
+    draws, seconds = 0, 0.0
+    while draws == 0 or (seconds < trial_s and draws < plan.unit):
+        draws = min(4 * draws or 1, plan.unit)
+        item = LossItem(0, (LossUnit(int(plan.image_ids[0]), 0, draws),))
+        started = time.perf_counter()
+        result = worker.draw_losses(item)
+        seconds = time.perf_counter() - started
+    row = loss_row(result.tallies[0], result, 16 * "0")
+    images, units = len(plan.image_ids), len(plan.image_ids) * len(plan.ranges)
+    per_draw = len(plan.s) * plan.classes
+    return PlainEstimate(
+        images=images,
+        draws=images * plan.draws,
+        nfe=images * plan.draws * per_draw,
+        nfe_per_s=draws * per_draw / seconds,
+        units=units,
+        stored_bytes=int(units * _stored_bytes(row)),
+        trial_draws=draws,
+    )
+
+
+def _stored_bytes(row: LossRow) -> float:
+    """What one more unit adds to a file; units like this one, with other sums."""
+    rows = [replace(row, sums=row.sums * (1 + k / 97)) for k in range(9)]
+    return (len(encode(loss_table(rows))) - len(encode(loss_table(rows[:1])))) / 8

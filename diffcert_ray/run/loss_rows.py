@@ -1,0 +1,155 @@
+"""From stored losses to plain certificates, and to the estimates that are not certificates."""
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+
+from diffcert_ray.certificates.lipschitz import PlainCertificate, plain_certificate
+from diffcert_ray.certificates.radius import ABSTAIN, round_radius_down
+from diffcert_ray.plain.plan import PlainPlan
+from diffcert_ray.plain.stages import ImageLosses
+from diffcert_ray.plain.units import NO_SMOOTHING, LossResult, UnitLosses
+from diffcert_ray.run.stored_losses import StoredLosses
+from diffcert_ray.storage.schemas import CertificateRow, LossRow
+
+Bound = Literal["lipschitz", "local"]
+
+
+def image_certificate(
+    image: ImageLosses, pixels: np.ndarray, bound: Bound | None = None
+) -> PlainCertificate:
+    """The certificate of one image from its complete losses.
+
+    Args:
+        image: its losses.
+        pixels: its pixels, any shape; projected on [0, 1] here.
+        bound: "lipschitz" or "local"; by default the plan's. Both rest on the same intervals, so
+            both certificates hold together with probability at least 1 - alpha.
+
+    Raises:
+        ValueError: a unit is missing.
+    """
+    plan = image.plan
+    return plain_certificate(
+        image.unit_sums(),
+        sigma_t=plan.sigma_t,
+        weights=plan.weights,
+        dimensions=plan.dimensions,
+        alpha=plan.alpha,
+        bound=bound or plan.bound,
+        ceiling=largest_loss(pixels),
+    )
+
+
+def largest_loss(pixels: np.ndarray) -> float:
+    """Largest possible loss at an image: the mean of max(x', 1 - x')^2, x' the projected pixels.
+
+    Args:
+        pixels: pixel units, any shape.
+
+    Returns:
+        A number in [1/4, 1].
+
+    Source: ours: the estimate h lies in the box.
+    """
+    inside = np.clip(np.asarray(pixels, dtype=np.float64), 0.0, 1.0)
+    return float(np.mean(np.maximum(inside, 1.0 - inside) ** 2))
+
+
+def plain_row(
+    image: ImageLosses, found: PlainCertificate, label: int, *, votes_id: str
+) -> CertificateRow:
+    """One row of the certificates table: no smoothing, no votes, n counts the draws.
+
+    Args:
+        image: whose losses they are.
+        found: its certificate.
+        label: the true class.
+        votes_id: identity of the losses.
+    """
+    return CertificateRow(
+        sigma=NO_SMOOTHING,
+        image_id=image.image_id,
+        label=label,
+        predicted=ABSTAIN if found.abstained else found.predicted,
+        correct=not found.abstained and found.predicted == label,
+        abstained=found.abstained,
+        radius=found.radius,
+        p_low=float("nan"),
+        n_a=0,
+        n=found.draws,
+        n0=0,
+        alpha=found.alpha,
+        bound=found.bound,
+        nfe=image.nfe,
+        seconds=image.seconds,
+        method="dc",
+        votes_id=votes_id,
+    )
+
+
+def recompute_plain(
+    plan: PlainPlan, stored: StoredLosses, pixels: Callable[[int], np.ndarray], bound: Bound
+) -> Iterator[tuple[ImageLosses, PlainCertificate]]:
+    """The certificate by one bound of every image of a plan whose losses are complete.
+
+    Args:
+        plan: what was asked.
+        stored: the run's losses.
+        pixels: image_id -> its pixels.
+        bound: "lipschitz" or "local".
+
+    Yields:
+        The losses and the certificate, whose ``estimated_radius`` is an estimate, never certified.
+    """
+    for image_id in plan.image_ids.tolist():
+        image = ImageLosses(plan, image_id)
+        for losses in stored.of(image_id):
+            image.add(losses)
+        if image.finished:
+            yield image, image_certificate(image, pixels(image_id), bound)
+
+
+def estimates(
+    plan: PlainPlan, stored: StoredLosses, pixels: Callable[[int], np.ndarray], bound: Bound
+) -> str:
+    """One line that sets the radii at the mean losses beside the certified ones.
+
+    Args:
+        plan: what was asked.
+        stored: the run's losses.
+        pixels: image_id -> its pixels.
+        bound: "lipschitz" or "local".
+    """
+    found = [c for _, c in recompute_plain(plan, stored, pixels, bound)]
+    if not found:
+        return "no image has all of its draws yet"
+    certified = float(np.median([c.radius for c in found]))
+    estimated = float(np.median([c.estimated_radius for c in found]))
+    return (
+        f"median certified radius {round_radius_down(certified, 4)}; estimate, NOT certified: "
+        f"{estimated:.4f} at the mean losses of {plan.draws} draws"
+    )
+
+
+def loss_row(losses: UnitLosses, result: LossResult, image_sha: str) -> LossRow:
+    """A unit as it is stored.
+
+    Args:
+        losses: the unit.
+        result: the result that it came with.
+        image_sha: prefix of the pixels' hash.
+    """
+    return LossRow(
+        image_id=losses.unit.image_id,
+        image_sha=image_sha,
+        start=losses.unit.start,
+        stop=losses.unit.stop,
+        sums=losses.sums,
+        squares=losses.squares,
+        seconds=losses.seconds,
+        device=result.device,
+        numerics=result.numerics,
+        worker=result.worker,
+    )

@@ -1,0 +1,116 @@
+"""A run's folder: opened, or made with the numerics that calibration chose."""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from diffcert_ray.config.loading import Config
+from diffcert_ray.config.model_files import model_files
+from diffcert_ray.datasets import Dataset
+from diffcert_ray.run import calibration
+from diffcert_ray.run.document import RunDocument
+from diffcert_ray.run.plan import about
+from diffcert_ray.storage.store import RunStore
+
+if TYPE_CHECKING:
+    from diffcert_ray.denoisers.denoiser import Denoiser
+
+
+def open_or_create(
+    place: str,
+    settings: Config,
+    weights: Mapping[str, str],
+    data: Dataset,
+    options: Mapping[str, Any] | None,
+    calibrated: Callable[[Config], Config],
+    *,
+    on_damaged: Any,
+) -> tuple[RunStore, RunDocument, Config]:
+    """The run's store and document, and the settings with the run's [numerics].
+
+    Args:
+        place: the run's folder or its s3:// address.
+        settings: of this start.
+        weights: role -> sha256 of the model's files.
+        data: the images.
+        options: storage options of the run's folder.
+        calibrated: the settings with [numerics] chosen; called if the run is new.
+        on_damaged: "refuse" or "recompute", of RunStore.
+
+    Raises:
+        ConfigError: the stored run is another one.
+        StoreError: the folder cannot be read or written.
+    """
+    described = about(data)
+    if not RunStore.exists(place, options):
+        settings = calibrated(settings)
+    if not RunStore.exists(place, options):  # nor did another driver start it meanwhile
+        document = RunDocument.of(settings, weights, described)
+        store = RunStore.create(place, document.to_bytes(), options, on_damaged=on_damaged)
+        return store, document, settings
+    store = RunStore.open(place, options, on_damaged=on_damaged)
+    document = RunDocument.from_bytes(store.run_document())
+    document = document.with_storage_options(settings.execution.storage_options)
+    settings = document.adopt_numerics(settings)
+    document.check_continues(RunDocument.of(settings, weights, described))
+    return store, document, settings
+
+
+def calibrated(
+    check_writable: Callable[[], None],
+    nfe: float,
+    weights: Mapping[str, str],
+    device: str,
+    denoiser: "Denoiser | None",
+    on_calibrated: Callable[[str], None],
+    settings: Config,
+    *,
+    local: bool,
+    address: str | None,
+) -> Config:
+    """The settings of a run about to start, with what [numerics] leaves open chosen if it pays.
+
+    Args:
+        check_writable: raises if the run's folder cannot be written.
+        nfe: evaluations that the run is expected to take.
+        weights: role -> sha256 of the model's files.
+        device: "cpu" or "cuda".
+        denoiser: one given as an object; None if the settings name files.
+        on_calibrated: called with what was found, as text.
+        settings: of this start.
+        local: this process evaluates, not Ray's workers.
+        address: of the Ray cluster; None starts one here.
+    """
+    if not calibration.is_wanted(settings, nfe, own_object=denoiser is not None):
+        return settings
+    check_writable()  # before the minutes that this may take
+    workers = settings.execution.actors or (1 if local else os.cpu_count() or 1)
+    calibrate = partial(
+        calibration.calibrate,
+        settings,
+        weights,
+        device,
+        nfe=nfe,
+        workers=workers,
+        denoiser=denoiser,
+    )
+    if local or (address is None and device == "cpu"):
+        found = calibrate()
+    else:  # a worker's machine may be another one, and a GPU is to be free again when they start
+        from diffcert_ray.pool.ray_pool import calibrate_on_worker
+
+        gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
+        limit_s = settings.execution.stall_timeout_s
+        found = calibrate_on_worker(calibrate, address=address, gpus=gpus, limit_s=limit_s)
+    on_calibrated(found.said)
+    return settings.model_copy(update={"numerics": found.numerics})
+
+
+def store_options(settings: Config, place: str) -> dict[str, Any] | None:
+    """Storage options of the run folder: those that open only its inputs are not the folder's."""
+    inputs = [file.source for file in model_files(settings).values()]
+    inputs += [settings.dataset.path or "", settings.classifier.checkpoint or ""]
+    if "://" not in place and any("://" in address for address in inputs):
+        return None
+    return settings.execution.storage_options or None

@@ -1,0 +1,253 @@
+"""Between votes and the store: units and certificates as rows, stored units as votes again."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from diffcert_ray.certificates.radius import ABSTAIN
+from diffcert_ray.plain.plan import PlainPlan
+from diffcert_ray.storage.done_units import DoneUnits
+from diffcert_ray.storage.schemas import CertificateRow, UnitRow
+from diffcert_ray.votes.image import ImageVotes, Plan, UnitCounts, Verdict
+from diffcert_ray.votes.stages import SettledUnit
+from diffcert_ray.votes.units import STREAM_NAMES, Unit
+
+
+def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[UnitCounts]]:
+    """Look up the stored units of an image, as ``ImageVotes`` takes them.
+
+    Args:
+        done: what the store holds.
+        plan: units off its grid (of an earlier, smaller n) are left out.
+
+    Returns:
+        (sigma, image_id) -> its units: selection first, then estimation, in vote order.
+    """
+    wanted = {stream: set(plan.ranges(stream)) for stream in STREAM_NAMES}
+
+    def units(sigma: float, image_id: int) -> list[UnitCounts]:
+        found = []
+        for stream in STREAM_NAMES:
+            group = done.groups.get((sigma, stream))
+            if group is None:
+                continue
+            for row in group.rows(image_id):
+                start, stop = int(group.start[row]), int(group.stop[row])
+                if (start, stop) not in wanted[stream]:
+                    continue
+                classes, counts = group.votes(row)
+                unit = Unit(sigma, image_id, stream, start, stop)
+                tally = {int(c): int(n) for c, n in zip(classes, counts, strict=True)}
+                nfe, seconds = int(group.nfe[row]), float(group.seconds[row])
+                found.append(UnitCounts(unit, int(group.target[row]), tally, nfe, seconds))
+        return found
+
+    return units
+
+
+def unit_row(settled: SettledUnit, image_sha: str) -> UnitRow:
+    """One row of the units table.
+
+    Args:
+        settled: a unit whose votes are all in, and who cast them.
+        image_sha: prefix of the pixels' hash.
+    """
+    unit, counts = settled.units.unit, settled.units.counts
+    classes = tuple(sorted(counts))
+    return UnitRow(
+        sigma=unit.sigma,
+        image_id=unit.image_id,
+        image_sha=image_sha,
+        stream=unit.stream,
+        start=unit.start,
+        stop=unit.stop,
+        target=settled.units.target,
+        classes=classes,
+        counts=tuple(counts[c] for c in classes),
+        nfe=settled.units.nfe,
+        seconds=settled.units.seconds,
+        device="+".join(sorted(settled.devices)),
+        numerics="+".join(sorted(settled.numerics)),
+        worker="+".join(sorted(settled.workers)),
+        attempt=0,
+    )
+
+
+def certificate_row(
+    image: ImageVotes, verdict: Verdict, label: int, *, method: str, votes_id: str
+) -> CertificateRow:
+    """One row of the certificates table.
+
+    Args:
+        image: whose votes they are.
+        verdict: its certificate.
+        label: the true class.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+    """
+    return CertificateRow(
+        sigma=image.sigma,
+        image_id=image.image_id,
+        label=label,
+        predicted=verdict.predicted,
+        correct=verdict.predicted == label,
+        abstained=verdict.predicted == ABSTAIN,
+        radius=verdict.radius,
+        p_low=verdict.p_low,
+        n_a=verdict.n_a,
+        n=verdict.n,
+        n0=image.plan.n0,
+        alpha=image.plan.alpha,
+        bound=image.plan.bound,
+        nfe=verdict.nfe,
+        seconds=verdict.seconds,
+        method=method,
+        votes_id=votes_id,
+    )
+
+
+def unread_rows(
+    plan: Plan | PlainPlan,
+    image_ids: Iterable[int],
+    labels: Mapping[int, int],
+    *,
+    method: str,
+    votes_id: str,
+) -> Iterator[CertificateRow]:
+    """Certificates of images that could not be read: abstentions without votes or evaluations.
+
+    Args:
+        plan: what was asked.
+        image_ids: the images.
+        labels: true class by image_id.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+
+    Yields:
+        A row for each sigma and image; no other row has ``nfe`` 0.
+    """
+    for sigma in plan.sigmas:
+        for image_id in image_ids:
+            yield CertificateRow(
+                sigma=sigma,
+                image_id=image_id,
+                label=labels[image_id],
+                predicted=ABSTAIN,
+                correct=False,
+                abstained=True,
+                radius=0.0,
+                p_low=0.0 if isinstance(plan, Plan) else float("nan"),
+                n_a=0,
+                n=0,
+                n0=plan.n0,
+                alpha=plan.alpha,
+                bound=plan.bound,
+                nfe=0,
+                seconds=0.0,
+                method=method,
+                votes_id=votes_id,
+            )
+
+
+def recompute(
+    plan: Plan, done: DoneUnits, label: Callable[[int], int], *, method: str, votes_id: str
+) -> Iterator[CertificateRow]:
+    """Every fixed-n certificate that a store's units support, computed anew.
+
+    Args:
+        plan: what was asked.
+        done: what the store holds.
+        label: image_id -> true class.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+
+    Yields:
+        A row for each image and sigma that has all votes its bound needs.
+
+    Raises:
+        VotesError: counts of a kind that the bound must not certify.
+    """
+    units = stored_units(done, plan)
+    for sigma in plan.sigmas:
+        for image_id in plan.image_ids.tolist():
+            image = _image(ImageVotes(plan, sigma, image_id), units)
+            if (verdict := image.verdict()) is not None:
+                found = label(image_id)
+                yield certificate_row(image, verdict, found, method=method, votes_id=votes_id)
+
+
+def recompute_stopped(
+    plan: Plan,
+    done: DoneUnits,
+    stored: Iterable[tuple[float, int, int]],
+    label: Callable[[int], int],
+    *,
+    method: str,
+    votes_id: str,
+) -> Iterator[CertificateRow]:
+    """Every stored ``sequential`` certificate, computed anew from the votes up to where it stopped.
+
+    Its bound holds at any stopping time, so it does not matter which start of the run, with which
+    n and radii, made the image stop there; the looks are the ends of the units in any case.
+
+    Args:
+        plan: what was asked; only n0, the size of units, alpha and the bound are used.
+        done: what the store holds.
+        stored: (sigma, image_id, estimation votes used) of each stored certificate.
+        label: image_id -> true class.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+
+    Yields:
+        A row for each stored certificate whose votes are all there.
+
+    Raises:
+        VotesError: counts of a kind that the bound must not certify.
+    """
+    for sigma, image_id, n in stored:
+        cut = replace(plan, n=max(n, 1))
+        units = stored_units(done, cut)
+        image = _image(ImageVotes(cut, sigma, image_id, stop_at=n), units)
+        if image.finished and (verdict := image.verdict()) is not None:
+            yield certificate_row(image, verdict, label(image_id), method=method, votes_id=votes_id)
+
+
+def _image(image: ImageVotes, units: Callable[[float, int], list[UnitCounts]]) -> ImageVotes:
+    for counts in units(image.sigma, image.image_id):
+        image.add(counts)
+    return image
+
+
+def votes_held(done: DoneUnits) -> Callable[[float, int], tuple[int, int]]:
+    """(sigma, image_id) -> the number of stored selection votes, and of estimation votes."""
+    held = {}
+    for key, group in done.groups.items():
+        votes = np.add.reduceat(group.stop - group.start, group.first[:-1])
+        held[key] = dict(zip(group.images.tolist(), votes.tolist(), strict=True))
+
+    def of(sigma: float, image_id: int) -> tuple[int, int]:
+        select, estimate = (held.get((sigma, s), {}).get(image_id, 0) for s in STREAM_NAMES)
+        return select, estimate
+
+    return of
+
+
+def unfounded(
+    stored: Iterable[tuple[float, int, int]],
+    held: Callable[[float, int], tuple[int, int]],
+    n0: int,
+) -> set[tuple[float, int, int]]:
+    """Stored certificates whose votes are not all stored: somebody lost or deleted units.
+
+    Args:
+        stored: (sigma, image_id, estimation votes used) of each.
+        held: (sigma, image_id) -> stored selection and estimation votes.
+        n0: selection votes of each.
+    """
+
+    def founded(sigma: float, image_id: int, n: int) -> bool:
+        select, estimate = held(sigma, image_id)
+        return select >= n0 and estimate >= n
+
+    return {key for key in stored if not founded(*key)}

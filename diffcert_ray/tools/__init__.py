@@ -1,0 +1,1 @@
+"""What uses runs and is used by none: benchmarks and training."""

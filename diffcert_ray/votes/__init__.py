@@ -1,0 +1,1 @@
+"""The votes of an image: units, their state, and which come next."""

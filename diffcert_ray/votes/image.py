@@ -1,0 +1,273 @@
+"""The votes of one image at one sigma: the class they choose, the looks, the certificate.
+
+Decisions follow the order of the votes, never the order of arrival: a look is taken only at the end
+of a gap-free prefix of units, because votes for the leading class tend to finish sooner. The same
+code decides during a run and when a stored run is certified or verified again.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from diffcert_ray.certificates.radius import ABSTAIN, certificate, two_class_counts
+from diffcert_ray.certificates.stopping import SequentialLooks
+from diffcert_ray.votes.units import ALL_CLASSES, NOT_TARGET, Unit
+
+
+class VotesError(ValueError):
+    """Counts that must not be certified the way they were asked to be."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of every image.
+
+    Args:
+        image_ids: int64 [N], images in the order in which they are worked on.
+        sigmas: smoothing noise levels, pixel units.
+        n0: selection votes.
+        n: estimation votes (for ``sequential`` the most).
+        unit: votes in a unit.
+        alpha: failure probability of one certificate.
+        bound: "clopper-pearson", "two-class" or "sequential".
+        radii: radii asked for, pixel units.
+        estimate: "complete" or "target" votes in the estimation stream.
+        futility: posterior probability below which a radius is given up (``sequential``).
+    """
+
+    image_ids: np.ndarray
+    sigmas: tuple[float, ...]
+    n0: int
+    n: int
+    unit: int
+    alpha: float
+    bound: str
+    radii: tuple[float, ...]
+    estimate: str = "complete"
+    futility: float = 0.05
+
+    def ranges(self, stream: str) -> Sequence[tuple[int, int]]:
+        """(start, stop) of every unit of a stream; the last may be shorter."""
+        return _ranges(self.n0 if stream == "select" else self.n, self.unit)
+
+
+@cache
+def _ranges(votes: int, unit: int) -> tuple[tuple[int, int], ...]:
+    """Made once: thousands of images under way share the pairs."""
+    return tuple((a, min(a + unit, votes)) for a in range(0, votes, unit))
+
+
+@dataclass(frozen=True)
+class UnitCounts:
+    """One complete unit: counts per class (or NOT_TARGET), and its cost.
+
+    Args:
+        unit: which votes.
+        target: the class asked for, or -1: any.
+        counts: votes of each class.
+        nfe: evaluations spent.
+        seconds: of work spent.
+    """
+
+    unit: Unit
+    target: int
+    counts: Mapping[int, int]
+    nfe: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The certificate of one image at one sigma, with the counts behind it.
+
+    Args:
+        predicted: class, or ABSTAIN.
+        radius: certified l2 radius, pixel units, 0.0 when abstaining.
+        p_low: lower confidence bound on the probability of the class.
+        n_a: estimation votes for the class, of the ``n`` used.
+        n: estimation votes used.
+        nfe: evaluations for all votes of the image, used or not.
+        seconds: worker time of all votes of the image.
+        unused_votes: votes evaluated beyond the look that stopped.
+    """
+
+    predicted: int
+    radius: float
+    p_low: float
+    n_a: int
+    n: int
+    nfe: int
+    seconds: float
+    unused_votes: int
+
+
+class ImageVotes:
+    """Complete units of one image at one sigma, added in any order.
+
+    Args:
+        plan: what is asked.
+        sigma: smoothing noise, pixel units.
+        image_id: the image.
+        stop_at: take no decision at looks, and stop at this many estimation votes: how a stored
+            ``sequential`` certificate is recomputed, whatever made its image stop there.
+    """
+
+    def __init__(
+        self, plan: Plan, sigma: float, image_id: int, *, stop_at: int | None = None
+    ) -> None:
+        self.plan, self.sigma, self.image_id = plan, sigma, image_id
+        self._stop_at = stop_at
+        self._looks = (
+            SequentialLooks(plan.n, sigma, plan.radii, plan.alpha, plan.futility)
+            if plan.bound == "sequential" and stop_at is None
+            else None
+        )
+        self.chosen: int | None = None
+        self.stopped: str | None = None
+        self.nfe = 0
+        self.seconds = 0.0
+        self._select: dict[tuple[int, int], UnitCounts] = {}
+        self._estimate: dict[int, UnitCounts] = {}
+        self._looks_n: list[int] = []
+        self._looks_a: list[int] = []
+        self._total: Counter[int] = Counter()
+        self._arrived = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further vote can change the certificate."""
+        return self.stopped is not None
+
+    def add(self, units: UnitCounts) -> None:
+        """Take in one complete unit.
+
+        Raises:
+            VotesError: the unit is about another class than the chosen one, or its votes are not
+                the kind that the bound needs.
+        """
+        self.nfe += units.nfe
+        self.seconds += units.seconds
+        if units.unit.stream == "select":
+            self._select[units.unit.start, units.unit.stop] = units
+            if self.chosen is None and len(self._select) == len(self.plan.ranges("select")):
+                self._choose()
+        else:
+            self._arrived += units.unit.votes
+            self._estimate[units.unit.start] = units
+        if self.chosen is not None:
+            self._advance()
+
+    def missing(self, stream: str, stop: int | None = None) -> list[tuple[int, int]]:
+        """(start, stop) of the units of a stream, up to vote ``stop``, that have not been added."""
+        ranges = [r for r in self.plan.ranges(stream) if stop is None or r[0] < stop]
+        if stream == "select":
+            return [r for r in ranges if r not in self._select]
+        prefix = self._looks_n[-1] if self._looks_n else 0
+        return [r for r in ranges if r[0] >= prefix and r[0] not in self._estimate]
+
+    @property
+    def prefix(self) -> int:
+        """Estimation votes in the gap-free prefix that has been looked at."""
+        return self._looks_n[-1] if self._looks_n else 0
+
+    @property
+    def votes_beyond(self) -> int:
+        """Estimation votes that have been added beyond that prefix."""
+        return self._arrived - self.prefix
+
+    def target(self, stream: str) -> int:
+        """The class that votes of a stream are asked about, or ALL_CLASSES."""
+        if stream == "select" or self.plan.estimate == "complete":
+            return ALL_CLASSES
+        return ALL_CLASSES if self.chosen is None else self.chosen
+
+    def _choose(self) -> None:
+        total: Counter[int] = Counter()
+        for units in self._select.values():
+            if units.target != ALL_CLASSES:
+                raise VotesError(
+                    f"image {self.image_id}: selection votes "
+                    f"{units.unit.start}:{units.unit.stop} are "
+                    f"only about class {units.target}; selection needs complete votes: "
+                    "recompute them"
+                )
+            total.update(units.counts)
+        total.pop(NOT_TARGET, None)
+        # Ties go to the lowest class: any rule will do that looks at the selection votes only.
+        self.chosen = min(total, key=lambda c: (-total[c], c)) if total else ABSTAIN
+        if self.chosen == ABSTAIN:
+            self.stopped = "unresolved"
+
+    def _advance(self) -> None:
+        """Take every look that the gap-free prefix allows; stop at the first one that stops."""
+        while not self.finished:
+            units = self._estimate.pop(self.prefix, None)
+            if units is None:
+                return
+            self._check_kind(units)
+            self._total.update(units.counts)
+            self._looks_n.append(units.unit.stop)
+            self._looks_a.append(self._total[self.chosen or 0])
+            self._look()
+
+    def _look(self) -> None:
+        if self._looks is None:
+            stop_at = self.plan.n if self._stop_at is None else self._stop_at
+            self.stopped = "cap" if self.prefix == stop_at else None
+            return
+        decision = self._looks.look(self._looks_a[-1], self.prefix)
+        self.stopped = None if decision == "continue" else decision
+
+    def _check_kind(self, units: UnitCounts) -> None:
+        if units.target not in (ALL_CLASSES, self.chosen):
+            raise VotesError(
+                f"image {self.image_id}: estimation votes "
+                f"{units.unit.start}:{units.unit.stop} are about "
+                f"class {units.target}, but the selection votes chose {self.chosen}; recompute them"
+            )
+        if self.plan.bound == "two-class" and units.target != ALL_CLASSES:
+            raise VotesError(
+                f'image {self.image_id}: bound "two-class" needs complete votes, but votes '
+                f"{units.unit.start}:{units.unit.stop} stopped at class {units.target}; use "
+                '"clopper-pearson" or "sequential", or a run with votes.estimate = "complete"'
+            )
+
+    def verdict(self) -> Verdict | None:
+        """The certificate, or None while units are missing that it needs.
+
+        A fixed-n bound holds at its n only; ``sequential`` may use the longest prefix.
+        """
+        if self.chosen is None:
+            return None
+        if self.chosen == ABSTAIN:
+            return self._verdict(ABSTAIN, 0.0, 0.0, 0, 0)
+        if not self.finished and (self.plan.bound != "sequential" or not self._looks_n):
+            return None
+        n_a, n = self._looks_a[-1], self._looks_n[-1]
+        if self.plan.bound == "sequential":
+            found = certificate(
+                self._looks_a,
+                self._looks_n,
+                sigma=self.sigma,
+                alpha=self.plan.alpha,
+                bound="sequential",
+            )
+        else:
+            two = self.plan.bound == "two-class"
+            found = certificate(
+                n_a,
+                n,
+                sigma=self.sigma,
+                n_b=two_class_counts(self._total, self.chosen)[1] if two else None,
+                alpha=self.plan.alpha,
+                bound=self.plan.bound,
+            )
+        predicted = ABSTAIN if found.abstained else self.chosen
+        return self._verdict(predicted, found.radius, found.p_low, n_a, n)
+
+    def _verdict(self, predicted: int, radius: float, p_low: float, n_a: int, n: int) -> Verdict:
+        unused = self._arrived - n
+        return Verdict(predicted, radius, p_low, n_a, n, self.nfe, self.seconds, unused)
