@@ -8,18 +8,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffcert_ray.certificates.metrics import certified_accuracy
-    from diffcert_ray.certificates.radius import ABSTAIN, Certificate, certificate
+    from diffcert_ray.certificates.radius import Certificate, certificate
     from diffcert_ray.checkpoints.load import load_denoiser
-    from diffcert_ray.datasets import load_dataset
+    from diffcert_ray.conventions import ABSTAIN
+    from diffcert_ray.datasets import Dataset, load_dataset
+    from diffcert_ray.denoisers.denoiser import Denoiser
     from diffcert_ray.engine.classifier import Classifier
+    from diffcert_ray.errors import (
+        CheckpointError,
+        ConfigError,
+        CorruptImageError,
+        DatasetError,
+        LogError,
+        PoolError,
+        StoreError,
+        VotesError,
+    )
     from diffcert_ray.run.certify import certify
     from diffcert_ray.run.stored import Run, open_run
 
 _WHERE = {
-    "ABSTAIN": "certificates.radius",
+    "ABSTAIN": "conventions",
     "Certificate": "certificates.radius",
+    "CheckpointError": "errors",
     "Classifier": "engine.classifier",
+    "ConfigError": "errors",
+    "CorruptImageError": "errors",
+    "Dataset": "datasets",
+    "DatasetError": "errors",
+    "Denoiser": "denoisers.denoiser",
+    "LogError": "errors",
+    "PoolError": "errors",
     "Run": "run.stored",
+    "StoreError": "errors",
+    "VotesError": "errors",
     "certificate": "certificates.radius",
     "certified_accuracy": "certificates.metrics",
     "certify": "run.certify",
@@ -31,8 +53,18 @@ _WHERE = {
 __all__ = [
     "ABSTAIN",
     "Certificate",
+    "CheckpointError",
     "Classifier",
+    "ConfigError",
+    "CorruptImageError",
+    "Dataset",
+    "DatasetError",
+    "Denoiser",
+    "LogError",
+    "PoolError",
     "Run",
+    "StoreError",
+    "VotesError",
     "certificate",
     "certified_accuracy",
     "certify",

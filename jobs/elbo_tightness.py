@@ -44,8 +44,9 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from diffcert_ray.conventions import to_model_space
 from diffcert_ray.method.diffusion_classifier import MethodPlan, class_logits, method_plan
-from diffcert_ray.method.noise_levels import noise_levels, to_model_space
+from diffcert_ray.method.noise_levels import noise_levels
 
 Row = dict[str, str | int | float]
 

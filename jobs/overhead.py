@@ -29,7 +29,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the bare processes; Ray sets it for it
 
 import numpy as np
 
-from diffcert_ray.config.loading import Config, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.engine.worker import WorkerSpec, weights_of
 from diffcert_ray.pool.local import Pool, PoolState

@@ -31,7 +31,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from diffcert_ray import certificate
 from diffcert_ray.checkpoints.load import load_denoiser
-from diffcert_ray.config.loading import Config, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.denoisers.compiled import compile_denoiser
 from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images

@@ -31,7 +31,8 @@ import numpy as np
 import pyarrow as pa
 
 from diffcert_ray import certify
-from diffcert_ray.config.loading import Config, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import gaussian_world
 from diffcert_ray.pool.local import PoolState

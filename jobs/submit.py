@@ -29,7 +29,8 @@ if "ray" not in sys.modules:  # Ray reads it while it is imported
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.errors import ConfigError
 
 ON_A_RUN = ("status", "report", "verify", "compact")
 LOCAL_PORT = "http://127.0.0.1:8265"

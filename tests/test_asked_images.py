@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.errors import StoreError
 from diffcert_ray.run.certify import certify
 from diffcert_ray.storage.asked_images import read_asked, store_asked
 from diffcert_ray.storage.location import open_location
-from diffcert_ray.storage.store import StoreError
 from tests.worlds import settings, small_world
 
 WORLD, DATA = small_world(images=10)

@@ -11,9 +11,10 @@ from diffcert_ray.attack.image import INSIDE, Judgement, attack_image, placed
 from diffcert_ray.attack.run import attack_run
 from diffcert_ray.attack.search import Effort, Search, unit
 from diffcert_ray.attack.smoothed import Smoothed
-from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import GaussianClasses
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.base_classifier import base_classifier
 from diffcert_ray.run.certify import certify
 from diffcert_ray.storage.schemas import CertificateRow

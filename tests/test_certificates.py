@@ -9,19 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcert_ray.certificates.radius import (
-    BOUNDS,
-    NOT_TARGET,
-    certificate,
-    largest_radius,
+from diffcert_ray.certificates.clopper_pearson import (
     lower_confidence_bound,
     lower_confidence_bound_q,
+    upper_confidence_bound,
+)
+from diffcert_ray.certificates.radius import (
+    BOUNDS,
+    certificate,
+    largest_radius,
     radius_from_q,
     required_n,
     round_radius_down,
     two_class_counts,
-    upper_confidence_bound,
 )
+from diffcert_ray.conventions import NOT_TARGET
 
 mpmath.mp.dps = 40
 steady = settings(derandomize=True, deadline=None, max_examples=80)

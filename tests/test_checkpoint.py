@@ -13,17 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from diffcert_ray.checkpoints.files import (
     checkpoint_path,
+    checkpoint_sha256,
     read_configuration,
     read_metadata,
 )
-from diffcert_ray.checkpoints.load import (
-    CheckpointError,
-    checkpoint_sha256,
-    load_denoiser,
-    save_denoiser,
-)
+from diffcert_ray.checkpoints.load import load_denoiser, save_denoiser
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
+from diffcert_ray.errors import CheckpointError
 
 SMALL = {
     "img_resolution": 8, "img_channels": 1, "label_dim": 10, "model_channels": 8,

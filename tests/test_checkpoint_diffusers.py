@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.files import checkpoint_sha256, read_configuration
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.errors import CheckpointError
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 

@@ -11,7 +11,6 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.files import (
     checkpoint_format,
     checkpoint_path,
@@ -23,6 +22,7 @@ from diffcert_ray.checkpoints.network_shape import PUBLISHED, edm_shape, publish
 from diffcert_ray.denoisers import checkpoint_cache
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
+from diffcert_ray.errors import CheckpointError
 
 GOLDEN = Path(__file__).parent / "golden" / "edm"
 NAMES = ("ddpmpp_cond", "ddpmpp_uncond", "ncsnpp_cond", "adm_cond")

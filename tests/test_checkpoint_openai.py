@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.files import checkpoint_sha256, read_configuration
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.checkpoints.network_shape import PUBLISHED, openai_shape, published_as
 from diffcert_ray.checkpoints.state_dict import read_state_dict
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
+from diffcert_ray.errors import CheckpointError
 
 unet = pytest.importorskip("azula.plugins.adm._src.unet", reason="azula is not installed")
 

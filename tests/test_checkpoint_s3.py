@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from diffcert_ray import certify, load_dataset, load_denoiser
 from diffcert_ray.checkpoints.cache import CACHE_VARIABLE
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.files import (
     checkpoint_path,
     checkpoint_sha256,
@@ -25,6 +24,7 @@ from diffcert_ray.checkpoints.image_classifier import shipped_classifiers
 from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.errors import CheckpointError
 from tests.s3_proxy import Faults, proxied
 from tests.s3_server import BUCKET, s3_server
 from tests.test_datasets_files import png

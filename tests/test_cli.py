@@ -10,7 +10,7 @@ import pytest
 
 import diffcert_ray
 from diffcert_ray import certify
-from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.run import estimate as planning
 from tests.command_line import diffcert
 from tests.worlds import settings, small_world

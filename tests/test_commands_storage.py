@@ -7,8 +7,9 @@ from typer.testing import CliRunner
 
 from diffcert_ray.commands.main import app
 from diffcert_ray.commands.storage_options import storage_options, with_storage_options
-from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import loading
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.stored import open_run
 from tests.s3_server import BUCKET, s3_server
 

@@ -11,10 +11,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from diffcert_ray.conventions import ALL_CLASSES
+from diffcert_ray.errors import StoreError
 from diffcert_ray.storage import compaction
 from diffcert_ray.storage.compaction import CompactionReport, compact
-from diffcert_ray.storage.schemas import ALL_CLASSES, UNIT_KEY, CertificateRow, UnitRow
-from diffcert_ray.storage.store import RunStore, StoreError
+from diffcert_ray.storage.schemas import UNIT_KEY, CertificateRow, UnitRow
+from diffcert_ray.storage.store import RunStore
 
 UNIT = UnitRow(
     0.25, 7, "a1", "select", 0, 10, ALL_CLASSES, (1, 3), (4, 6), 120, 0.5, "cpu", "kind-a", "w", 0

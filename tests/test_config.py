@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from diffcert_ray.config.loading import (
-    Config,
-    ConfigError,
     canonical_hash,
     load_config,
     plan_identity,
     presets,
     votes_identity,
 )
+from diffcert_ray.config.tables import Config
+from diffcert_ray.errors import ConfigError
 
 WEIGHTS = {"denoiser": "ab" * 32}
 

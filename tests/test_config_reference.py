@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from diffcert_ray.commands.main import app
-from diffcert_ray.config.loading import Config, presets
+from diffcert_ray.config.loading import presets
 from diffcert_ray.config.reference import json_schema, markdown
+from diffcert_ray.config.tables import Config
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.conversion import convert
 from diffcert_ray.checkpoints.files import checkpoint_sha256, read_metadata
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.commands.main import app
+from diffcert_ray.errors import CheckpointError
 from tests.test_pickle_edm import NAMES, TOLERANCE, deviation, published_pickle
 
 GOLDEN = Path(__file__).parent / "golden" / "edm"

@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from diffcert_ray.datasets import DatasetError, load_dataset
+from diffcert_ray.datasets import load_dataset
+from diffcert_ray.errors import DatasetError
 
 ROWS = 5  # in each file
 

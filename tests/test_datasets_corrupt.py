@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from diffcert_ray.certificates.metrics import certified_accuracy
-from diffcert_ray.config.loading import ConfigError, load_config
-from diffcert_ray.datasets import DatasetError, check_images, load_dataset
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.datasets import check_images, load_dataset
+from diffcert_ray.errors import ConfigError, DatasetError
 from diffcert_ray.run.certify import certify
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.preflight import check_plan

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from diffcert_ray.datasets import CorruptImageError, DatasetError, check_images, load_dataset
+from diffcert_ray.datasets import check_images, load_dataset
 from diffcert_ray.datasets.encoded import decode_image
 from diffcert_ray.datasets.errors import UndecodableError
+from diffcert_ray.errors import CorruptImageError, DatasetError
 
 RANDOM = np.random.default_rng(11)
 

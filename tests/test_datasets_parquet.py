@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffcert_ray.datasets import CorruptImageError, DatasetError, check_images, load_dataset
+from diffcert_ray.datasets import check_images, load_dataset
 from diffcert_ray.datasets.parquet_files import RowGroups
+from diffcert_ray.errors import CorruptImageError, DatasetError
 from tests.test_datasets_files import png
 
 RANDOM = np.random.default_rng(23)

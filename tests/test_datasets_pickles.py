@@ -9,8 +9,9 @@ import struct
 import numpy as np
 import pytest
 
-from diffcert_ray.datasets import DatasetError, load_dataset
+from diffcert_ray.datasets import load_dataset
 from diffcert_ray.datasets.pickled_arrays import read_pickle
+from diffcert_ray.errors import DatasetError
 from tests.test_datasets_cifar import Python2Pickler, write_python
 
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffcert_ray.datasets import DatasetError, check_images, load_dataset
+from diffcert_ray.datasets import check_images, load_dataset
 from diffcert_ray.datasets.parquet_files import TAIL_BYTES
+from diffcert_ray.errors import DatasetError
 from tests.s3_proxy import Faults, proxied
 from tests.test_datasets_files import png
 from tests.test_datasets_parquet import live  # noqa: F401 (a fixture)

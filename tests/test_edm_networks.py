@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from diffcert_ray.conventions import NO_CLASS
 from diffcert_ray.denoisers.configuration import EdmConfiguration
-from diffcert_ray.denoisers.denoiser import NO_CLASS, Denoiser
+from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.edm import EdmDenoiser
 from diffcert_ray.denoisers.preconditioning import (
     edm_coefficients,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET, STREAM_NAMES
 from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
 from diffcert_ray.engine.votes import evaluate_item, evaluate_votes, shared_noise_logits
 from diffcert_ray.method.base_classifier import BaseClassifier, base_classifier
@@ -24,9 +25,6 @@ from diffcert_ray.method.diffusion_classifier import (
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.method.sift import Sift
 from diffcert_ray.votes.units import (
-    ALL_CLASSES,
-    NOT_TARGET,
-    STREAM_NAMES,
     Item,
     OpenVotes,
     Part,

@@ -9,12 +9,14 @@ from typer.testing import CliRunner
 from diffcert_ray import Classifier, certify, open_run
 from diffcert_ray.checkpoints.image_classifier import ImageClassifier
 from diffcert_ray.commands.main import app
-from diffcert_ray.config.loading import ConfigError, canonical_hash, load_config, votes_identity
+from diffcert_ray.config.loading import canonical_hash, load_config, votes_identity
+from diffcert_ray.conventions import NOT_TARGET
 from diffcert_ray.engine.classifier_votes import DirectClassifier, evaluate_classifier_item
 from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.run.estimate import estimate
-from diffcert_ray.votes.units import NOT_TARGET, Item, Part, Unit
+from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import counts_of, settings, small_world
 
 SIGMA = 0.25

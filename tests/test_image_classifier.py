@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.image_classifier import (
     ImageClassifier,
     digits_convnet,
     load_classifier,
     shipped_classifiers,
 )
-from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.run.preflight import check_plan
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffcert_ray import certify, load_dataset
-from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.report.parquet_export import export_parquet, png
 from diffcert_ray.run.stored import open_run
 

@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from diffcert_ray.certificates.radius import ABSTAIN, certificate
-from diffcert_ray.votes.image import ImageVotes, Plan, UnitCounts, VotesError
-from diffcert_ray.votes.units import ALL_CLASSES, NOT_TARGET, Unit
+from diffcert_ray.certificates.radius import certificate
+from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, NOT_TARGET
+from diffcert_ray.errors import VotesError
+from diffcert_ray.votes.image import ImageVotes, Plan, UnitCounts
+from diffcert_ray.votes.units import Unit
 
 SIGMA = 0.25
 

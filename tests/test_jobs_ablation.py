@@ -8,7 +8,7 @@ import pytest
 import tomli_w
 
 from diffcert_ray.checkpoints.files import read_configuration
-from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.tools.training import digits_configuration
 from jobs.ablation import main
 

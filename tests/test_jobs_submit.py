@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import AuthenticationError
 
-from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.errors import ConfigError
 from jobs import submit
 from jobs.submit import entrypoint, main, parsed
 

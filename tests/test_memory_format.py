@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.config.loading import canonical_hash, load_config, votes_identity
 from diffcert_ray.denoisers.memory_format import keep_channels_last
 from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.errors import CheckpointError
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import small_world
 

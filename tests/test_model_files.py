@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diffcert_ray import certify, load_denoiser, open_run
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.files import read_metadata
-from diffcert_ray.config.loading import ConfigError, canonical_hash, load_config, votes_identity
+from diffcert_ray.config.loading import canonical_hash, load_config, votes_identity
 from diffcert_ray.config.model_files import model_files
+from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.run.preflight import check_plan
 from diffcert_ray.run.verification import verify_run
 from tests.worlds import counts_of

@@ -7,15 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffcert_ray.method.noise import (
-    MAX_IMAGE_ID,
-    MAX_LEVEL,
-    MAX_VOTE,
-    PURPOSES,
-    NoiseSource,
-    philox4x32,
-)
-from diffcert_ray.votes.units import STREAM_NAMES
+from diffcert_ray.conventions import MAX_IMAGE_ID, STREAM_NAMES
+from diffcert_ray.method.noise import MAX_LEVEL, MAX_VOTE, PURPOSES, NoiseSource, philox4x32
 
 SOURCE = NoiseSource(seed=7, sigma=0.25, elements=10)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from diffcert_ray.conventions import to_model_space
 from diffcert_ray.method.noise_levels import (
     discrete_elbo_weights,
     noise_levels,
     reference_levels,
-    to_model_space,
     weight_density,
 )
 

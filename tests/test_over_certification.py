@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from diffcert_ray.certificates.radius import certificate, sequential_lower_bound, sequential_q_bound
+from diffcert_ray.certificates.radius import certificate
+from diffcert_ray.certificates.sequential import sequential_lower_bound, sequential_q_bound
 from diffcert_ray.certificates.stopping import sequential_decision
 
 SIGMA = 0.25

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.files import checkpoint_sha256, read_configuration
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.denoisers.noise_steps import step_levels
+from diffcert_ray.errors import CheckpointError
 from tests.edm_pickles import network_of, published_modules, write_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden" / "edm"

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from diffcert_ray import pickle_graph
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.edm_pickle import ALLOWED
 from diffcert_ray.checkpoints.files import read_configuration
 from diffcert_ray.checkpoints.load import load_denoiser
+from diffcert_ray.errors import CheckpointError
 from diffcert_ray.pickle_graph import PickleError, read_pickle_graph
 from tests.edm_pickles import network_of, published_modules, write_checkpoint
 

@@ -10,8 +10,8 @@ import torch
 
 from diffcert_ray.certificates.betting import UnitSums
 from diffcert_ray.certificates.lipschitz import plain_certificate
-from diffcert_ray.config.loading import ConfigError, load_config
-from diffcert_ray.datasets import Dataset, DatasetError
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import GaussianClasses, gaussian_world, labelled_images
 from diffcert_ray.engine.losses import (
     draw_losses,
@@ -19,11 +19,13 @@ from diffcert_ray.engine.losses import (
     pair_losses,
     score_gaps,
 )
+from diffcert_ray.errors import ConfigError, DatasetError, StoreError
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.plain.plan import plain_levels, plan_of_images
 from diffcert_ray.plain.stages import ImageLosses, LossStages
 from diffcert_ray.plain.units import LossItem, LossResult, LossUnit, UnitLosses
-from diffcert_ray.report.files import Series, report_files
+from diffcert_ray.report.files import report_files
+from diffcert_ray.report.series import Series
 from diffcert_ray.run.certify import certify
 from diffcert_ray.run.loss_rows import estimates, largest_loss, loss_row, recompute_plain
 from diffcert_ray.run.plan import plan_of
@@ -31,7 +33,6 @@ from diffcert_ray.run.recording import LossRows
 from diffcert_ray.run.stored import open_run
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
 from diffcert_ray.storage.compaction import compact
-from diffcert_ray.storage.create_only import StoreError
 
 DRAWS, UNIT, CLASSES = 80, 32, 4  # the last unit is shorter
 

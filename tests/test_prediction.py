@@ -7,7 +7,7 @@ import pytest
 
 from diffcert_ray import ABSTAIN, Classifier
 from diffcert_ray.certificates.prediction import prediction
-from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.errors import ConfigError
 from tests.worlds import small_world
 
 SETTINGS = {"noise_levels": {"levels": 24}}

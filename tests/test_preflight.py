@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffcert_ray.certificates.radius import largest_radius
-from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.certify import certify
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.preflight import check_plan, check_radii

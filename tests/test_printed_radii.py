@@ -8,7 +8,8 @@ from diffcert_ray.attack.image import ImageAttack, Judgement
 from diffcert_ray.attack.run import Attack
 from diffcert_ray.certificates.radius import largest_radius
 from diffcert_ray.commands import attack, plan
-from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.estimate import Estimate, SigmaEstimate, doubts
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.preflight import check_radii

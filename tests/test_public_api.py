@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import diffcert_ray
-from diffcert_ray import ABSTAIN, Classifier, load_dataset
-from diffcert_ray.config.loading import ConfigError
+from diffcert_ray import ABSTAIN, Classifier, errors, load_dataset
+from diffcert_ray.errors import ConfigError
 from tests.worlds import small_world
 
 SIGNATURES = {
@@ -26,8 +26,18 @@ def test_the_public_names_are_pinned():
     assert sorted(diffcert_ray.__all__) == [
         "ABSTAIN",
         "Certificate",
+        "CheckpointError",
         "Classifier",
+        "ConfigError",
+        "CorruptImageError",
+        "Dataset",
+        "DatasetError",
+        "Denoiser",
+        "LogError",
+        "PoolError",
         "Run",
+        "StoreError",
+        "VotesError",
         "certificate",
         "certified_accuracy",
         "certify",
@@ -47,9 +57,16 @@ def test_a_public_function_keeps_its_first_arguments(name):
 @pytest.mark.parametrize("name", diffcert_ray.__all__)
 def test_every_public_name_is_documented(name):
     public = getattr(diffcert_ray, name)
-    if callable(public):
-        text = inspect.getdoc(public) or ""
+    text = inspect.getdoc(public) or ""
+    if inspect.isclass(public) and issubclass(public, Exception):
+        assert text and public.__module__ == "diffcert_ray.errors"
+    elif callable(public):
         assert "Args:" in text or "Attributes:" in text
+
+
+def test_every_error_of_the_package_is_importable_from_it():
+    own = {n for n, e in vars(errors).items() if inspect.isclass(e) and issubclass(e, Exception)}
+    assert own == {name for name in diffcert_ray.__all__ if name.endswith("Error")}
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -13,9 +13,10 @@ from diffcert_ray.certificates.metrics import (
 )
 from diffcert_ray.report.charts import NARROW, Axis, Line, even_axis, line_chart
 from diffcert_ray.report.dataset_tables import comparison_text, dataset_tables, wrong_text
-from diffcert_ray.report.files import Series, published_rows, report_files, report_tables
+from diffcert_ray.report.files import report_files, report_tables
 from diffcert_ray.report.lines import accuracy_lines, cost_lines, p_low_lines
-from diffcert_ray.report.series import asked_radii, distinct_names, series_of_log
+from diffcert_ray.report.published import published_rows
+from diffcert_ray.report.series import Series, asked_radii, distinct_names, series_of_log
 from diffcert_ray.report.text_table import TextTable, latex, markdown
 
 

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from diffcert_ray.method.noise import NoiseSource
-from diffcert_ray.report.files import Pictures, published_rows, report_page
-from diffcert_ray.report.gallery import make_gallery
+from diffcert_ray.report.files import report_page
+from diffcert_ray.report.gallery import Pictures, make_gallery
 from diffcert_ray.report.page import confusions, embedded_json
+from diffcert_ray.report.published import published_rows
 from diffcert_ray.report.series import series_of_log
 from diffcert_ray.report.thumbnails import make_sprites
 from tests.test_report import certificates, series

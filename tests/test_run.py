@@ -11,10 +11,9 @@ import pytest
 
 from diffcert_ray import ABSTAIN, certify, open_run
 from diffcert_ray.certificates.radius import certificate
-from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.errors import ConfigError, StoreError
 from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.run import certify as certification
-from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.schemas import CertificateRow
 from tests.worlds import counts_of, settings, small_world
 

@@ -6,9 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from diffcert_ray.conventions import NOT_TARGET
 from diffcert_ray.votes.image import Plan
 from diffcert_ray.votes.stages import Stages
-from diffcert_ray.votes.units import NOT_TARGET, Item, OpenVotes, Result, Tally
+from diffcert_ray.votes.units import Item, OpenVotes, Result, Tally
 
 NOTHING_STORED = lambda sigma, image_id: []  # noqa: E731
 

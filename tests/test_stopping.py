@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcert_ray.certificates.radius import certificate, sequential_upper_bound
+from diffcert_ray.certificates.radius import certificate
+from diffcert_ray.certificates.sequential import sequential_upper_bound
 from diffcert_ray.certificates.stopping import SequentialLooks, sequential_decision
 
 PLAN = {"cap": 1000, "sigma": 0.25, "radii": (0.25, 0.5), "alpha": 0.001, "futility_level": 0.01}

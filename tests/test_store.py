@@ -18,12 +18,20 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from diffcert_ray.errors import StoreError
 from diffcert_ray.storage import local_folder
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.deliveries import Lists, packed_keys
 from diffcert_ray.storage.done_units import DoneUnits
-from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_KEY, UNIT_SCHEMA
-from diffcert_ray.storage.store import CertificateRow, RunStore, StoreError, UnitRow, open_location
+from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.schemas import (
+    CERTIFICATE_SCHEMA,
+    UNIT_KEY,
+    UNIT_SCHEMA,
+    CertificateRow,
+    UnitRow,
+)
+from diffcert_ray.storage.store import RunStore
 from diffcert_ray.storage.stored_rows import column_by_column
 
 DOCUMENT = b'votes_id = "v1"\n'

@@ -9,10 +9,13 @@ from dataclasses import replace
 import pytest
 from aiobotocore.session import AioSession
 
+from diffcert_ray.conventions import ALL_CLASSES
+from diffcert_ray.errors import StoreError
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.compaction import compact
-from diffcert_ray.storage.schemas import ALL_CLASSES, UnitRow
-from diffcert_ray.storage.store import RunStore, StoreError, open_location
+from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.schemas import UnitRow
+from diffcert_ray.storage.store import RunStore
 from tests.s3_proxy import Faults, proxied
 from tests.s3_server import BUCKET, s3_server
 

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from diffcert_ray.checkpoints.files import CheckpointError
-from diffcert_ray.config.loading import ConfigError, load_config
-from diffcert_ray.datasets import DatasetError
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.engine.worker import WorkerSpec, resolve_device, set_up_torch, weights_of
+from diffcert_ray.errors import CheckpointError, ConfigError, DatasetError
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings, small_world
 

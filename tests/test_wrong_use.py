@@ -9,7 +9,7 @@ import typer
 
 from diffcert_ray.commands.arguments import complete_config, complete_run
 from diffcert_ray.commands.main import app
-from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.store import RunStore
 from tests.command_line import diffcert
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffcert_ray.attack.search import Effort, Search, within
 from diffcert_ray.attack.smoothed import Smoothed
 from diffcert_ray.certificates.prediction import check_prediction, prediction
-from diffcert_ray.certificates.radius import ABSTAIN
+from diffcert_ray.conventions import ABSTAIN
 from diffcert_ray.engine.classifier_votes import DirectClassifier
 from diffcert_ray.method.base_classifier import BaseClassifier
 

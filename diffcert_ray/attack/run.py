@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.plan import about, check_same_images, labels_of
 from diffcert_ray.run.stored import Run

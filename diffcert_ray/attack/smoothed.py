@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcert_ray.conventions import to_model_space
 from diffcert_ray.engine.classifier_votes import DirectClassifier, evaluate_classifier_votes
 from diffcert_ray.engine.votes import evaluate_votes
 from diffcert_ray.method.base_classifier import BaseClassifier
@@ -18,7 +19,6 @@ from diffcert_ray.method.diffusion_classifier import (
     target,
     to_model_image,
 )
-from diffcert_ray.method.noise_levels import to_model_space
 from diffcert_ray.votes.units import Item, Part, Unit
 
 ROWS = 512  # rows given to a network at once where a gradient is wanted

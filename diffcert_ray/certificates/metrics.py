@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from diffcert_ray.certificates.radius import BOUNDS, lower_confidence_bound, upper_confidence_bound
+from diffcert_ray.certificates.clopper_pearson import lower_confidence_bound, upper_confidence_bound
+from diffcert_ray.certificates.radius import BOUNDS
 
 CERTIFIED_BOUNDS = (*BOUNDS, "lipschitz", "local")
 """Bounds whose rows are certificates; anything else (an estimate, say) is refused."""

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 
 from scipy import stats
 
-from diffcert_ray.certificates.radius import ABSTAIN
-from diffcert_ray.votes.units import NOT_TARGET
+from diffcert_ray.conventions import ABSTAIN, NOT_TARGET
 
 
 def prediction(counts: Mapping[int, int], *, alpha: float = 0.001) -> int:

@@ -14,7 +14,6 @@ import numpy as np
 from scipy import special
 
 from diffcert_ray.certificates.clopper_pearson import (
-    lower_confidence_bound,
     lower_confidence_bound_q,
     upper_confidence_bound,
     whole_count,
@@ -22,40 +21,10 @@ from diffcert_ray.certificates.clopper_pearson import (
 from diffcert_ray.certificates.sequential import (
     Counts,
     cumulative_looks,
-    sequential_log_e,
-    sequential_lower_bound,
     sequential_q_bound,
-    sequential_upper_bound,
 )
+from diffcert_ray.conventions import NOT_TARGET
 
-__all__ = [
-    "ABSTAIN",
-    "BOUNDS",
-    "NOT_TARGET",
-    "Certificate",
-    "Counts",
-    "certificate",
-    "check_bound",
-    "check_sigma",
-    "cumulative_looks",
-    "largest_radius",
-    "lower_confidence_bound",
-    "lower_confidence_bound_q",
-    "radius_from_q",
-    "required_n",
-    "round_radius_down",
-    "sequential_log_e",
-    "sequential_lower_bound",
-    "sequential_q_bound",
-    "sequential_upper_bound",
-    "two_class_counts",
-    "upper_confidence_bound",
-]
-
-ABSTAIN = -1
-"""The class of a certificate that certifies nothing."""
-NOT_TARGET = -2
-"""The class of a vote that is not for the target class, or that stayed unresolved."""
 BOUNDS = ("clopper-pearson", "two-class", "sequential")
 """The bounds that `certificate` knows."""
 LARGEST_N = 2**53

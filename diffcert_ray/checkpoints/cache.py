@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.errors import CheckpointError
 
 CACHE_VARIABLE = "DIFFCERT_CACHE"
 FOLDER_SUFFIXES = (".json", ".safetensors")

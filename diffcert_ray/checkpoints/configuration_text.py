@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError, explained
 from diffcert_ray.denoisers.configuration import EdmConfiguration
+from diffcert_ray.errors import CheckpointError, explained
 
 METADATA_KEY = "diffcert"
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.files import (
     checkpoint_format,
     checkpoint_path,
@@ -17,6 +16,7 @@ from diffcert_ray.checkpoints.load import load_denoiser, save_denoiser
 from diffcert_ray.checkpoints.network_shape import PUBLISHED
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
+from diffcert_ray.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError, explained
 from diffcert_ray.denoisers.configuration import EdmConfiguration
+from diffcert_ray.errors import CheckpointError, explained
 from diffcert_ray.pickle_graph import Global, Made, PickleError, Stored, read_pickle_graph
 
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from diffcert_ray.checkpoints.cache import FOLDER_SUFFIXES, cached_content, local_copy
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.configuration_text import (
     METADATA_KEY,
     changed,
@@ -29,6 +28,7 @@ from diffcert_ray.denoisers.diffusers_configuration import (
     DiffusersConfiguration,
     read_diffusers_configuration,
 )
+from diffcert_ray.errors import CheckpointError
 
 __all__ = [
     "FORMAT",

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffcert_ray.checkpoints.cache import cached_content, local_copy
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
-from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.config.tables import Config
 from diffcert_ray.denoisers.compiled import compile_classifier
+from diffcert_ray.errors import CheckpointError, ConfigError
 
 Network = nn.Module
 """What the Python API takes as a classifier: images [B, C, H, W] to logits [B, K]."""

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.configuration_text import METADATA_KEY, changed
 from diffcert_ray.checkpoints.edm_pickle import edm_tensors, read_edm_pickle
 from diffcert_ray.checkpoints.files import (
@@ -30,6 +29,7 @@ from diffcert_ray.denoisers.diffusers_configuration import read_diffusers_config
 from diffcert_ray.denoisers.diffusers_denoiser import DiffusersDenoiser, load_diffusers
 from diffcert_ray.denoisers.edm import EdmDenoiser, NetworkDtype, check_dtype
 from diffcert_ray.denoisers.noise_steps import step_levels
+from diffcert_ray.errors import CheckpointError
 
 __all__ = ["CheckpointError", "checkpoint_sha256", "load_denoiser", "save_denoiser"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
+from diffcert_ray.errors import CheckpointError
 
 
 class HasShape(Protocol):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.checkpoints.adm_names import from_openai_names
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.checkpoints.configuration_text import changed, read_json
 from diffcert_ray.checkpoints.network_shape import edm_shape, openai_shape, published_as
 from diffcert_ray.denoisers.configuration import PREDICTIONS, EdmConfiguration
+from diffcert_ray.errors import CheckpointError
 
 _INSIDE = ("ema", "model_ema", "state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from diffcert_ray.config.loading import ConfigError, presets
+from diffcert_ray.config.loading import presets
+from diffcert_ray.errors import ConfigError
 
 RUNS_FOLDER = "runs"
 

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from diffcert_ray.config.loading import Config
+    from diffcert_ray.config.tables import Config
     from diffcert_ray.method.base_classifier import BaseClassifier
     from diffcert_ray.tools.measure import Subject
     from diffcert_ray.tools.record import Found
@@ -87,9 +87,9 @@ def bench(
 
 def _subject(settings: "Config", device: str) -> "Subject":
     """The configuration's own network, images and rules."""
-    from diffcert_ray.config.loading import ConfigError
     from diffcert_ray.datasets import load_dataset
     from diffcert_ray.engine.worker import Worker, WorkerSpec, weights_of
+    from diffcert_ray.errors import ConfigError
     from diffcert_ray.method.base_classifier import base_classifier
 
     data = load_dataset(settings.dataset, settings.execution.storage_options)

@@ -21,8 +21,7 @@ from diffcert_ray.commands.screen import BAD_USE, FAILED, err, escaped
 from diffcert_ray.commands.status import status
 from diffcert_ray.commands.train import train_digits, train_digits_classifier
 from diffcert_ray.commands.verify import verify
-from diffcert_ray.config.loading import ConfigError
-from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.errors import ConfigError, StoreError
 
 SHOWN_LINES = 3  # of a message that comes from elsewhere
 

@@ -14,7 +14,8 @@ from diffcert_ray.commands.arguments import (
 )
 from diffcert_ray.commands.screen import escaped, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
-from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffcert_ray.run.estimate import Bill, Estimate, PlainEstimate

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from diffcert_ray.report.files import PublishedRow
+    from diffcert_ray.report.published import PublishedRow
     from diffcert_ray.report.sources import Sources
     from diffcert_ray.run.stored import Run
 
@@ -122,7 +122,8 @@ class Report:
 
     def show(self) -> None:
         """Print the figures."""
-        from diffcert_ray.report.files import guarantees, report_tables, unfinished_lines
+        from diffcert_ray.report.files import guarantees, report_tables
+        from diffcert_ray.report.series import unfinished_lines
 
         series = self.sources.series
         for line in unfinished_lines(series):
@@ -176,7 +177,8 @@ def written(
     storage: Mapping[str, Any] | None = None,
 ) -> Report:
     """Write the files of a report to a folder, by default the first run's report/."""
-    from diffcert_ray.report.files import published_rows, report_files
+    from diffcert_ray.report.files import report_files
+    from diffcert_ray.report.published import published_rows
     from diffcert_ray.report.sources import pictures_of, replace_file
     from diffcert_ray.storage.location import open_location
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.config.tables import Config
+from diffcert_ray.errors import ConfigError
 
 StorageOption = Annotated[
     list[str] | None,

@@ -13,15 +13,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from diffcert_ray.config.model_files import model_files
-from diffcert_ray.config.tables import PLAIN_BOUNDS, Config, DatasetConfig, NumericsConfig
-
-__all__ = ["PLAIN_BOUNDS", "Config", "ConfigError", "NumericsConfig", "load_config", "presets"]
+from diffcert_ray.config.tables import Config, DatasetConfig
+from diffcert_ray.errors import ConfigError
 
 METHOD_VERSION = 1  # raised by a change that changes votes; see the README's "Changes"
-
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the message names key, value, limit and remedy."""
 
 
 def presets() -> list[str]:

@@ -2,15 +2,12 @@
 
 from diffcert_ray.datasets.checked import Checked, check_images
 from diffcert_ray.datasets.dataset import Dataset
-from diffcert_ray.datasets.errors import CorruptImageError, DatasetError
 from diffcert_ray.datasets.expected_pixels import as_expected
 from diffcert_ray.datasets.loading import load_dataset
 
 __all__ = [
     "Checked",
-    "CorruptImageError",
     "Dataset",
-    "DatasetError",
     "as_expected",
     "check_images",
     "load_dataset",

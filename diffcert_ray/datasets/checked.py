@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from diffcert_ray.datasets.dataset import Dataset, pixels_sha
-from diffcert_ray.datasets.errors import CorruptImageError
+from diffcert_ray.errors import CorruptImageError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import DatasetError
 from diffcert_ray.datasets.pickled_arrays import read_pickle
 from diffcert_ray.datasets.place import Place
 from diffcert_ray.datasets.source import Request, Split, split_of_bytes
+from diffcert_ray.errors import DatasetError
 
 PIXELS: Final = 3 * 32 * 32
 Bytes = NDArray[np.uint8]

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import CorruptImageError, UndecodableError
+from diffcert_ray.datasets.errors import UndecodableError
 from diffcert_ray.datasets.pixels import BytePixels
+from diffcert_ray.errors import CorruptImageError
 
 
 class Pixels(Protocol):

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import DatasetError
 from diffcert_ray.datasets.pixels import BytePixels
 from diffcert_ray.datasets.place import Place
 from diffcert_ray.datasets.source import Ints, Request, Split
+from diffcert_ray.errors import DatasetError
 
 CLASSES = 1000
 BLOCK_ROWS = 512  # decompressed at a time

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.datasets.dataset import Dataset, Pixels, pixels_sha
-from diffcert_ray.datasets.errors import DatasetError
+from diffcert_ray.errors import DatasetError
 
 REMEDY = "let all nodes read one copy (a shared folder, s3://), or copy the driver's there"
 

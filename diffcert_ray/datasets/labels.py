@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import DatasetError
+from diffcert_ray.errors import DatasetError
 
 Ints = NDArray[np.int64]
 LabelMap = Sequence[int] | Mapping[str, int] | str

@@ -14,13 +14,13 @@ from diffcert_ray.datasets.cifar import read_cifar
 from diffcert_ray.datasets.dataset import Dataset, frozen
 from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
-from diffcert_ray.datasets.errors import DatasetError, nearest
 from diffcert_ray.datasets.image_folder import read_image_folder
 from diffcert_ray.datasets.labels import class_numbers
 from diffcert_ray.datasets.parquet import read_parquet
 from diffcert_ray.datasets.selection import SELECTORS, positions
 from diffcert_ray.datasets.source import Request, Split
 from diffcert_ray.datasets.svhn import read_svhn
+from diffcert_ray.errors import DatasetError, nearest
 
 READERS: Final[dict[str, Callable[[Request], Split]]] = {
     "digits": read_digits,

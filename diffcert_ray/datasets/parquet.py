@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import DatasetError, nearest
 from diffcert_ray.datasets.parquet_files import RowGroups, open_row_groups
 from diffcert_ray.datasets.parquet_images import cell_pixels, image_leaf
 from diffcert_ray.datasets.pixels import first_shape
 from diffcert_ray.datasets.source import Ints, Request, Split
+from diffcert_ray.errors import DatasetError, nearest
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")

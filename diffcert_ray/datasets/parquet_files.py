@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import DatasetError
 from diffcert_ray.datasets.place import Place, RangeFile
+from diffcert_ray.errors import DatasetError
 
 TAIL_BYTES = 256 * 2**10  # of a file in the first request: statistics of images make long footers
 KEPT_BYTES = 64 * 2**20  # of row groups in memory; at least one is kept, whatever its size

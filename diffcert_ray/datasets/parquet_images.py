@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from diffcert_ray.datasets.encoded import decode_image
-from diffcert_ray.datasets.errors import DatasetError, UndecodableError
+from diffcert_ray.datasets.errors import UndecodableError
 from diffcert_ray.datasets.pixels import from_bytes
+from diffcert_ray.errors import DatasetError
 
 Shape = tuple[int, int, int]
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from diffcert_ray.datasets.errors import DatasetError
+from diffcert_ray.errors import DatasetError
 
 _RECONSTRUCT: Final = {
     "numpy.core.multiarray._reconstruct",

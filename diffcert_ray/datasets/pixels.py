@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import DatasetError, UndecodableError
+from diffcert_ray.datasets.errors import UndecodableError
+from diffcert_ray.errors import DatasetError
 
 if TYPE_CHECKING:
     from diffcert_ray.datasets.dataset import Pixels

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from diffcert_ray.datasets.errors import DatasetError
+from diffcert_ray.errors import DatasetError
 
 
 @dataclasses.dataclass

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.datasets.dataset import Pixels
-from diffcert_ray.datasets.errors import DatasetError
 from diffcert_ray.datasets.pixels import BytePixels
 from diffcert_ray.datasets.place import Place
+from diffcert_ray.errors import DatasetError
 
 Ints = NDArray[np.int64]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from diffcert_ray.datasets.errors import DatasetError
 from diffcert_ray.datasets.source import Request, Split, split_of_bytes
+from diffcert_ray.errors import DatasetError
 
 
 def read_svhn(request: Request) -> Split:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.errors import CheckpointError
 
 REMEDY = "set numerics.compile = false, or give a new run folder if this one was started compiled"
 

@@ -10,9 +10,6 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-NO_CLASS = -1
-"""The label that stands for "no class": the denoiser's unconditional mode."""
-
 
 @runtime_checkable
 class Denoiser(Protocol):

@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError, explained
 from diffcert_ray.denoisers.noise_steps import levels_of_betas, step_levels
+from diffcert_ray.errors import CheckpointError, explained
 
 OWN_FILE = "diffcert.json"
 """Settings that a folder's own files lack, in the form of `config=`; part of its hash."""

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
-from diffcert_ray.denoisers.denoiser import NO_CLASS
+from diffcert_ray.conventions import NO_CLASS
 from diffcert_ray.denoisers.diffusers_configuration import DiffusersConfiguration
 from diffcert_ray.denoisers.edm import NETWORK_DTYPES, NetworkDtype, check_call
 from diffcert_ray.denoisers.preconditioning import (
@@ -22,6 +21,7 @@ from diffcert_ray.denoisers.preconditioning import (
     StepLabels,
     edm_coefficients,
 )
+from diffcert_ray.errors import CheckpointError
 
 
 class DiffusersDenoiser(nn.Module):

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffcert_ray.conventions import NO_CLASS
 from diffcert_ray.denoisers.configuration import EdmConfiguration
-from diffcert_ray.denoisers.denoiser import NO_CLASS, Denoiser
+from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.dhariwal_unet import DhariwalUNet
 from diffcert_ray.denoisers.noise_steps import step_levels
 from diffcert_ray.denoisers.preconditioning import (

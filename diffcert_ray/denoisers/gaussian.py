@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcert_ray.denoisers.denoiser import NO_CLASS
+from diffcert_ray.conventions import NO_CLASS
 
 # Rows that go through one matrix product. The kernel, and with it the order of summation, depends
 # on the product's shape: a fixed shape keeps a row's bits independent of the batch around it.
@@ -81,7 +81,7 @@ class GaussianClasses:
         if y is None:
             mean = self._posterior_mean_of_mu(u, s).to(u.dtype)
         else:
-            if not bool(((y >= -1) & (y < self.num_classes)).all()):
+            if not bool(((y >= NO_CLASS) & (y < self.num_classes)).all()):
                 raise ValueError(
                     f"y goes from {int(y.min())} to {int(y.max())}, classes are 0 to "
                     f"{self.num_classes - 1}, or -1 for none"

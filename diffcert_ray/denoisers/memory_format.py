@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from diffcert_ray.checkpoints.checkpoint_error import CheckpointError
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.errors import CheckpointError
 
 
 def keep_channels_last(denoiser: Denoiser) -> None:

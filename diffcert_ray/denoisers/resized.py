@@ -7,8 +7,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcert_ray.checkpoints.files import CheckpointError
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.errors import CheckpointError
 
 Resize = Literal["area", "bilinear", "bicubic"]
 

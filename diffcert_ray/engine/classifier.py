@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffcert_ray.config.loading import ConfigError, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.votes.units import Item, Part, Unit
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.checkpoints.image_classifier import ImageClassifier
-from diffcert_ray.config.loading import ConfigError
+from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET, to_model_space
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.engine.item_votes import Votes
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.diffusion_classifier import to_model_image
 from diffcert_ray.method.noise import NoiseSource
-from diffcert_ray.method.noise_levels import to_model_space
-from diffcert_ray.votes.units import ALL_CLASSES, NOT_TARGET, Item, Result
+from diffcert_ray.votes.units import Item, Result
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcert_ray.conventions import DENOISE, OPEN
 from diffcert_ray.denoisers.transfers import Coming, sent
-from diffcert_ray.engine.item_votes import OPEN, HandedBack, Unpacked, Votes
+from diffcert_ray.engine.item_votes import HandedBack, Unpacked, Votes
 from diffcert_ray.engine.lanes import Lanes, Rows
 from diffcert_ray.engine.row_queue import RowQueue
 from diffcert_ray.engine.watch import Watch, unwatched
@@ -32,7 +33,6 @@ from diffcert_ray.votes.units import Item
 LANE_BYTES = 512 * 2**20  # what the losses of the votes under way may take
 CHUNK_BATCHES = 8  # between two decisions: more spread their cost, fewer keep votes fresh
 AHEAD = {"cpu": 0, "cuda": 1}  # chunks queued before the losses of the last one are looked at
-DENOISE = -1  # entry of the row that makes a vote's denoised input
 
 
 @dataclass(frozen=True)

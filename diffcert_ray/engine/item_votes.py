@@ -4,17 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffcert_ray.votes.units import (
-    ALL_CLASSES,
-    STREAM_NAMES,
-    Item,
-    OpenVotes,
-    Tally,
-    Unit,
-)
-
-OPEN = -1
-"""What a vote has as its class while it has none."""
+from diffcert_ray.conventions import ALL_CLASSES, OPEN, STREAM_NAMES
+from diffcert_ray.votes.units import Item, OpenVotes, Tally, Unit
 
 
 @dataclass

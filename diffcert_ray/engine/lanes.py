@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from diffcert_ray.engine.item_votes import OPEN, HandedBack
+from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET, OPEN
+from diffcert_ray.engine.item_votes import HandedBack
 from diffcert_ray.method.sift import Sift
-from diffcert_ray.votes.units import ALL_CLASSES, NOT_TARGET
 
 DECIDE_BYTES = 32 * 2**20  # losses that one call of the sifting rule is given
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcert_ray.conventions import NO_SMOOTHING, STREAM_NAMES
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.transfers import sent
 from diffcert_ray.method.diffusion_classifier import row_losses, to_model_image
 from diffcert_ray.method.noise import NoiseSource
-from diffcert_ray.plain.units import NO_SMOOTHING, LossItem, LossResult, UnitLosses
-from diffcert_ray.votes.units import STREAM_NAMES
+from diffcert_ray.plain.units import LossItem, LossResult, UnitLosses
 
 CHUNK_BATCHES = 8  # batches that noise is made for at a time
 ESTIMATE = STREAM_NAMES.index("estimate")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcert_ray.conventions import NO_CLASS
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.method.noise import NoiseSource
 
@@ -108,7 +109,7 @@ def _evaluation(denoiser: Denoiser, batch: int, device: str) -> Callable[[Tensor
     z, s, row = _probe(denoiser.image_shape, batch, device)
     y = torch.from_numpy(row % (denoiser.num_classes or 1)).to(device)
     if denoiser.has_unconditional:
-        y[:: 7 if denoiser.num_classes else 1] = -1
+        y[:: 7 if denoiser.num_classes else 1] = NO_CLASS
     return lambda rows: denoiser(z[rows], s[rows], y[rows])
 
 

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from diffcert_ray.checkpoints.files import checkpoint_sha256
 from diffcert_ray.checkpoints.image_classifier import (
     ImageClassifier,
     classifier_sha256,
     load_classifier,
     needed_checkpoint,
 )
-from diffcert_ray.checkpoints.load import checkpoint_sha256, load_denoiser
-from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.model_files import model_files
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, as_expected, load_dataset
 from diffcert_ray.denoisers.compiled import (
     compilation_failures,
@@ -38,6 +39,7 @@ from diffcert_ray.engine.numerics_kind import (
     short_batches,
 )
 from diffcert_ray.engine.votes import evaluate_item
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.base_classifier import BaseClassifier, base_classifier
 from diffcert_ray.method.from_config import largest_evaluations
 from diffcert_ray.plain.plan import plain_levels

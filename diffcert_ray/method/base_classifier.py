@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.config.tables import Config
+from diffcert_ray.conventions import to_model_space
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.diffusion_classifier import MethodPlan, method_plan
 from diffcert_ray.method.from_config import levels_and_sift
-from diffcert_ray.method.noise_levels import to_model_space
 from diffcert_ray.method.sift import Sift
 
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from diffcert_ray.config.loading import Config, ConfigError
-from diffcert_ray.method.noise_levels import NoiseLevels, noise_levels, to_model_space
+from diffcert_ray.config.tables import Config
+from diffcert_ray.conventions import to_model_space
+from diffcert_ray.errors import ConfigError
+from diffcert_ray.method.noise_levels import NoiseLevels, noise_levels
 from diffcert_ray.method.sift import Sift, exact_sift, full_sift, paired_z_sift, threshold_sift
 
 SIFTING_POINTS = 126  # the paper's grid for sifting, whatever the grid for refining

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffcert_ray.conventions import MAX_IMAGE_ID, STREAM_NAMES
 from diffcert_ray.denoisers.transfers import sent
 from diffcert_ray.method.noise_key import noise_key
-from diffcert_ray.votes.units import MAX_IMAGE_ID, STREAM_NAMES
 
 PURPOSES = ("smoothing", "internal")
 

@@ -40,25 +40,6 @@ class NoiseLevels:
     weights: FloatArray
 
 
-def to_model_space(sigma: float) -> float:
-    """Convert a smoothing noise from pixel space to model space.
-
-    Args:
-        sigma: standard deviation for images in [0, 1], >= 0.
-
-    Returns:
-        s = 2 * sigma, the same noise for images in [-1, 1].
-
-    Raises:
-        ValueError: sigma is negative or not finite.
-
-    Source: u = 2x - 1 doubles every distance (ours).
-    """
-    if not (math.isfinite(sigma) and sigma >= 0.0):
-        raise ValueError(f"sigma is {sigma}, it must be a finite number >= 0 (pixels in [0, 1])")
-    return 2.0 * sigma
-
-
 def weight_density(weights: str, s: FloatArray) -> FloatArray:
     """Weight density over the noise levels: a level's weight in an integral over s.
 

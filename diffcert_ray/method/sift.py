@@ -25,6 +25,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffcert_ray.conventions import NOT_TARGET, OPEN
+
 FULL_ROUND_LEVELS = 8  # `full` needs no decisions: rounds only bound the memory of the row queue
 
 
@@ -101,7 +103,7 @@ class Sift:
 
         Returns:
             (alive, next_round, winner): bool [N, K]; int64 [N]; int64 [N] holding the column of the
-            class that won, -1 while open, -2 if unresolved (no class has a finite loss left).
+            class that won, OPEN, or NOT_TARGET if unresolved (no class has a finite loss left).
         """
         start, stop = self.rounds[round_index]
         votes = alive.shape[0]
@@ -121,10 +123,10 @@ class Sift:
             settled = (alive.sum(axis=1) == 1) & (alive & _at_the_end(losses)).any(axis=1)
         elif self.rule == "threshold" and round_index < self.refine_round:
             alive, next_round = self._drop_by_threshold(round_index, losses[:stop], alive)
-        winner = np.where(settled, alive.argmax(axis=1), -1)
+        winner = np.where(settled, alive.argmax(axis=1), OPEN)
         if round_index + 1 == len(self.rounds):
             winner = self._final_sum(losses, alive).argmin(axis=1)
-        winner[~alive.any(axis=1)] = -2
+        winner[~alive.any(axis=1)] = NOT_TARGET
         return alive, next_round, winner
 
     def _terms(self, losses: np.ndarray, alive: np.ndarray) -> np.ndarray:

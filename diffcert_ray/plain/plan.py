@@ -6,10 +6,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.config.tables import Config
+from diffcert_ray.conventions import NO_SMOOTHING
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.noise_levels import noise_levels
-from diffcert_ray.plain.units import NO_SMOOTHING
 
 Array = NDArray[np.float64]
 

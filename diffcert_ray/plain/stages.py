@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterable
 import numpy as np
 
 from diffcert_ray.certificates.betting import UnitSums
+from diffcert_ray.conventions import NO_SMOOTHING
 from diffcert_ray.plain.plan import PlainPlan
-from diffcert_ray.plain.units import NO_SMOOTHING, LossItem, LossResult, LossUnit, UnitLosses
+from diffcert_ray.plain.units import LossItem, LossResult, LossUnit, UnitLosses
 
 Stored = Callable[[int], Iterable[UnitLosses]]
 

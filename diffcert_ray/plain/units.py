@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NO_SMOOTHING = 0.0
-"""The sigma of plain certificates, in the store and in noise addresses."""
-
 
 @dataclass(frozen=True, order=True)
 class LossUnit:

@@ -8,10 +8,6 @@ if TYPE_CHECKING:  # a worker brings torch, which planning and reporting do with
     from diffcert_ray.engine.worker import WorkerSpec
 
 
-class PoolError(RuntimeError):
-    """The pool cannot go on; the message says what is missing and the remedy."""
-
-
 @dataclass(frozen=True)
 class PoolState:
     """What the pool is doing, for progress and for the end of a run.

@@ -26,8 +26,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.metrics import Counter as RayCounter
 from ray.util.metrics import Gauge as RayGauge
 
+from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.dispatch import Deadline, Dispatch
-from diffcert_ray.pool.local import PoolError, PoolState
+from diffcert_ray.pool.local import PoolState
 from diffcert_ray.pool.starts import Starts, fitting, missing
 from diffcert_ray.votes.units import Item, Result
 

@@ -8,17 +8,15 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from diffcert_ray.certificates.radius import ABSTAIN, check_sigma
+from diffcert_ray.certificates.radius import check_sigma
+from diffcert_ray.conventions import ABSTAIN
+from diffcert_ray.errors import LogError
 
 COLUMNS: Final = ("idx", "label", "predict", "radius", "correct", "time")
 DEFAULT_ALPHA: Final = 0.001
 """What published logs use; a log does not say it."""
 LOG_BOUND: Final = "clopper-pearson"
 _SIGMA_IN_NAME = re.compile(r"(?:sigma|noise)[-_=]?(\d+(?:\.\d+)?|\.\d+)", re.IGNORECASE)
-
-
-class LogError(ValueError):
-    """A file that is no log of certificates; the message names the line and the remedy."""
 
 
 def write_cohen_log(certificates: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from diffcert_ray.certificates.metrics import (
     certified_accuracy,
 )
 from diffcert_ray.certificates.radius import BOUNDS, round_radius_down
-from diffcert_ray.config.loading import PLAIN_BOUNDS
+from diffcert_ray.config.tables import PLAIN_BOUNDS
 from diffcert_ray.report.series import Series
 from diffcert_ray.report.text_table import TextTable
 from diffcert_ray.report.unfinished import (

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from diffcert_ray.config.loading import ConfigError
-from diffcert_ray.datasets import CorruptImageError, Dataset, load_dataset
+from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.errors import ConfigError, CorruptImageError
 from diffcert_ray.run.stored import Run
 from diffcert_ray.run.verification import check_certifiable
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA

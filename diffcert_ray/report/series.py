@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, LogError, read_cohen_log, sigma_of_name
+from diffcert_ray.errors import LogError
+from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, read_cohen_log, sigma_of_name
 from diffcert_ray.report.unfinished import unfinished_line
 
 MAX_ASKED_RADII = 9  # columns of a log's table, which has no asked radii of its own

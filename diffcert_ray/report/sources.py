@@ -9,18 +9,19 @@ import fsspec
 import pandas as pd
 import tomli_w
 
-from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import load_dataset
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.plain.plan import plan_of_images
 from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, write_cohen_log
-from diffcert_ray.report.files import Pictures, Series
-from diffcert_ray.report.series import distinct_names, series_of_log
+from diffcert_ray.report.gallery import Pictures
+from diffcert_ray.report.series import Series, distinct_names, series_of_log
 from diffcert_ray.report.unfinished import unfinished, unfinished_line
 from diffcert_ray.run.loss_rows import estimates
 from diffcert_ray.run.stored import Run, open_run
 from diffcert_ray.run.stored_losses import read_losses
 from diffcert_ray.run.verification import check_certifiable
-from diffcert_ray.storage.location import Location
+from diffcert_ray.storage.create_only import Location
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
 UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from diffcert_ray.config.loading import Config, NumericsConfig
+from diffcert_ray.config.tables import Config, NumericsConfig
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.votes.image import Plan
 

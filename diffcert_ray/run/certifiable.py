@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from diffcert_ray.config.loading import Config, ConfigError
-from diffcert_ray.votes.units import ALL_CLASSES
+from diffcert_ray.config.tables import Config
+from diffcert_ray.conventions import ALL_CLASSES
+from diffcert_ray.errors import ConfigError
 
 
 def check_own(certificates: pd.DataFrame, config: Config, votes_id: str) -> None:

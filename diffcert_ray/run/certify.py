@@ -6,7 +6,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffcert_ray.config.loading import Config, load_config
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, check_images, load_dataset
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.run import calibration

@@ -9,15 +9,9 @@ from typing import Any
 
 import tomli_w
 
-from diffcert_ray.config.loading import (
-    Config,
-    ConfigError,
-    NumericsConfig,
-    canonical_hash,
-    load_config,
-    plan_identity,
-    votes_identity,
-)
+from diffcert_ray.config.loading import canonical_hash, load_config, plan_identity, votes_identity
+from diffcert_ray.config.tables import Config, NumericsConfig
+from diffcert_ray.errors import ConfigError
 
 VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from diffcert_ray.certificates.radius import largest_radius, round_radius_down
-from diffcert_ray.config.loading import Config
+from diffcert_ray.config.tables import Config
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.units import LossItem, LossUnit
 from diffcert_ray.run.loss_rows import loss_row

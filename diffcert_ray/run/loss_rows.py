@@ -6,10 +6,11 @@ from typing import Literal
 import numpy as np
 
 from diffcert_ray.certificates.lipschitz import PlainCertificate, plain_certificate
-from diffcert_ray.certificates.radius import ABSTAIN, round_radius_down
+from diffcert_ray.certificates.radius import round_radius_down
+from diffcert_ray.conventions import ABSTAIN, NO_SMOOTHING
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.stages import ImageLosses
-from diffcert_ray.plain.units import NO_SMOOTHING, LossResult, UnitLosses
+from diffcert_ray.plain.units import LossResult, UnitLosses
 from diffcert_ray.run.stored_losses import StoredLosses
 from diffcert_ray.storage.schemas import CertificateRow, LossRow
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from diffcert_ray.config.loading import Config
 from diffcert_ray.config.model_files import model_files
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.run import calibration
 from diffcert_ray.run.document import RunDocument

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from diffcert_ray.config.loading import Config, ConfigError
+from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.plain.plan import PlainPlan, plain_plan
 from diffcert_ray.run.stored_losses import StoredLosses
 from diffcert_ray.storage.done_units import DoneUnits

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from diffcert_ray.certificates.radius import largest_radius, required_n, round_radius_down
-from diffcert_ray.config.loading import Config, ConfigError
 from diffcert_ray.config.model_files import model_files
+from diffcert_ray.config.tables import Config
+from diffcert_ray.conventions import MAX_IMAGE_ID
 from diffcert_ray.datasets import Checked, Dataset
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.from_config import levels_and_sift
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.votes.image import Plan
-from diffcert_ray.votes.units import MAX_IMAGE_ID
 
 if TYPE_CHECKING:
     from diffcert_ray.checkpoints.image_classifier import Network

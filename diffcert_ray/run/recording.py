@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from diffcert_ray.datasets import DatasetError
 from diffcert_ray.datasets.dataset import pixels_sha
+from diffcert_ray.errors import DatasetError
 from diffcert_ray.plain.stages import ImageLosses
 from diffcert_ray.plain.units import LossResult, UnitLosses
 from diffcert_ray.run.loss_rows import image_certificate, loss_row, plain_row

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from diffcert_ray.config.loading import Config
+from diffcert_ray.config.tables import Config
+from diffcert_ray.errors import StoreError
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.stages import LossStages
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
 from diffcert_ray.run.vote_rows import stored_units, unfounded, votes_held
-from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.store import RunStore
 from diffcert_ray.votes.image import Plan

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 
-from diffcert_ray.config.loading import Config
-from diffcert_ray.plain.units import NO_SMOOTHING
+from diffcert_ray.config.tables import Config
+from diffcert_ray.conventions import NO_SMOOTHING
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.loop import Outcome
 from diffcert_ray.storage.asked_images import read_asked

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from diffcert_ray.errors import StoreError
 from diffcert_ray.plain.units import LossUnit, UnitLosses
-from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.store import RunStore
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from diffcert_ray.certificates.radius import ABSTAIN
+from diffcert_ray.conventions import ABSTAIN
 from diffcert_ray.plain.units import LossItem, LossUnit
 from diffcert_ray.run.stored_losses import StoredLosses
 from diffcert_ray.storage.schemas import CertificateRow

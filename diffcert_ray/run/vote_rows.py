@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffcert_ray.certificates.radius import ABSTAIN
+from diffcert_ray.conventions import ABSTAIN, STREAM_NAMES
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.schemas import CertificateRow, UnitRow
 from diffcert_ray.votes.image import ImageVotes, Plan, UnitCounts, Verdict
 from diffcert_ray.votes.stages import SettledUnit
-from diffcert_ray.votes.units import STREAM_NAMES, Unit
+from diffcert_ray.votes.units import Unit
 
 
 def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[UnitCounts]]:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from diffcert_ray.storage.create_only import Location, StoreError
+from diffcert_ray.errors import StoreError
+from diffcert_ray.storage.create_only import Location
 
 FOLDER = "asked"
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.deliveries import Rows
 from diffcert_ray.storage.manifest import FOLDER, FOLDERS, Manifest, Manifests
 from diffcert_ray.storage.parts import PART_NAME, StoredFile, encode, read_files

@@ -8,11 +8,9 @@ import contextlib
 import secrets
 from typing import Protocol
 
+from diffcert_ray.errors import StoreError
+
 HIDDEN = "."  # names that begin so are unfinished or probes; no reader lists them
-
-
-class StoreError(Exception):
-    """A store that cannot be written or trusted; the message names the file and the remedy."""
 
 
 class Location(Protocol):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.schemas import CERTIFICATE_KEY, LOSS_KEY, LOSS_UNIT_KEY, UNIT_KEY
 
 Rows = npt.NDArray[np.int64]

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from diffcert_ray.storage.create_only import StoreError
+from diffcert_ray.conventions import ALL_CLASSES
+from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.deliveries import Lists, dense
-from diffcert_ray.storage.schemas import ALL_CLASSES
 
 Integers = npt.NDArray[Any]
 

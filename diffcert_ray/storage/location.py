@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from diffcert_ray.storage.create_only import Location, StoreError
+from diffcert_ray.errors import StoreError
+from diffcert_ray.storage.create_only import Location
 from diffcert_ray.storage.local_folder import LocalFolder
 from diffcert_ray.storage.object_prefix import ObjectPrefix
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from diffcert_ray.storage.create_only import Location, StoreError
+from diffcert_ray.errors import StoreError
+from diffcert_ray.storage.create_only import Location
 from diffcert_ray.storage.parts import StoredFile
 
 FOLDER = "compact"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from diffcert_ray.storage.create_only import StoreError, probe_create_only, visible
+from diffcert_ray.errors import StoreError
+from diffcert_ray.storage.create_only import probe_create_only, visible
 
 logger = logging.getLogger(__name__)
 

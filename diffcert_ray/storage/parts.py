@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffcert_ray.storage.create_only import Location, StoreError
+from diffcert_ray.errors import StoreError
+from diffcert_ray.storage.create_only import Location
 from diffcert_ray.storage.schemas import PUBLISHED_KEY, SCHEMA_VERSION, VERSION_KEY
 
 READERS = 16  # files fetched at a time: enough to hide an object store's latency

@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from diffcert_ray.conventions import STREAM_NAMES
+
 SCHEMA_VERSION = 1
 VERSION_KEY = b"diffcert.schema"
 PUBLISHED_KEY = b"diffcert.published_us"  # unix time; orders parts of different writers
-
-STREAMS = ("select", "estimate")
-ALL_CLASSES = -1
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,8 @@ def check_unit(row: UnitRow) -> None:
     Raises:
         ValueError: its stream is unknown, its range empty, or its counts do not add up to it.
     """
-    if row.stream not in STREAMS:
-        raise ValueError(f"unit stream {row.stream!r}: use one of {', '.join(STREAMS)}")
+    if row.stream not in STREAM_NAMES:
+        raise ValueError(f"unit stream {row.stream!r}: use one of {', '.join(STREAM_NAMES)}")
     if not 0 <= row.start < row.stop:
         raise ValueError(f"unit votes {row.start}:{row.stop}: use 0 <= start < stop")
     distinct = len(set(row.classes)) == len(row.classes) == len(row.counts)

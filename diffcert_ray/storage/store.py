@@ -9,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from diffcert_ray.errors import StoreError
+from diffcert_ray.storage.create_only import Location
 from diffcert_ray.storage.done_units import DoneUnits, UnitCounts
-from diffcert_ray.storage.location import Location, StoreError, open_location
+from diffcert_ray.storage.location import open_location
 from diffcert_ray.storage.manifest import FOLDER as COMPACTED
 from diffcert_ray.storage.manifest import Manifests
 from diffcert_ray.storage.parts import (

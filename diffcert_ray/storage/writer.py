@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from diffcert_ray.storage.create_only import Location, StoreError
+from diffcert_ray.errors import StoreError
+from diffcert_ray.storage.create_only import Location
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import (
     CertificateRow,

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffcert_ray.checkpoints.load import save_denoiser
+from diffcert_ray.conventions import NO_CLASS
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.denoisers.configuration import EdmConfiguration
-from diffcert_ray.denoisers.denoiser import NO_CLASS, Denoiser
+from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.edm import EdmDenoiser
 
 OnProgress = Callable[[int, float], None]

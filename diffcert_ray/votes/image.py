@@ -12,13 +12,11 @@ from functools import cache
 
 import numpy as np
 
-from diffcert_ray.certificates.radius import ABSTAIN, certificate, two_class_counts
+from diffcert_ray.certificates.radius import certificate, two_class_counts
 from diffcert_ray.certificates.stopping import SequentialLooks
-from diffcert_ray.votes.units import ALL_CLASSES, NOT_TARGET, Unit
-
-
-class VotesError(ValueError):
-    """Counts that must not be certified the way they were asked to be."""
+from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, NOT_TARGET
+from diffcert_ray.errors import VotesError
+from diffcert_ray.votes.units import Unit
 
 
 @dataclass(frozen=True)

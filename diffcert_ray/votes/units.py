@@ -4,10 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ALL_CLASSES = -1
-NOT_TARGET = -2
-STREAM_NAMES = ("select", "estimate")
-MAX_IMAGE_ID = 2**32 - 1  # what an address of noise holds
+from diffcert_ray.conventions import ALL_CLASSES
 
 
 @dataclass(frozen=True, order=True)

@@ -11,9 +11,9 @@ import pytest
 
 from diffcert_ray import certify, open_run
 from diffcert_ray.commands import main as cli
+from diffcert_ray.errors import StoreError
 from diffcert_ray.run import certify as certification
 from diffcert_ray.storage import object_prefix
-from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.store import RunStore
 from tests.forked_drivers import note_evaluations, noted, votes_of
 from tests.s3_proxy import Faults, proxied

@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from diffcert_ray import certify, open_run
+from diffcert_ray.errors import StoreError
 from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.run import certify as certification
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.compaction import compact
-from diffcert_ray.storage.create_only import StoreError
 from diffcert_ray.storage.store import RunStore
 from tests.forked_drivers import ended, forked, note_evaluations, noted, votes_of
 from tests.s3_proxy import Faults, proxied

@@ -14,8 +14,9 @@ import ray
 
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.dispatch import Deadline
-from diffcert_ray.pool.local import LocalPool, PoolError
+from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.pool.ray_pool import RayPool
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.scripted_workers import Run, Script, plain_items, votes
