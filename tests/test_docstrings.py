@@ -18,6 +18,9 @@ FEW = 2
 """Up to so many arguments the first sentence may say what they are, in other words."""
 COMMANDS = "commands/"
 """Their arguments are explained by --help, which another test looks at."""
+MATHS = ("certificates/", "method/", "denoisers/")
+"""Where every argument is said: shapes, units and ranges are what a reader comes for. Elsewhere a
+docstring of one sentence is enough, with sections where name and type leave a question."""
 
 UNITS = {
     "sigma": "pixel units|pixels in",
@@ -165,12 +168,12 @@ def missing(one: Documented) -> list[str]:
     return [a for a in one.arguments if a not in known and not re.search(rf"\b{a}\b", one.text)]
 
 
-def test_every_public_function_and_class_says_what_it_takes():
+def test_every_function_and_class_has_a_docstring_and_the_maths_says_what_it_takes():
     gaps = []
     for one in everything():
         if not one.text:
             gaps.append(f"{one.where} has no docstring")
-        elif len(one.arguments) > FEW and missing(one):
+        elif one.where.startswith(MATHS) and len(one.arguments) > FEW and missing(one):
             gaps.append(f"{one.where} does not say what {', '.join(missing(one))} is")
     assert gaps == []
 
