@@ -11,13 +11,18 @@ from typer.testing import CliRunner
 from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.denoisers.edm import EdmDenoiser
-from diffcert_ray.engine.forward import Forward, example_rows
-from diffcert_ray.engine.memory import activation_bytes, network_bytes, peak_bytes
+from diffcert_ray.engine.memory import (
+    activation_bytes,
+    example_rows,
+    network_bytes,
+    out_of_memory,
+    peak_bytes,
+)
 from diffcert_ray.engine.speed import (
+    Forward,
     Rate,
     batch_rates,
     best_rate,
-    out_of_memory,
     smallest_good_batch,
 )
 from diffcert_ray.engine.watch import PARTS

@@ -229,12 +229,12 @@ def compiled(monkeypatch, rates):
 
 
 def test_a_long_run_is_compiled_where_that_is_faster(compiled, monkeypatch):
-    monkeypatch.setattr("diffcert_ray.engine.forward.Forward.rate", lambda self, s: 1600.0)
+    monkeypatch.setattr("diffcert_ray.engine.speed.Forward.rate", lambda self, s: 1600.0)
     found = chosen()
     assert found.numerics.compile
     assert len(compiled) == 1
     assert "compiled: yes, 1.63 times as fast" in found.said
-    monkeypatch.setattr("diffcert_ray.engine.forward.Forward.rate", lambda self, s: 900.0)
+    monkeypatch.setattr("diffcert_ray.engine.speed.Forward.rate", lambda self, s: 900.0)
     assert not chosen().numerics.compile
 
 

@@ -1,4 +1,4 @@
-"""How much memory tensors take at their peak while something is evaluated."""
+"""Memory of a network: what tensors take at their peak while something is evaluated."""
 
 import weakref
 from collections.abc import Callable
@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.engine.forward import example_rows
 
 
 class LiveTensors(TorchDispatchMode):
@@ -65,6 +64,24 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
     return live.peak
 
 
+def example_rows(denoiser: Denoiser, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise [B, C, H, W] at levels [B] inside the network's range, and classes [B].
+
+    The values matter to no time, as long as they are no denormal numbers.
+
+    Args:
+        denoiser: whose shape, range and classes count.
+        batch: rows B.
+        device: where they are made.
+    """
+    low, high = denoiser.s_range
+    s = torch.linspace(max(0.1, low), min(3.0, high), batch, device=device)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(batch, *denoiser.image_shape, generator=generator).to(device)
+    y = torch.arange(batch, device=device) % max(1, denoiser.num_classes)
+    return u * s[:, None, None, None], s, y if denoiser.num_classes else y - 1
+
+
 def activation_bytes(denoiser: Denoiser, batch: int, device: str) -> int:
     """Peak of the tensors of one batch without the weights, input and output included.
 
@@ -83,6 +100,19 @@ def network_bytes(denoiser: Denoiser) -> int:
     if not isinstance(denoiser, nn.Module):
         return 0
     return sum(t.numel() * t.element_size() for t in (*denoiser.parameters(), *denoiser.buffers()))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or a CPU."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def needed_bytes(denoiser: Denoiser, batch: int) -> int:
+    """Weights and activations of a batch on a CPU, from the live tensors of a batch of two."""
+    return network_bytes(denoiser) + activation_bytes(denoiser, 2, "cpu") * batch // 2
 
 
 def eager(denoiser: Denoiser) -> Denoiser:

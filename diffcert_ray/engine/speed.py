@@ -1,14 +1,14 @@
-"""Which batch size a network is fastest at, within a limit of memory."""
+"""The speed of a network alone: evaluations per second of each batch size that memory allows."""
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.engine.forward import Forward, seconds
-from diffcert_ray.engine.memory import activation_bytes, network_bytes
+from diffcert_ray.engine.memory import example_rows, needed_bytes, out_of_memory
 
 ROUNDS = 3
 ROUND_S = 0.4
@@ -17,6 +17,49 @@ NEARLY = 0.97  # of the best rate: the smallest batch that reaches it is chosen
 # Rows at an item's end that only fill batches, in batches; seen on digits:
 TAIL_BATCHES = 2.0  # 0.6 of 128 rows, 2.3 of 512
 SHORT_TAIL_BATCHES = 0.5  # 0.3 of 512, and the speed of short batches, where there are these
+
+
+def seconds(device: str) -> float:
+    """A clock for what one thread computes, once the device has done what it was given.
+
+    On a CPU these are the CPU seconds of this process: on a quiet machine they pass like wall time,
+    and other work on its cores counts less. On a GPU it is wall time.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+class Forward:
+    """The bare network at one batch size.
+
+    Args:
+        denoiser: on ``device``.
+        batch: rows.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, denoiser: Denoiser, batch: int, device: str) -> None:
+        self._denoiser, self.batch, self._device = denoiser, batch, device
+        self._rows = example_rows(denoiser, batch, device)
+
+    def evaluate(self) -> None:
+        """Evaluate the batch; the first time warms up, and compiles."""
+        with torch.inference_mode():
+            self._denoiser(*self._rows)
+
+    def rate(self, at_least_s: float) -> float:
+        """Evaluations per second, over evaluations that take at least so many seconds in all."""
+        began, rows, evaluations = seconds(self._device), 0, 1
+        while True:
+            for _ in range(evaluations):  # on a GPU one wait for the device, not one for each
+                self.evaluate()
+            rows += evaluations * self.batch
+            spent = seconds(self._device) - began
+            if spent >= at_least_s:
+                return rows / max(spent, 1e-9)
+            evaluations = min(2 * evaluations, 64)
 
 
 @dataclass(frozen=True)
@@ -154,16 +197,3 @@ def _rate(
     if device == "cuda":
         torch.cuda.empty_cache()
     return Rate(batch, None)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or a CPU."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-def needed_bytes(denoiser: Denoiser, batch: int) -> int:
-    """Weights and activations of a batch on a CPU, from the live tensors of a batch of two."""
-    return network_bytes(denoiser) + activation_bytes(denoiser, 2, "cpu") * batch // 2

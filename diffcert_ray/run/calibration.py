@@ -206,7 +206,7 @@ class _Trial:
 
     def rough_seconds(self) -> float:
         """Seconds of the run as it stands, from a batch or two."""
-        from diffcert_ray.engine.forward import Forward
+        from diffcert_ray.engine.speed import Forward
 
         network, batch = self._network(self._as_configured()), self._config.numerics.batch
         small = Forward(network, min(PROBE_BATCH, batch), self._device)
@@ -235,7 +235,7 @@ class _Trial:
         from torch import nn
 
         from diffcert_ray.denoisers.compiled import compilation_failures, compile_denoiser
-        from diffcert_ray.engine.forward import Forward, seconds
+        from diffcert_ray.engine.speed import Forward, seconds
 
         if "compile" not in self._open:
             given = self._config.numerics.compile

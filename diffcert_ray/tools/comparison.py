@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffcert_ray.engine.forward import Forward, seconds
+from diffcert_ray.engine.speed import Forward, seconds
 from diffcert_ray.engine.votes import evaluate_item
 from diffcert_ray.engine.watch import Watch, unwatched
 from diffcert_ray.method.base_classifier import BaseClassifier

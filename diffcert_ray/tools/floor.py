@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.engine.forward import example_rows, seconds
-from diffcert_ray.engine.memory import eager, network_bytes
+from diffcert_ray.engine.memory import eager, example_rows, network_bytes
+from diffcert_ray.engine.speed import seconds
 
 COUNTED_ROWS = 2
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied

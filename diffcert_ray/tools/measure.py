@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffcert_ray.engine.forward import Forward, seconds
 from diffcert_ray.engine.memory import activation_bytes, eager, network_bytes, peak_bytes
 from diffcert_ray.engine.numerics_kind import short_batches
 from diffcert_ray.engine.speed import (
+    Forward,
     Rate,
     batch_rates,
     best_rate,
     doubling,
+    seconds,
     smallest_good_batch,
 )
 from diffcert_ray.method.base_classifier import BaseClassifier

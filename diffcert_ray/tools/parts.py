@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from diffcert_ray.engine.forward import seconds
+from diffcert_ray.engine.speed import seconds
 from diffcert_ray.engine.watch import PARTS
 
 
