@@ -13,7 +13,6 @@ folder, runs are run folders.
 
 import argparse
 import sys
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from diffcert_ray import certified_accuracy, certify, load_dataset
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.engine.speed import Forward
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.preflight import check_radii
 from diffcert_ray.run.stored import Run
@@ -86,17 +86,9 @@ def row(run: Run, network: str, channels: int, checkpoint: Path) -> dict[str, An
 
 def seconds_per_nfe(checkpoints: list[Path], batch: int, rounds: int) -> list[float]:
     """Processor seconds of one evaluation in a full batch: the least of some rounds of each."""
-    denoisers = [load_denoiser(checkpoint) for checkpoint in checkpoints]
-    u = torch.randn(batch, *denoisers[0].image_shape)
-    s, y = torch.ones(batch), torch.zeros(batch, dtype=torch.int64)
-    taken: list[list[float]] = [[] for _ in denoisers]
-    with torch.inference_mode():
-        for _ in range(rounds):
-            for denoiser, seconds in zip(denoisers, taken, strict=True):
-                begun = time.process_time()
-                denoiser(u, s, y)
-                seconds.append(time.process_time() - begun)
-    return [min(seconds) / batch for seconds in taken]
+    networks = [Forward(load_denoiser(checkpoint), batch, "cpu") for checkpoint in checkpoints]
+    in_turn = [[network.rate(at_least_s=0.0) for network in networks] for _ in range(rounds)]
+    return [1.0 / max(rates) for rates in zip(*in_turn, strict=True)]
 
 
 def save_picture(rows: pd.DataFrame, radii: tuple[float, ...], path: Path) -> None:
@@ -138,8 +130,7 @@ def main(arguments: list[str]) -> int:
         for channels in sizes:
             checkpoint = network_file(settings, network, channels, options.output)
             tables = settings.run | {"model": {"checkpoint": str(checkpoint)}}
-            place = options.output / checkpoint.stem
-            run = certify(tables, place, local=options.local)
+            run = certify(tables, options.output / checkpoint.stem, local=options.local)
             rows.append(row(run, network, channels, checkpoint))
             checkpoints.append(checkpoint)
             pd.DataFrame(rows).to_csv(options.output / "unfinished.csv", index=False)

@@ -27,10 +27,10 @@ from diffcert_ray.engine.speed import (
 )
 from diffcert_ray.engine.watch import PARTS
 from diffcert_ray.method.base_classifier import base_classifier
+from diffcert_ray.tools.bench_file import read_reference
 from diffcert_ray.tools.comparison import Engine, compare
 from diffcert_ray.tools.floor import Floor, Speeds, floor
 from diffcert_ray.tools.measure import Effort, Subject, measure, part_seconds, write_trace
-from diffcert_ray.tools.record import read_reference
 from diffcert_ray.tools.scales import SCALES, random_network
 from tests.worlds import settings, small_world
 

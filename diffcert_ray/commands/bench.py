@@ -9,8 +9,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from diffcert_ray.config.tables import Config
     from diffcert_ray.method.base_classifier import BaseClassifier
+    from diffcert_ray.tools.bench_file import Measured
     from diffcert_ray.tools.measure import Subject
-    from diffcert_ray.tools.record import Found
 
 from diffcert_ray.commands.arguments import ConfigArgument, SetOption
 from diffcert_ray.commands.screen import err, escaped, out
@@ -52,9 +52,9 @@ def bench(
     """
     from diffcert_ray.config.loading import load_config
     from diffcert_ray.engine.worker import resolve_device, set_up_torch
+    from diffcert_ray.tools.bench_file import device_facts, read_reference, to_json
     from diffcert_ray.tools.floor import device_speeds
     from diffcert_ray.tools.measure import Effort, measure, write_trace
-    from diffcert_ray.tools.record import device_facts, read_reference, to_json
 
     reference = read_reference(against) if against else {}
     settings = load_config(config, overrides or ())
@@ -70,19 +70,19 @@ def bench(
         search_s=item_s / 10,
         largest_batch=largest_batch,
     )
-    found: list[Found] = []
+    measured: list[Measured] = []
     names = scales.split(",") if scales else [None]
     for name in names:
         subject = _random_subject(settings, name, device) if name else _subject(settings, device)
         err.print(f"measuring {subject.name}", soft_wrap=True)
-        found.append(measure(subject, speeds, effort, on_rate=_say_rate))
-        _print_found(found[-1], reference.get(found[-1].name))
+        measured.append(measure(subject, speeds, effort, on_rate=_say_rate))
+        _print_measured(measured[-1], reference.get(measured[-1].name))
         if profile:
-            fastest = max(r.nfe_per_s or 0.0 for r in found[-1].rates)
+            fastest = max(r.nfe_per_s or 0.0 for r in measured[-1].rates)
             write_trace(subject, profile, item_s, fastest)
-    _print_table(found)
+    _print_table(measured)
     if json_file:
-        json_file.write_text(to_json(facts, found), encoding="utf-8")
+        json_file.write_text(to_json(facts, measured), encoding="utf-8")
 
 
 def _subject(settings: "Config", device: str) -> "Subject":
@@ -150,39 +150,39 @@ def _say_rate(rate: Any) -> None:
     err.print(f"  batch {rate.batch}: {shown}")
 
 
-def _print_found(found: "Found", before: dict[str, Any] | None) -> None:
+def _print_measured(measured: "Measured", before: dict[str, Any] | None) -> None:
     """The parts of the engine, and the difference to a reference."""
-    total = sum(found.part_seconds.values())
+    total = sum(measured.part_seconds.values())
     if total:
-        parts = ", ".join(f"{k} {100 * v / total:.1f} %" for k, v in found.part_seconds.items())
-        out.print(f"{escaped(found.name)}: {parts}", soft_wrap=True)
-    ran = found.comparison
+        parts = ", ".join(f"{k} {100 * v / total:.1f} %" for k, v in measured.part_seconds.items())
+        out.print(f"{escaped(measured.name)}: {parts}", soft_wrap=True)
+    ran = measured.comparison
     if ran is not None:
         rows = ran.nfe + ran.padded
         out.print(
-            f"{escaped(found.name)}: {100 * ran.padded / rows:.2f} % of {rows:,} rows only filled "
-            f"batches; engine by bare network in each round: "
+            f"{escaped(measured.name)}: {100 * ran.padded / rows:.2f} % of {rows:,} rows only "
+            f"filled batches; engine by bare network in each round: "
             f"{', '.join(f'{100 * r:.1f}' for r in ran.ratios)} %; this process had "
             f"{100 * ran.core_share:.0f} % of a core",
             soft_wrap=True,
         )
     if before is not None:
-        _print_difference(found, before)
+        _print_difference(measured, before)
 
 
-def _print_difference(found: "Found", before: dict[str, Any]) -> None:
+def _print_difference(measured: "Measured", before: dict[str, Any]) -> None:
     """What is now, by what was in the reference."""
-    for key, now in _figures(found).items():
+    for key, now in _figures(measured).items():
         if old := _lookup(before, key):
             out.print(
-                f"{escaped(found.name)}: {key} {now:,.4g}, before {old:,.4g}: {now / old:.3f}"
+                f"{escaped(measured.name)}: {key} {now:,.4g}, before {old:,.4g}: {now / old:.3f}"
             )
 
 
-def _figures(found: "Found") -> dict[str, float]:
+def _figures(measured: "Measured") -> dict[str, float]:
     """What is compared with a reference, by its place in the file."""
-    ran = found.comparison
-    figures = {"bare": max(r.nfe_per_s or 0.0 for r in found.rates)}
+    ran = measured.comparison
+    figures = {"bare": max(r.nfe_per_s or 0.0 for r in measured.rates)}
     if ran is not None:
         figures |= {"engine": ran.engine_nfe_per_s, "ratio": ran.ratio}
     return figures
@@ -195,19 +195,19 @@ def _lookup(row: dict[str, Any], key: str) -> float | None:
     return None if ran is None else ran["engine_nfe_per_s" if key == "engine" else "ratio"]
 
 
-def _print_table(found: "list[Found]") -> None:
+def _print_table(measured: "list[Measured]") -> None:
     """One column for each network."""
     table = Table(title="\nNFE/s: evaluations per second")
     table.add_column("")
-    for one in found:
+    for one in measured:
         table.add_column(escaped(one.name), justify="right")
-    rows = [_column(one) for one in found]
+    rows = [_column(one) for one in measured]
     for label in rows[0]:
         table.add_row(label, *(row[label] for row in rows))
     out.print(table)
 
 
-def _column(one: "Found") -> dict[str, str]:
+def _column(one: "Measured") -> dict[str, str]:
     best = max(one.rates, key=lambda r: r.nfe_per_s or 0.0)
     ran, share, floor, useful = one.comparison, one.memory.share, one.floor, one.useful_share
     return {

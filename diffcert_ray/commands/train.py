@@ -1,5 +1,7 @@
 """Train the small networks that ship with the package."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -22,19 +24,9 @@ def train_digits(
 
     [dim]diffcert train digits --output my-digits.safetensors[/]
     """
-    from rich.progress import Progress, TextColumn
-
     from diffcert_ray.tools.training import train_digits as train
 
-    with Progress(
-        *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err
-    ) as bar:
-        task = bar.add_task("training", total=steps, loss="-")
-
-        def on_progress(step: int, loss: float) -> None:
-            if step % 20 == 0 or step == steps:
-                bar.update(task, completed=step, loss=f"{loss:.4f}")
-
+    with _bar(steps) as on_progress:
         written = train(
             output,
             network=network,
@@ -60,12 +52,20 @@ def train_digits_classifier(
 
     [dim]diffcert train digits-classifier --sigma 0.5 --output my-classifier.safetensors[/]
     """
-    from rich.progress import Progress, TextColumn
-
     from diffcert_ray.tools.classifier_training import ClassifierRecipe
     from diffcert_ray.tools.classifier_training import train_digits_classifier as train
 
     recipe = ClassifierRecipe(sigma, steps, batch, seed)
+    with _bar(steps) as on_progress:
+        written = train(output, recipe, on_progress)
+    out.print(f"{written}", soft_wrap=True)
+
+
+@contextmanager
+def _bar(steps: int) -> Iterator[Callable[[int, float], None]]:
+    """A bar of the steps done, with the loss of the last one."""
+    from rich.progress import Progress, TextColumn
+
     with Progress(
         *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err
     ) as bar:
@@ -75,5 +75,4 @@ def train_digits_classifier(
             if step % 20 == 0 or step == steps:
                 bar.update(task, completed=step, loss=f"{loss:.4f}")
 
-        written = train(output, recipe, on_progress)
-    out.print(f"{written}", soft_wrap=True)
+        yield on_progress

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,7 @@ from torch import Tensor, nn
 
 from diffcert_ray.checkpoints.image_classifier import CONVNET, METADATA_KEY, digits_convnet
 from diffcert_ray.datasets import Dataset, load_dataset
-
-OnProgress = Callable[[int, float], None]
-"""on_progress(steps done, loss of the last one)."""
+from diffcert_ray.tools.training import OnProgress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +96,8 @@ def train_digits_classifier(
 ) -> Path:
     """Train the digits classifier on the training split, on one thread, and write it.
 
-    Args:
-        output: the .safetensors file to write.
-        recipe: how; by default the shipped file's.
-        on_progress: called after every step with the steps done and the loss.
-
-    Returns:
-        The path written; recipe, architecture, torch's version, the dataset's fingerprint and the
-        seconds taken stand in the file's metadata.
+    Recipe (by default the shipped file's), architecture, torch's version, the dataset's fingerprint
+    and the seconds taken stand in the metadata of the .safetensors file.
 
     Raises:
         ValueError: the output is no .safetensors file.

@@ -107,7 +107,7 @@ def compare(
         engine: has learned what a vote costs.
         bare: the network at its best batch, warmed up.
         base: the engine's base classifier.
-        rounds: items; each lies between two bare rounds.
+        rounds: items, each between two bare rounds.
         item_s: seconds of an item, about.
         bare_s: seconds of a bare round, at least.
     """

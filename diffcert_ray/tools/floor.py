@@ -1,4 +1,4 @@
-"""The time below which an evaluation cannot get on this device, from operations and bytes."""
+"""The floor of an evaluation's time on this device, from its operations and bytes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from diffcert_ray.engine.speed import seconds
 COUNTED_ROWS = 2
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -55,39 +56,27 @@ class Floor:
         return 1.0 / max(self.flop / self.speeds.flop_per_s, self.bytes / self.speeds.bytes_per_s)
 
 
-def device_speeds(device: str, dtype: str, rounds: int = 5) -> Speeds:
-    """Measure the best that the device does; the largest of some rounds.
-
-    Args:
-        device: "cpu" or "cuda".
-        dtype: what networks compute in.
-        rounds: of which the fastest counts.
-    """
+def device_speeds(device: str, dtype: str) -> Speeds:
+    """Measure the best that the device does in a dtype; the fastest of some rounds."""
     kind = getattr(torch, dtype)
     a = torch.ones(SIDE[device], SIDE[device], dtype=kind, device=device)
     source = torch.ones(COPIED_BYTES[device], dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
-    product, times = a @ a, ([], [])  # type: tuple[Tensor, tuple[list[float], list[float]]]
-    for _ in range(rounds):
+    product = a @ a
+    multiplying, copying = [], []
+    for _ in range(ROUNDS):
         began = seconds(device)
         torch.matmul(a, a, out=product)
         middle = seconds(device)
         copy.copy_(source)
-        times[0].append(middle - began)
-        times[1].append(seconds(device) - middle)
+        multiplying.append(middle - began)
+        copying.append(seconds(device) - middle)
     flop = 2.0 * SIDE[device] ** 3
-    return Speeds(flop / min(times[0]), 2.0 * COPIED_BYTES[device] / min(times[1]))
+    return Speeds(flop / min(multiplying), 2.0 * COPIED_BYTES[device] / min(copying))
 
 
 def floor(denoiser: Denoiser, batch: int, device: str, speeds: Speeds) -> Floor:
-    """Count the operations and bytes of an evaluation.
-
-    Args:
-        denoiser: on ``device``.
-        batch: rows of a batch.
-        device: "cpu" or "cuda".
-        speeds: of ``device_speeds``.
-    """
+    """Count the operations and bytes of an evaluation in batches of ``batch`` rows."""
     rows = example_rows(denoiser, COUNTED_ROWS, device)
     network = eager(denoiser)
     # Not in inference mode, which hides the parts of composite operations.

@@ -1,4 +1,4 @@
-"""All measurements of one network, one after the other."""
+"""A bench of one network: all its measurements, one after the other."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,10 +20,10 @@ from diffcert_ray.engine.speed import (
     smallest_good_batch,
 )
 from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.tools.bench_file import Measured, Memory
 from diffcert_ray.tools.comparison import Comparison, Engine, compare
 from diffcert_ray.tools.floor import Speeds, floor
-from diffcert_ray.tools.parts import Stopwatch
-from diffcert_ray.tools.record import Found, Memory
+from diffcert_ray.tools.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,9 @@ class Subject:
     """A network to measure, and images to cast votes of.
 
     Args:
-        name: of the network.
-        base: its base classifier; ``batch`` is the engine's.
+        base: the network's base classifier; ``batch`` is the engine's.
         image: image_id -> float32 [C, H, W] in [0, 1].
         image_ids: int64 [N].
-        dtype: what the network computes in.
-        compiled: whether it is compiled.
-        channels_last: whether it keeps all channels of a pixel together in memory.
         batch_open: the engine's batch is to be what calibration would choose, instead of
             ``base.batch``.
     """
@@ -84,15 +80,8 @@ def measure(
     effort: Effort,
     *,
     on_rate: Callable[[Rate], None] = lambda rate: None,
-) -> Found:
-    """Measure one network.
-
-    Args:
-        subject: what to measure.
-        speeds: of the device.
-        effort: how long to take.
-        on_rate: called with the rate of each batch size.
-    """
+) -> Measured:
+    """Measure one network; ``on_rate`` is called with the rate of each batch size."""
     base, network = subject.base, subject.base.denoiser
     first = 1 if network_bytes(network) > 2**27 and base.device == "cpu" else 8
     batches = sorted({*doubling(first, effort.largest_batch), base.batch})
@@ -117,7 +106,7 @@ def measure(
             engine, bare, base, rounds=effort.rounds, item_s=effort.item_s, bare_s=effort.bare_s
         )
         spent = part_seconds(engine, base.device, engine.votes_of(rate * effort.item_s))
-    return Found(
+    return Measured(
         name=subject.name,
         parameters=_parameters(network),
         dtype=subject.dtype,
@@ -132,13 +121,7 @@ def measure(
 
 
 def part_seconds(engine: Engine, device: str, votes: int) -> dict[str, float]:
-    """Seconds of one item by part of the engine; "rest" is what lies between them.
-
-    Args:
-        engine: what evaluates the item.
-        device: "cpu" or "cuda".
-        votes: in the item.
-    """
+    """Seconds of one item by part of the engine; "rest" is what lies between them."""
     watch, began = Stopwatch(device), seconds(device)
     engine.evaluate(votes, watch)
     total = seconds(device) - began
@@ -148,11 +131,7 @@ def part_seconds(engine: Engine, device: str, votes: int) -> dict[str, float]:
 def write_trace(subject: Subject, path: Path, item_s: float, nfe_per_s: float) -> None:
     """Write a Chrome trace (chrome://tracing, Perfetto) of one item, the engine's parts named.
 
-    Args:
-        subject: what to trace.
-        path: the JSON file.
-        item_s: seconds of the item, about.
-        nfe_per_s: of the network.
+    The item takes about ``item_s`` seconds if the network does ``nfe_per_s`` evaluations a second.
     """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if subject.base.device == "cuda":

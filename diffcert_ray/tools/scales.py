@@ -17,16 +17,7 @@ SCALES: Mapping[str, EdmConfiguration] = {
 
 
 def random_network(scale: str, device: str, dtype: NetworkDtype = "float32") -> EdmDenoiser:
-    """A network of one of SCALES with random weights; it takes "no class", too.
-
-    Args:
-        scale: a name in SCALES.
-        device: where it lives.
-        dtype: what it computes in.
-
-    Raises:
-        ValueError: an unknown scale.
-    """
+    """A network of one of SCALES with random weights; it takes "no class", too."""
     if scale not in SCALES:
         raise ValueError(f"scale {scale!r} is none of {', '.join(SCALES)}: give one of these")
     configuration = SCALES[scale].model_copy(update={"has_unconditional": True})

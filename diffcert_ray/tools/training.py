@@ -1,4 +1,4 @@
-"""Training of small class-conditional denoisers, such as the shipped digits model.
+"""Training of small class-conditional denoisers, as the shipped one for the digits.
 
 Shape letters: B samples, C H W image.
 """
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffcert_ray.checkpoints.load import save_denoiser
@@ -84,7 +83,6 @@ class Recipe:
         p_mean: mean of ln s, s the noise level in model space.
         p_std: standard deviation of ln s.
         label_dropout: probability of training an image without its class.
-        max_shift: images are shifted by up to this many pixels each way.
         ema_decay: decay per step of the moving average of the weights, which is what is kept.
     """
 
@@ -96,7 +94,6 @@ class Recipe:
     p_mean: float = 0.0
     p_std: float = 0.8
     label_dropout: float = 0.15
-    max_shift: int = 0
     ema_decay: float = 0.998
 
     def __post_init__(self) -> None:
@@ -135,13 +132,7 @@ def train(
     recipe: Recipe,
     on_progress: OnProgress | None = None,
 ) -> EdmDenoiser:
-    """Train a denoiser on a dataset; equal seeds give equal weights on one machine.
-
-    Args:
-        configuration: the network and its preconditioning.
-        dataset: the images to learn from, all of them.
-        recipe: how.
-        on_progress: called after every step with the steps done and the loss.
+    """Train a denoiser on all images of a dataset; equal seeds give equal weights on one machine.
 
     Returns:
         The moving average of the weights, in evaluation mode.
@@ -181,20 +172,10 @@ def train_digits(
     seed: int = Recipe.seed,
     on_progress: OnProgress | None = None,
 ) -> Path:
-    """Train the demo model on the training split of the digits and write it.
+    """Train the demo model on the digits' training split and write it as a .safetensors file.
 
-    Args:
-        output: the .safetensors file to write.
-        network: "ddpmpp", "ncsnpp" or "adm".
-        channels: of its first level.
-        steps: steps of Adam.
-        batch: images per step.
-        seed: of the weights and of everything drawn.
-        on_progress: called after every step with the steps done and the loss.
-
-    Returns:
-        The path written; the recipe, torch's version, the dataset's fingerprint and the seconds
-        taken stand in the file under "recipe".
+    The recipe, torch's version, the dataset's fingerprint and the seconds taken stand in the file
+    under "recipe".
 
     Raises:
         ValueError: network, channels, steps, batch or output is not usable.
@@ -241,23 +222,9 @@ def _draw(recipe: Recipe, images: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     """One batch (u, y, s, eps) from torch's generator, which `train` has seeded."""
     rows = torch.randint(len(images), (recipe.batch,))
     u, y = images[rows], labels[rows]
-    if recipe.max_shift:
-        u = _shifted(u, recipe.max_shift)
     y = torch.where(torch.rand(recipe.batch) < recipe.label_dropout, NO_CLASS, y)
     s = (recipe.p_mean + recipe.p_std * torch.randn(recipe.batch)).exp()
     return u, y, s, torch.randn(u.shape)
-
-
-def _shifted(u: Tensor, most: int) -> Tensor:
-    """Each image of [B, C, H, W] moved by a whole number of pixels; black (-1) comes in."""
-    batch, channels, height, width = u.shape
-    padded = F.pad(u, (most,) * 4, value=-1.0)
-    top, left = torch.randint(2 * most + 1, (2, batch))
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
-    sample = torch.arange(batch)[:, None, None, None]
-    channel = torch.arange(channels)[None, :, None, None]
-    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 @torch.no_grad()

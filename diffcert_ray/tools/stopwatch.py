@@ -1,4 +1,4 @@
-"""Seconds of each part of the engine."""
+"""A stopwatch for the parts of the engine, as its ``Watch``."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a bench found of one network on one device, as a file that later ones are held against."""
+"""The file of a bench: what was measured of each network, for later benches to be held against."""
 
 import json
 import platform
@@ -35,20 +35,13 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measured:
     """What was measured of one network.
 
     Args:
-        name: of the network.
-        parameters: their number.
-        dtype: what it computes in.
-        compiled: whether it was compiled.
-        channels_last: whether it kept all channels of a pixel together in memory.
         rates: the bare network over batch sizes.
         comparison: the engine against it; None where an item would take too long.
         part_seconds: seconds of one item by part of the engine, "rest" included.
-        memory: at the peak.
-        floor: the least that an evaluation takes.
     """
 
     name: str
@@ -91,10 +84,10 @@ def device_facts(device: str) -> dict[str, Any]:
     }
 
 
-def to_json(facts: dict[str, Any], found: list[Found]) -> str:
+def to_json(facts: dict[str, Any], measured: list[Measured]) -> str:
     """The whole as JSON, floors and shares included."""
     rows = []
-    for one in found:
+    for one in measured:
         row = asdict(one)
         row["floor"]["nfe_per_s"] = one.floor.nfe_per_s
         row["useful_share"] = one.useful_share
