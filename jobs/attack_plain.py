@@ -35,6 +35,7 @@ from diffcert_ray.run.loss_rows import recompute_plain
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.stored import open_run
 from diffcert_ray.run.stored_losses import read_losses
+from diffcert_ray.storage.views import replace_view
 
 ROWS = 1024  # rows given to the network at once
 STANDARD_ERRORS = 4.0
@@ -218,8 +219,7 @@ def main() -> None:
             f"{block['draws'].max()}: {counts}"
         )
     print(f"about {attacker.nfe:,} NFE, {time.perf_counter() - started:.0f} s")
-    run.store.location.delete("report/attack.csv")
-    run.store.location.create("report/attack.csv", found.to_csv(index=False).encode())
+    replace_view(run.store.location, "report/attack.csv", found.to_csv(index=False).encode())
 
 
 if __name__ == "__main__":

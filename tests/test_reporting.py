@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from diffcert_ray.certificates.metrics import certified_accuracy
 from diffcert_ray.commands.main import app
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.report.sources import export_logs, open_sources, pictures_of, series_of_run
+from diffcert_ray.report.export import export_logs
+from diffcert_ray.report.sources import open_sources, pictures_of, series_of_run
 from diffcert_ray.run.certify import certify
 from diffcert_ray.run.stored import open_run
 from tests.worlds import settings, small_world

@@ -17,6 +17,7 @@ from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.plan import about, check_same_images, labels_of
 from diffcert_ray.run.stored import Run
 from diffcert_ray.run.verification import check_certifiable
+from diffcert_ray.storage.views import replace_view
 
 if TYPE_CHECKING:
     from diffcert_ray.attack.image import ImageAttack, Judgement
@@ -223,8 +224,7 @@ def _identity(run: Run, found: Attack, one: "ImageAttack") -> dict[str, Any]:
 def _keep(run: Run, name: str, data: bytes, kept: list[str]) -> None:
     """Write a file of the attack; that of an earlier attack by the same seed is replaced."""
     path = f"{FOLDER}/{name}"
-    run.store.location.delete(path)
-    run.store.location.create(path, data)
+    replace_view(run.store.location, path, data)
     kept.append(path)
 
 

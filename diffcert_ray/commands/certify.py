@@ -18,7 +18,7 @@ from diffcert_ray.commands.arguments import (
     SetOption,
     image_range,
 )
-from diffcert_ray.commands.report import print_report_of, report_of
+from diffcert_ray.commands.report import show_report
 from diffcert_ray.commands.screen import (
     INCOMPLETE,
     err,
@@ -64,7 +64,7 @@ def certify(
     from diffcert_ray.run.certify import certify as certify_run
 
     with progress_shown(quiet=quiet, as_json=as_json) as progress, stop_on_signals() as stopped:
-        found = certify_run(
+        certified = certify_run(
             with_storage_options(load_config(config, overrides or ()), storage),
             run,
             images=image_range(images),
@@ -76,16 +76,18 @@ def certify(
             on_calibrated=lambda said: None if quiet else err.print(said, soft_wrap=True),
             should_stop=lambda: bool(stopped),
         )
-    outcome = found.outcome
+    outcome = certified.outcome
     assert outcome is not None
     _say_outcome(outcome, quiet=quiet)
     if as_json:
-        print_json(_figures(found, images))
+        print_json(_figures(certified, images))
     elif outcome.complete:
         if images is None:
-            print_report_of(found)
+            from diffcert_ray.report.written import write_report_of
+
+            show_report(write_report_of(certified))
         else:
-            out.print(f"images {images} are done; run: {found.address}", soft_wrap=True)
+            out.print(f"images {images} are done; run: {certified.address}", soft_wrap=True)
     if not outcome.complete:
         raise typer.Exit(INCOMPLETE)
 
@@ -127,11 +129,14 @@ def _figures(run: "Run", images: str | None) -> dict[str, Any]:
     """What --json prints: how this start went, and of a finished run its report."""
     outcome = run.outcome
     assert outcome is not None
-    found = vars(outcome) | {
+    facts = vars(outcome) | {
         "numerics": sorted(outcome.numerics),
         "given_up": [{"sigma": s, "image_id": i} for s, i in outcome.given_up],
     }
-    document = run.document
+    document, report = run.document, None
     identity = {"votes_id": document.votes_id, "plan_id": document.plan_id, "images": images}
-    report = report_of(run).figures() if outcome.complete and images is None else None
-    return {"run": run.address} | identity | found | {"report": report}
+    if outcome.complete and images is None:
+        from diffcert_ray.report.written import write_report_of
+
+        report = write_report_of(run).figures()
+    return {"run": run.address} | identity | facts | {"report": report}

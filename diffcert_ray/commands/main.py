@@ -13,10 +13,11 @@ from diffcert_ray.commands.attack import attack
 from diffcert_ray.commands.bench import bench
 from diffcert_ray.commands.certify import certify
 from diffcert_ray.commands.configuration import config_command
+from diffcert_ray.commands.export import export
 from diffcert_ray.commands.files import compact, convert
 from diffcert_ray.commands.log_lines import log_to
 from diffcert_ray.commands.plan import plan
-from diffcert_ray.commands.report import export, report
+from diffcert_ray.commands.report import report
 from diffcert_ray.commands.screen import BAD_USE, FAILED, err, escaped
 from diffcert_ray.commands.status import status
 from diffcert_ray.commands.train import train_digits, train_digits_classifier

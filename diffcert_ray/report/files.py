@@ -17,21 +17,9 @@ from diffcert_ray.report.dataset_tables import (
 from diffcert_ray.report.gallery import Pictures, make_gallery
 from diffcert_ray.report.lines import accuracy_lines
 from diffcert_ray.report.page import render_page
-from diffcert_ray.report.published import PublishedRow, published_rows, published_text
+from diffcert_ray.report.published import PublishedRow, published_text
 from diffcert_ray.report.series import Series, unfinished_lines
 from diffcert_ray.report.text_table import TextTable, latex, markdown, without_repeats
-
-__all__ = [
-    "Pictures",
-    "PublishedRow",
-    "Series",
-    "guarantees",
-    "published_rows",
-    "report_files",
-    "report_page",
-    "report_tables",
-    "unfinished_lines",
-]
 
 
 def report_tables(

@@ -81,7 +81,7 @@ def render_page(
         HTML. Nothing in it depends on when or where it was made.
     """
     environment = Environment(
-        loader=PackageLoader("diffcert_ray", "templates"),
+        loader=PackageLoader("diffcert_ray.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -13,15 +13,13 @@ from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.plain.plan import plan_of_images
-from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, write_cohen_log
+from diffcert_ray.report.cohen_log import DEFAULT_ALPHA
 from diffcert_ray.report.gallery import Pictures
 from diffcert_ray.report.series import Series, distinct_names, series_of_log
-from diffcert_ray.report.unfinished import unfinished, unfinished_line
 from diffcert_ray.run.loss_rows import estimates
 from diffcert_ray.run.stored import Run, open_run
 from diffcert_ray.run.stored_losses import read_losses
 from diffcert_ray.run.verification import check_certifiable
-from diffcert_ray.storage.create_only import Location
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
 UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
@@ -140,51 +138,6 @@ def pictures_of(run: Run) -> Pictures:
         return Pictures(missing="No pictures: the dataset at hand is not the run's.")
     ids = frozenset(map(int, data.ids))
     return Pictures(data.image, ids, settings.name, tuple(data.class_names))
-
-
-def export_logs(run: Run) -> dict[str, str]:
-    """A run's certificates as logs of Cohen et al., one for each sigma and bound.
-
-    Args:
-        run: an opened run.
-
-    Returns:
-        File name -> text. The name tells bound and sigma, which the log itself does not, and that
-        images are missing: who reads the log could not know it.
-    """
-    found = {}
-    for one in series_of_run(run):
-        for sigma, rows in one.certificates.groupby("sigma"):
-            lacking = "-incomplete" if sigma in unfinished(one.certificates, one.asked) else ""
-            name = f"{run.config.name}-{one.bound}-sigma-{sigma:g}{lacking}.tsv"
-            found[name] = write_cohen_log(rows)
-    return found
-
-
-def missing_in_export(run: Run) -> list[str]:
-    """A line for each bound whose rows, which an export holds, are not those of all images.
-
-    Args:
-        run: an opened run.
-    """
-    asked = run.asked()
-    lines = [
-        unfinished_line(rows, asked, "are not in the export; clear images may finish first")
-        for _, rows in run.certificates().groupby("bound")
-    ]
-    return [line for line in lines if line]
-
-
-def replace_file(location: Location, name: str, data: bytes) -> None:
-    """Write a file anew: a view of the stored truth, the one thing that may be replaced.
-
-    Args:
-        location: the folder.
-        name: of the file in it.
-        data: its bytes.
-    """
-    location.delete(name)
-    location.create(name, data)
 
 
 def _is_log(address: str) -> bool:
