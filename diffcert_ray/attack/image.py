@@ -1,10 +1,10 @@
 """Try to break a run's certificates: search inside and beyond each radius, judge by fresh votes.
 
-A search (``attack_search``) proposes perturbations; a verdict asks the smoothed classifier there,
+A search (``search``) proposes perturbations; a verdict asks the smoothed classifier there,
 by votes whose noise neither the run nor the search has used. A verdict names a class only if a
-two-sided binomial test against the runner-up says so (``prediction``); inside the radius its level
-is shared out over all tries, so that one false alarm in the whole attack has probability at most
-``alpha``.
+two-sided binomial test against the runner-up says so (``prediction``); inside the radius its
+level is shared out over all tries, so that one false alarm in the whole attack has probability at
+most ``alpha``.
 """
 
 import hashlib
@@ -150,12 +150,12 @@ def attack_image(
     Returns:
         What was tried and found.
 
-    Source: ours; the searches are named in ``attack_search``.
+    Source: ours; the searches are named in ``search``.
     """
     image_id, predicted, radius = certificate
     key = (seed, base.sigma, image_id)
-    found = ImageAttack(base.sigma, image_id, predicted, radius, derived_seed(*key, VERDICT))
-    judge = _Judge(Smoothed(base, found.seed), image, judgement, found)
+    attack = ImageAttack(base.sigma, image_id, predicted, radius, derived_seed(*key, VERDICT))
+    judge = _Judge(Smoothed(base, attack.seed), image, judgement, attack)
     x = torch.from_numpy(np.array(image, np.float32)).to(base.device)
     ways = x.new_empty((0, *x.shape)) if towards is None else torch.from_numpy(towards).to(x)
     searching = Smoothed(base, derived_seed(*key, SEARCH))
@@ -166,12 +166,12 @@ def attack_image(
     vague = search.at_random(inside)
     judge.verdict("gradient", steep, inside)
     judge.verdict("random", vague, inside)
-    if not found.broken:
+    if not attack.broken:
         best = search.fewest_votes([steep, vague])[0]
         _beyond(search, judge, best, [m * radius for m in multiples])
-    found.nfe = judge.smoothed.nfe + searching.nfe
-    found.votes = judge.smoothed.votes_cast + searching.votes_cast
-    return found
+    attack.nfe = judge.smoothed.nfe + searching.nfe
+    attack.votes = judge.smoothed.votes_cast + searching.votes_cast
+    return attack
 
 
 def _beyond(search: Search, judge: "_Judge", steep: Tensor, lengths: Sequence[float]) -> None:
@@ -201,23 +201,23 @@ class _Judge:
     smoothed: Smoothed
     image: np.ndarray
     judgement: Judgement
-    found: ImageAttack
+    attack: ImageAttack
 
     def verdict(self, kind: Kind, delta: Tensor, most: float) -> bool:
         """Note what fresh votes say; whether it is another class."""
-        found, votes = self.found, self.judgement.votes
+        attack, votes = self.attack, self.judgement.votes
         point, length = placed(self.image, delta.detach().cpu().numpy(), most)
-        start = len(found.tries) * votes
-        (counts,) = self.smoothed.votes({found.image_id: point}, "estimate", start, start + votes)
+        start = len(attack.tries) * votes
+        (counts,) = self.smoothed.votes({attack.image_id: point}, "estimate", start, start + votes)
         said = prediction(counts, alpha=self.judgement.level)
         one = Try(kind, length, dict(sorted(counts.items())), said, start, start + votes)
-        found.tries.append(one)
-        found.furthest = max(found.furthest, length)
-        changed = said not in (found.predicted, ABSTAIN)
-        if changed and (found.changed_at is None or length < found.changed_at):
-            found.changed_at, found.changed_to = length, said
-        if changed and length < found.radius:
-            found.broken.append((one, point))
+        attack.tries.append(one)
+        attack.furthest = max(attack.furthest, length)
+        changed = said not in (attack.predicted, ABSTAIN)
+        if changed and (attack.changed_at is None or length < attack.changed_at):
+            attack.changed_at, attack.changed_to = length, said
+        if changed and length < attack.radius:
+            attack.broken.append((one, point))
         return changed
 
 

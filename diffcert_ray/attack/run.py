@@ -69,7 +69,7 @@ def attack_run(
     multiples: Sequence[float] | None = None,
     denoiser: "Denoiser | None" = None,
     dataset: Dataset | None = None,
-    on_image: Callable[["ImageAttack", int], None] = lambda found, total: None,
+    on_image: Callable[["ImageAttack", int], None] = lambda attacked, total: None,
 ) -> Attack:
     """Try to break certificates of a run, chosen at random, and store the findings in the run.
 
@@ -103,7 +103,7 @@ def attack_run(
     worker = _worker(run, data, denoiser)
     known = {int(i) for i in rows["image_id"]}
     check_same_images(run.store.done_units(), known, data.image_sha)
-    found = Attack(judgement, seed, len(_attackable(run)))
+    attack = Attack(judgement, seed, len(_attackable(run)))
     others = None if dataset is not None else _training_images(run.config, seed)
     for row in rows.to_dict("records"):
         image_id, predicted = int(row["image_id"]), int(row["predicted"])
@@ -118,13 +118,13 @@ def attack_run(
             towards=_directions(image, predicted, others),
             multiples=multiples or MULTIPLES,
         )
-        found.images.append(one)
-        found.nfe += one.nfe
-        found.votes += one.votes
-        found.kept += _keep_points(run, found, one)
+        attack.images.append(one)
+        attack.nfe += one.nfe
+        attack.votes += one.votes
+        attack.kept += _keep_points(run, attack, one)
         on_image(one, len(rows))
-    _keep(run, f"seed-{seed}.json", json.dumps(as_json(found), indent=1).encode(), found.kept)
-    return found
+    _keep(run, f"seed-{seed}.json", json.dumps(as_json(attack), indent=1).encode(), attack.kept)
+    return attack
 
 
 def _attackable(run: Run) -> pd.DataFrame:
@@ -187,7 +187,7 @@ def _directions(image: np.ndarray, predicted: int, others: Dataset | None) -> np
     return np.stack(ways[:TOWARDS]) if ways else None
 
 
-def _keep_points(run: Run, found: Attack, one: "ImageAttack") -> Iterator[str]:
+def _keep_points(run: Run, attack: Attack, one: "ImageAttack") -> Iterator[str]:
     """Write every point that breaks a certificate, with all that is needed to check it."""
     for number, (tried, point) in enumerate(one.broken):
         buffer = io.BytesIO()
@@ -197,19 +197,19 @@ def _keep_points(run: Run, found: Attack, one: "ImageAttack") -> Iterator[str]:
             point=point,
             classes=np.array(list(tried.counts)),
             counts=np.array(list(tried.counts.values())),
-            **{k: np.array(v) for k, v in _identity(run, found, one).items()},
+            **{k: np.array(v) for k, v in _identity(run, attack, one).items()},
             length=np.array(tried.length),
             said=np.array(tried.said),
             start=np.array(tried.start),
             stop=np.array(tried.stop),
         )
-        name = f"sigma-{one.sigma:g}-image-{one.image_id}-seed-{found.seed}-{number}.npz"
+        name = f"sigma-{one.sigma:g}-image-{one.image_id}-seed-{attack.seed}-{number}.npz"
         kept: list[str] = []
         _keep(run, name, buffer.getvalue(), kept)
         yield from kept
 
 
-def _identity(run: Run, found: Attack, one: "ImageAttack") -> dict[str, Any]:
+def _identity(run: Run, attack: Attack, one: "ImageAttack") -> dict[str, Any]:
     return {
         "votes_id": run.document.votes_id,
         "sigma": one.sigma,
@@ -217,7 +217,7 @@ def _identity(run: Run, found: Attack, one: "ImageAttack") -> dict[str, Any]:
         "predicted": one.predicted,
         "radius": one.radius,
         "votes_seed": one.seed,
-        "level": found.judgement.level,
+        "level": attack.judgement.level,
     }
 
 
@@ -228,21 +228,21 @@ def _keep(run: Run, name: str, data: bytes, kept: list[str]) -> None:
     kept.append(path)
 
 
-def as_json(found: Attack) -> dict[str, Any]:
-    """Everything that was tried and found, for machines."""
-    judgement = found.judgement
+def as_json(attack: Attack) -> dict[str, Any]:
+    """Everything that was tried and attack, for machines."""
+    judgement = attack.judgement
     return {
-        "seed": found.seed,
-        "certified": found.certified,
-        "attacked": len(found.images),
-        "broken": len(found.broken),
+        "seed": attack.seed,
+        "certified": attack.certified,
+        "attacked": len(attack.images),
+        "broken": len(attack.broken),
         "votes_per_verdict": judgement.votes,
         "alpha": judgement.alpha,
         "tries_inside": judgement.tries,
         "level": judgement.level,
-        "nfe": found.nfe,
-        "votes": found.votes,
-        "images": [_image_json(one) for one in found.images],
+        "nfe": attack.nfe,
+        "votes": attack.votes,
+        "images": [_image_json(one) for one in attack.images],
     }
 
 

@@ -110,9 +110,9 @@ class Search:
         best, share = self.fewest_votes([radius * v for v in self._ways()])
         for reach in 1.0 / np.arange(2, self.effort.rounds + 1):
             varied = [radius * unit(unit(best) + float(reach) * v) for v in self._ways()]
-            found, lower = self.fewest_votes(varied)
+            other, lower = self.fewest_votes(varied)
             if lower < share:
-                best, share = found, lower
+                best, share = other, lower
         return best
 
     def fewest_votes(self, deltas: list[Tensor]) -> tuple[Tensor, float]:

@@ -32,12 +32,12 @@ def complete_run(incomplete: str) -> list[str]:
 
     typed = Path(incomplete)
     folders = {Path(RUNS_FOLDER), typed if incomplete.endswith("/") else typed.parent}
-    found = {
+    runs = {
         str(document.parent)
         for folder in folders
         for document in _listed(folder, f"*/{RUN_DOCUMENT}")
     }
-    return sorted(run for run in found if run.startswith(incomplete))
+    return sorted(run for run in runs if run.startswith(incomplete))
 
 
 def _paths(folder: Path, incomplete: str) -> list[str]:

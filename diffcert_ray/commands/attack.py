@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
-from diffcert_ray.commands.screen import FAILED, err, out, print_json, print_table
+from diffcert_ray.commands.exit_codes import FAILED
+from diffcert_ray.commands.screen import err, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ def attack(
 
     done = 0
 
-    def on_image(found: "ImageAttack", total: int) -> None:
+    def on_image(attacked: "ImageAttack", total: int) -> None:
         nonlocal done
         done += 1
-        what = "BROKEN" if found.broken else f"first change at {_share(found)} of the radius"
-        err.print(f"{done}/{total} image {found.image_id} at sigma {found.sigma:g}: {what}")
+        what = "BROKEN" if attacked.broken else f"first change at {_share(attacked)} of the radius"
+        err.print(f"{done}/{total} image {attacked.image_id} at sigma {attacked.sigma:g}: {what}")
 
-    found = attack_run(
+    result = attack_run(
         open_run(run, storage_options(storage)),
         images=images,
         seed=seed,
@@ -58,18 +59,18 @@ def attack(
         on_image=on_image,
     )
     if as_json:
-        print_json({"run": run} | figures(found) | {"files": found.kept})
+        print_json({"run": run} | figures(result) | {"files": result.kept})
     else:
-        _say(run, found)
-    if found.broken:
+        _say(run, result)
+    if result.broken:
         raise typer.Exit(FAILED)
 
 
-def _say(run: str, found: "Attack") -> None:
+def _say(run: str, result: "Attack") -> None:
     from diffcert_ray.certificates.radius import round_radius_down
     from diffcert_ray.report.text_table import TextTable
 
-    judgement = found.judgement
+    judgement = result.judgement
     header = ("sigma", "image", "class", "radius", "first change", "share", "to class", "tries")
     rows = [
         (
@@ -82,26 +83,27 @@ def _say(run: str, found: "Attack") -> None:
             "-" if one.changed_at is None else str(one.changed_to),
             str(len(one.tries)),
         )
-        for one in found.images
+        for one in result.images
     ]
     print_table(TextTable(f"Attack on {run}", header, tuple(rows)))
-    inside = sum(t.length < one.radius for one in found.images for t in one.tries)
+    inside = sum(t.length < one.radius for one in result.images for t in one.tries)
     out.print(
-        f"\n{inside} points inside {len(found.images)} radii (of {found.certified:,} certificates "
-        f"with a radius) decided by {judgement.votes} fresh votes each, two-sided binomial test at "
-        f"level {judgement.level:.2g} (alpha {judgement.alpha:g} over {judgement.tries} tries); "
-        f"{found.votes:,} votes and {found.nfe:,} NFE in all, votes of searches included.",
+        f"\n{inside} points inside {len(result.images)} radii (of {result.certified:,} "
+        f"certificates with a radius) decided by {judgement.votes} fresh votes each, two-sided "
+        f"binomial test at level {judgement.level:.2g} (alpha {judgement.alpha:g} over "
+        f"{judgement.tries} tries); {result.votes:,} votes and {result.nfe:,} NFE in all, votes of "
+        "searches included.",
     )
-    if shares := sorted(one.share for one in found.images if one.share is not None):
+    if shares := sorted(one.share for one in result.images if one.share is not None):
         out.print(
             f"The class first changes at {shares[0]:.2f} (least) and "
             f"{shares[len(shares) // 2]:.2f} (median of {len(shares)}) times the radius."
         )
-    out.print(f"kept: {', '.join(f'{run}/{name}' for name in found.kept)}", soft_wrap=True)
-    if found.broken:
-        shown = ", ".join(str(one.image_id) for one in found.broken[:20])
+    out.print(f"kept: {', '.join(f'{run}/{name}' for name in result.kept)}", soft_wrap=True)
+    if result.broken:
+        shown = ", ".join(str(one.image_id) for one in result.broken[:20])
         out.print(
-            f"[bold red]broken:[/] {len(found.broken)} certificates have another class inside "
+            f"[bold red]broken:[/] {len(result.broken)} certificates have another class inside "
             f"their radius (image {shown}). A certificate fails with probability alpha of the run; "
             "more than that is a bug: please report it with the files above"
         )
@@ -109,9 +111,9 @@ def _say(run: str, found: "Attack") -> None:
         out.print("no certificate was broken")
 
 
-def _share(found: "ImageAttack") -> str:
+def _share(attacked: "ImageAttack") -> str:
     from diffcert_ray.certificates.radius import round_radius_down
 
-    if found.share is not None:
-        return f"{found.share:.2f}"
-    return f"> {round_radius_down(found.furthest / found.radius, 2)}"
+    if attacked.share is not None:
+        return f"{attacked.share:.2f}"
+    return f"> {round_radius_down(attacked.furthest / attacked.radius, 2)}"

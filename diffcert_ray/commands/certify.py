@@ -18,15 +18,10 @@ from diffcert_ray.commands.arguments import (
     SetOption,
     image_range,
 )
+from diffcert_ray.commands.exit_codes import INCOMPLETE
 from diffcert_ray.commands.report import show_report
-from diffcert_ray.commands.screen import (
-    INCOMPLETE,
-    err,
-    out,
-    print_json,
-    progress_shown,
-    stop_on_signals,
-)
+from diffcert_ray.commands.screen import err, out, print_json
+from diffcert_ray.commands.stop_signals import stop_on_signals
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
 
 
@@ -61,6 +56,7 @@ def certify(
     Ctrl-C stores what has come back and stops; the same command continues. Where stderr is no
     terminal, progress comes as lines of key=value, with --json as JSON lines.
     """
+    from diffcert_ray.commands.progress import progress_shown
     from diffcert_ray.run.certify import certify as certify_run
 
     with progress_shown(quiet=quiet, as_json=as_json) as progress, stop_on_signals() as stopped:

@@ -1,7 +1,4 @@
-"""The command line: names the commands, and turns known failures into one line and an exit code.
-
-Exit codes: 0 done, 1 failed, 2 bad use, 3 incomplete (run the same command again).
-"""
+"""The command line: names the commands, and turns known failures into one line and an exit code."""
 
 import os
 import sys
@@ -12,13 +9,15 @@ import typer
 from diffcert_ray.commands.attack import attack
 from diffcert_ray.commands.bench import bench
 from diffcert_ray.commands.certify import certify
-from diffcert_ray.commands.configuration import config_command
+from diffcert_ray.commands.compact import compact
+from diffcert_ray.commands.config import config_command
+from diffcert_ray.commands.convert import convert
+from diffcert_ray.commands.exit_codes import BAD_USE, FAILED
 from diffcert_ray.commands.export import export
-from diffcert_ray.commands.files import compact, convert
 from diffcert_ray.commands.log_lines import log_to
 from diffcert_ray.commands.plan import plan
 from diffcert_ray.commands.report import report
-from diffcert_ray.commands.screen import BAD_USE, FAILED, err, escaped
+from diffcert_ray.commands.screen import err, escaped
 from diffcert_ray.commands.status import status
 from diffcert_ray.commands.train import train_digits, train_digits_classifier
 from diffcert_ray.commands.verify import verify

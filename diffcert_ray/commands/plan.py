@@ -55,22 +55,22 @@ def plan(
     asked, _ = leave_out_corrupt(settings, asked, check_images(data, asked.image_ids))
     device = resolve_device(settings.execution.device)
     worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("plan")
-    found: Estimate | PlainEstimate
+    estimated: Estimate | PlainEstimate
     if isinstance(asked, PlainPlan):
         assert isinstance(worker, Worker)  # a configuration without votes has method dc
-        found, warnings = estimate_plain(asked, worker), []
+        estimated, warnings = estimate_plain(asked, worker), []
     else:
-        found = estimate(asked, worker)
+        estimated = estimate(asked, worker)
         warnings = doubts(settings, asked, data.num_classes)
-    costs = bills(found.worker_hours, prices, workers)
+    costs = bills(estimated.worker_hours, prices, workers)
     if as_json:
-        print_json(_figures(settings.name, device, workers, found, costs, warnings))
+        print_json(_figures(settings.name, device, workers, estimated, costs, warnings))
         return
-    if isinstance(found, PlainEstimate):
-        _say_plain(settings.name, found)
+    if isinstance(estimated, PlainEstimate):
+        _say_plain(settings.name, estimated)
     else:
-        _say_votes(f"{settings.name}: {found.images} images, {settings.votes.bound}", found)
-    _say_costs(device, workers, found, costs)
+        _say_votes(f"{settings.name}: {estimated.images} images, {settings.votes.bound}", estimated)
+    _say_costs(device, workers, estimated, costs)
     for warning in warnings:
         out.print(f"[bold]warning:[/] {escaped(warning)}")
 
@@ -90,36 +90,36 @@ def _figures(
     name: str,
     device: str,
     workers: int,
-    found: "Estimate | PlainEstimate",
+    estimated: "Estimate | PlainEstimate",
     costs: "Sequence[Bill]",
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    facts = asdict(found)
-    for row, sigma in zip(facts.get("sigmas", ()), getattr(found, "sigmas", ()), strict=True):
+    facts = asdict(estimated)
+    for row, sigma in zip(facts.get("sigmas", ()), getattr(estimated, "sigmas", ()), strict=True):
         row["worker_hours"] = sigma.worker_hours
     return {
         "name": name,
         "device": device,
         **facts,
-        "worker_hours": found.worker_hours,
+        "worker_hours": estimated.worker_hours,
         "workers": workers,
-        "wall_hours": found.worker_hours / workers,
+        "wall_hours": estimated.worker_hours / workers,
         "costs": [asdict(bill) for bill in costs],
         "warnings": list(warnings),
     }
 
 
-def _say_plain(name: str, found: "PlainEstimate") -> None:
+def _say_plain(name: str, estimated: "PlainEstimate") -> None:
     out.print(
-        f"{name}: {found.images:,} images, {found.draws:,} draws, exactly {found.nfe:,} NFE; "
-        f"certified without votes; {found.nfe_per_s:,.0f} NFE/s (measured on {found.trial_draws} "
-        "draws)"
+        f"{name}: {estimated.images:,} images, {estimated.draws:,} draws, exactly "
+        f"{estimated.nfe:,} NFE; certified without votes; {estimated.nfe_per_s:,.0f} NFE/s "
+        f"(measured on {estimated.trial_draws} draws)"
     )
 
 
-def _say_votes(title: str, found: "Estimate") -> None:
+def _say_votes(title: str, estimated: "Estimate") -> None:
     from diffcert_ray.certificates.radius import round_radius_down
     from diffcert_ray.commands.progress import duration
     from diffcert_ray.report.text_table import TextTable
@@ -135,24 +135,24 @@ def _say_votes(title: str, found: "Estimate") -> None:
             duration(s.worker_hours * 3600),
             round_radius_down(s.largest_radius, 3),
         )
-        for s in found.sigmas
+        for s in estimated.sigmas
     ]
     print_table(TextTable(title, header, tuple(rows)))
-    out.print(f"measured on {found.trial_votes} votes")
+    out.print(f"measured on {estimated.trial_votes} votes")
 
 
 def _say_costs(
-    device: str, workers: int, found: "Estimate | PlainEstimate", costs: "Sequence[Bill]"
+    device: str, workers: int, estimated: "Estimate | PlainEstimate", costs: "Sequence[Bill]"
 ) -> None:
     from diffcert_ray.commands.progress import duration
     from diffcert_ray.report.text_table import TextTable
 
     out.print(
-        f"{found.units:,} units, about {found.stored_bytes / 2**20:.1f} MiB stored; "
-        f"{duration(found.worker_hours * 3600)} on one worker like this one ({device})"
+        f"{estimated.units:,} units, about {estimated.stored_bytes / 2**20:.1f} MiB stored; "
+        f"{duration(estimated.worker_hours * 3600)} on one worker like this one ({device})"
     )
     if workers > 1:
-        wall = duration(found.worker_hours / workers * 3600)
+        wall = duration(estimated.worker_hours / workers * 3600)
         out.print(f"{wall} on {workers} such workers, without their start")
     if costs:
         rows = [(c.name, f"{c.price:g}", f"{c.cost:,.2f}") for c in costs]

@@ -1,14 +1,17 @@
-"""What is seen while a run goes on: a live bar on a terminal, lines for logs and machines."""
+"""Progress of a run: a live bar on a terminal, else lines for logs and machines."""
 
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from diffcert_ray.commands.screen import err
 from diffcert_ray.run.loop import Progress as RunProgress
 
 LINE_S = 10.0
@@ -66,6 +69,25 @@ def key_value_line(progress: RunProgress) -> str:
 def json_line(progress: RunProgress) -> str:
     """Where a run stands as one JSON object."""
     return json.dumps({"event": "progress"} | progress_facts(progress))
+
+
+@contextmanager
+def progress_shown(*, quiet: bool = False, as_json: bool = False) -> Iterator[Any]:
+    """What takes a run's progress: a live bar on a terminal, else a line now and then.
+
+    Args:
+        quiet: show nothing.
+        as_json: JSON lines, on a terminal too.
+    """
+    shown: LineProgress | LiveProgress | QuietProgress
+    if quiet:
+        shown = QuietProgress()
+    elif as_json:
+        shown = LineProgress(err, line=json_line)
+    else:
+        shown = LiveProgress(err) if err.is_terminal else LineProgress(err)
+    with shown as progress:
+        yield progress
 
 
 class QuietProgress:

@@ -24,21 +24,21 @@ def status(run: RunArgument, as_json: JsonOption = False, storage: StorageOption
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.storage.activity import activity, newest_writes
 
-    found = open_run(run, storage_options(storage))
-    plain = found.config.without_votes
-    standing = _plain_standing(found) if plain else _standing(found)
-    writes = newest_writes(found.store, "losses" if plain else "units")
+    opened = open_run(run, storage_options(storage))
+    plain = opened.config.without_votes
+    standing = _plain_standing(opened) if plain else _standing(opened)
+    writes = newest_writes(opened.store, "losses" if plain else "units")
     seen = activity(writes, time.time())
     if as_json:
         facts = vars(standing) | {"complete": standing.complete} | vars(seen)
-        identity = {"votes_id": found.document.votes_id, "plan_id": found.document.plan_id}
-        print_json({"run": found.address} | identity | facts)
+        identity = {"votes_id": opened.document.votes_id, "plan_id": opened.document.plan_id}
+        print_json({"run": opened.address} | identity | facts)
         return
     what = "draws" if plain else "votes"
-    most = " at most" if found.config.votes.bound == "sequential" else ""
+    most = " at most" if opened.config.votes.bound == "sequential" else ""
     scope = "without votes" if plain else "(images x sigmas)"
-    out.print(f"run        {found.address}", soft_wrap=True)
-    out.print(f"votes_id   {found.document.votes_id}")
+    out.print(f"run        {opened.address}", soft_wrap=True)
+    out.print(f"votes_id   {opened.document.votes_id}")
     out.print(f"images     {standing.certified:,} of {standing.images:,} certified {scope}")
     out.print(f"{what}      {standing.votes:,} of {standing.votes_asked:,}{most}")
     out.print(f"numerics   {', '.join(standing.numerics) or '-'}")

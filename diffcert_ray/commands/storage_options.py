@@ -31,14 +31,14 @@ def storage_options(given: Sequence[str] | None) -> dict[str, Any]:
     Raises:
         ConfigError: one is neither, or a file cannot be read; no value is in the message.
     """
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for text in given or ():
         key, equals, value = text.partition("=")
         if equals:
-            _put(found, key.strip().split("."), value.strip())
+            _put(options, key.strip().split("."), value.strip())
         else:
-            found |= _file(text)
-    return found
+            options |= _file(text)
+    return options
 
 
 def with_storage_options(config: Config, given: Sequence[str] | None) -> Config:
@@ -48,19 +48,19 @@ def with_storage_options(config: Config, given: Sequence[str] | None) -> Config:
     return config.model_copy(update={"execution": execution})
 
 
-def _put(found: dict[str, Any], keys: list[str], value: str) -> None:
-    where = found
+def _put(options: dict[str, Any], keys: list[str], value: str) -> None:
+    table = options
     for key in keys[:-1]:
-        where = where.setdefault(key, {})
-        if not isinstance(where, dict):
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
             break
-    if not all(keys) or not isinstance(where, dict):
+    if not all(keys) or not isinstance(table, dict):
         name = ".".join(keys)
         raise ConfigError(f"--storage-options {name!r}=... must be KEY=VALUE, or a .toml file")
     try:
-        where[keys[-1]] = tomllib.loads(f"value = {value}")["value"]
+        table[keys[-1]] = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        where[keys[-1]] = value
+        table[keys[-1]] = value
 
 
 def _file(path: str) -> dict[str, Any]:

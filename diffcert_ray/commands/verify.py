@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from diffcert_ray.run.verify import Verification
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
-from diffcert_ray.commands.screen import FAILED, INCOMPLETE, escaped, out, print_json
+from diffcert_ray.commands.exit_codes import FAILED, INCOMPLETE
+from diffcert_ray.commands.screen import escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
@@ -32,37 +33,37 @@ def verify(
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.run.verification import verify_run
 
-    found = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
+    result = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
     if as_json:
-        share = {"missed_share": found.missed_share}
-        print_json({"run": run, "same": not found.differences} | vars(found) | share)
+        share = {"missed_share": result.missed_share}
+        print_json({"run": run, "same": not result.differences} | vars(result) | share)
     else:
-        _say(found)
-    if found.differences:
+        _say(result)
+    if result.differences:
         raise typer.Exit(FAILED)
-    if found.missing:
+    if result.missing:
         raise typer.Exit(INCOMPLETE)
 
 
-def _say(found: "Verification") -> None:
-    kind = "" if found.same_numerics else " (units of another numerics kind among them)"
+def _say(result: "Verification") -> None:
+    kind = "" if result.same_numerics else " (units of another numerics kind among them)"
     out.print(
-        f"{found.certificates:,} certificates recomputed from their counts, {found.units:,} units "
-        f"({found.votes:,} votes, seed {found.seed}) evaluated again{kind}"
+        f"{result.certificates:,} certificates recomputed from their counts, {result.units:,} "
+        f"units ({result.votes:,} votes, seed {result.seed}) evaluated again{kind}"
     )
-    if found.missing:
+    if result.missing:
         out.print(
-            f"INCOMPLETE: {found.missing:,} images have no certificate: not finished, or removed; "
+            f"INCOMPLETE: {result.missing:,} images have no certificate: not finished, or removed; "
             "reports count them as not certified"
         )
-    if found.units and found.missed_share:
+    if result.units and result.missed_share:
         out.print(
-            f"had {found.missed_share:.2%} of all {found.units_stored:,} units been changed, one "
+            f"had {result.missed_share:.2%} of all {result.units_stored:,} units been changed, one "
             "would have been seen with 95 % probability; --sample looks at more"
         )
-    for difference in found.differences[:20]:
+    for difference in result.differences[:20]:
         out.print(f"difference: {escaped(difference)}", soft_wrap=True)
-    if found.differences:
-        out.print(f"{len(found.differences)} differences")
+    if result.differences:
+        out.print(f"{len(result.differences)} differences")
     else:
         out.print("no difference")

@@ -104,31 +104,31 @@ def batch_rates(
     Returns:
         One entry for each size that was tried. Out of memory is a finding, not an error.
     """
-    found: list[Rate] = []
+    rates: list[Rate] = []
     behind = 0
     for batch in batches:
-        found.append(_rate(denoiser, batch, device, memory_limit, round_s))
-        on_rate(found[-1])
-        if found[-1].nfe_per_s is None:
+        rates.append(_rate(denoiser, batch, device, memory_limit, round_s))
+        on_rate(rates[-1])
+        if rates[-1].nfe_per_s is None:
             break
-        behind = 0 if best_rate(found).batch == batch else behind + 1
+        behind = 0 if best_rate(rates).batch == batch else behind + 1
         if behind >= patience:
             break
-    return _again(denoiser, device, found, rounds, round_s)
+    return _again(denoiser, device, rates, rounds, round_s)
 
 
 def _again(
-    denoiser: Denoiser, device: str, found: list[Rate], rounds: int, round_s: float
+    denoiser: Denoiser, device: str, rates: list[Rate], rounds: int, round_s: float
 ) -> list[Rate]:
     """Measure the fastest few in turn, so that a slow moment of the machine hits all of them."""
-    fitting = sorted(found, key=lambda r: r.nfe_per_s or 0.0)[-CONTENDERS:]
+    fitting = sorted(rates, key=lambda r: r.nfe_per_s or 0.0)[-CONTENDERS:]
     forwards = [Forward(denoiser, r.batch, device) for r in fitting if r.nfe_per_s is not None]
-    rates: dict[int, list[float]] = {f.batch: [] for f in forwards}
+    again: dict[int, list[float]] = {f.batch: [] for f in forwards}
     for _ in range(rounds):
         for forward in forwards:
-            rates[forward.batch].append(forward.rate(round_s))
-    medians = {batch: statistics.median(values) for batch, values in rates.items()}
-    return [replace(r, nfe_per_s=medians.get(r.batch, r.nfe_per_s)) for r in found]
+            again[forward.batch].append(forward.rate(round_s))
+    medians = {batch: statistics.median(values) for batch, values in again.items()}
+    return [replace(r, nfe_per_s=medians.get(r.batch, r.nfe_per_s)) for r in rates]
 
 
 def best_rate(rates: Sequence[Rate]) -> Rate:

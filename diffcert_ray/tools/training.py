@@ -205,11 +205,11 @@ def train_digits(
 
 def _check_fits(configuration: EdmConfiguration, dataset: Dataset) -> None:
     wanted = (configuration.image_shape, configuration.label_dim)
-    found = (dataset.image_shape, dataset.num_classes)
-    if wanted != found:
+    given = (dataset.image_shape, dataset.num_classes)
+    if wanted != given:
         raise ValueError(
             f"the network takes images {wanted[0]} of {wanted[1]} classes but {dataset.name} has "
-            f"images {found[0]} of {found[1]} classes: change the configuration"
+            f"images {given[0]} of {given[1]} classes: change the configuration"
         )
 
 

@@ -15,7 +15,7 @@ import tomli_w
 
 from diffcert_ray import certify, open_run
 from diffcert_ray.commands import main as cli
-from diffcert_ray.commands.screen import INCOMPLETE
+from diffcert_ray.commands.exit_codes import INCOMPLETE
 from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.run import certify as certification
 from tests.forked_drivers import (

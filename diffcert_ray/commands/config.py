@@ -16,7 +16,7 @@ def config_command(
 
     [dim]diffcert config --json-schema > diffcert.schema.json[/]
     """
-    from diffcert_ray.config import reference as config_reference
+    from diffcert_ray.config import reference
 
-    found = config_reference.json_schema() if json_schema else config_reference.markdown()
-    out.print(found, soft_wrap=True, markup=False, end="")
+    text = reference.json_schema() if json_schema else reference.markdown()
+    out.print(text, soft_wrap=True, markup=False, end="")
