@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test faults lint types check clean
+.PHONY: demo test faults lint types check dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/diffcert certify digits-demo
@@ -25,6 +25,10 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# dist/: the source distribution, whose tests run where it is unpacked, and the wheel made from it.
+dist: $(VENV)/installed-dev
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from diffcert_ray.run.certify import certify
     from diffcert_ray.run.stored import Run, open_run
 
+    __version__: str
+
 _WHERE = {
     "ABSTAIN": "conventions",
     "Certificate": "certificates.radius",
@@ -75,6 +77,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

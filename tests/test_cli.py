@@ -30,6 +30,12 @@ def folder(tmp_path_factory):
     return place
 
 
+def test_version_is_that_of_the_package(tmp_path):
+    done = diffcert("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"diffcert_ray {diffcert_ray.__version__}\n")
+    assert diffcert("--version", "certify", cwd=tmp_path).returncode == 0
+
+
 def test_certify_prints_the_table_on_stdout_and_progress_on_stderr(folder):
     stdout, stderr = (folder / "stdout").read_text(), (folder / "stderr").read_text()
     assert "Certified accuracy, digits-quick" in " ".join(stdout.split())

@@ -77,7 +77,7 @@ def test_an_unknown_name_is_an_attribute_error():
 @pytest.mark.parametrize(
     "code",
     [
-        "import diffcert_ray",
+        "import diffcert_ray; assert diffcert_ray.__version__",
         "import diffcert_ray.commands.main",
         "from diffcert_ray import certificate, certified_accuracy, open_run, load_dataset",
         "import diffcert_ray.storage.store, diffcert_ray.votes.stages, diffcert_ray.report.files, "

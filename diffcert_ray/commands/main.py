@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -17,7 +19,7 @@ from diffcert_ray.commands.export import export
 from diffcert_ray.commands.log_lines import log_to
 from diffcert_ray.commands.plan import plan
 from diffcert_ray.commands.report import report
-from diffcert_ray.commands.screen import err, escaped
+from diffcert_ray.commands.screen import err, escaped, out
 from diffcert_ray.commands.status import status
 from diffcert_ray.commands.train import train_digits, train_digits_classifier
 from diffcert_ray.commands.verify import verify
@@ -41,6 +43,22 @@ train_app = typer.Typer(help="Train a small network on digits.", no_args_is_help
 train_app.command("digits")(train_digits)
 train_app.command("digits-classifier")(train_digits_classifier)
 app.add_typer(train_app, name="train")
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        out.print(f"diffcert_ray {metadata.version('diffcert_ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def of_all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say the version", callback=_say_version, is_eager=True),
+    ] = False,
+) -> None:
+    """What the program takes in place of a command; ``_say_version`` has already seen to it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +94,3 @@ def _explain(error: Exception, code: int, debug: bool, unexpected: str = "") -> 
         text += " (unexpected: --debug shows where)" if unexpected else " (--debug shows all)"
     err.print(f"[bold red]error:[/] {escaped(text)}", soft_wrap=True)
     return code
-
-
-if __name__ == "__main__":
-    main()
