@@ -59,13 +59,9 @@ class Smoothed:
         self.votes_cast = 0
 
     def draw(self, copies: int, levels: int, like: Tensor, generator: torch.Generator) -> Draws:
-        """Noise of some copies.
+        """Noise of M copies of an image like this one [C, H, W], at L levels drawn by their weight.
 
-        Args:
-            copies: M, noisy copies.
-            levels: L, noise levels that each copy is scored at (drawn by their weight).
-            like: an image [C, H, W] of the votes' resolution.
-            generator: of the noise, on the CPU.
+        The generator is on the CPU.
         """
         smoothing = torch.randn((copies, *like.shape), generator=generator).to(like.device)
         base = self.base

@@ -1,4 +1,4 @@
-"""Log lines that people and machines read: time, level, module, run, then the message.
+"""The lines of the log, for people and machines: time, level, module, run, then the message.
 
 The messages of this package name an event and then key=value pairs; a run is its votes_id, which
 ``run.toml`` and ``diffcert status`` show.
@@ -8,7 +8,10 @@ import logging
 from datetime import UTC, datetime
 from typing import TextIO
 
+from diffcert_ray.errors import nearest
+
 NO_RUN = "-"
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class LogLines(logging.Formatter):
@@ -32,19 +35,15 @@ def log_to(stream: TextIO, *, level: str = "WARNING", all_libraries: bool = Fals
     """Write this process's log to a stream, and no longer to the one of an earlier call.
 
     Args:
-        stream: where to, such as ``sys.stderr``.
+        stream: where to.
         level: the least level of this package's lines; of other packages WARNING at least.
         all_libraries: take other packages' lines from the same level on.
 
     Returns:
         The format of the lines; set its ``run`` once that is known.
-
-    Raises:
-        ValueError: there is no such level.
     """
     if level not in logging.getLevelNamesMapping():
-        known = ", ".join(("DEBUG", "INFO", "WARNING", "ERROR"))
-        raise ValueError(f"log level {level!r} is unknown: use one of {known}")
+        raise ValueError(f"log level {level!r} is unknown{nearest(level, LEVELS)}")
     lines = LogLines()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(lines)

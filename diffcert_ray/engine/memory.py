@@ -48,9 +48,7 @@ class LiveTensors(TorchDispatchMode):
 def peak_bytes(work: Callable[[], object], device: str) -> int:
     """Most bytes of tensors that some work has alive at once, beyond what was there before.
 
-    Args:
-        work: what to do; on a CPU without compiled code.
-        device: "cpu" or "cuda".
+    On a CPU compiled code hides its own.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -68,11 +66,6 @@ def example_rows(denoiser: Denoiser, batch: int, device: str) -> tuple[Tensor, T
     """Noise [B, C, H, W] at levels [B] inside the network's range, and classes [B].
 
     The values matter to no time, as long as they are no denormal numbers.
-
-    Args:
-        denoiser: whose shape, range and classes count.
-        batch: rows B.
-        device: where they are made.
     """
     low, high = denoiser.s_range
     s = torch.linspace(max(0.1, low), min(3.0, high), batch, device=device)
@@ -83,13 +76,7 @@ def example_rows(denoiser: Denoiser, batch: int, device: str) -> tuple[Tensor, T
 
 
 def activation_bytes(denoiser: Denoiser, batch: int, device: str) -> int:
-    """Peak of the tensors of one batch without the weights, input and output included.
-
-    Args:
-        denoiser: the network.
-        batch: rows of a batch.
-        device: where it lives.
-    """
+    """Peak of the tensors of one batch without the weights, input and output included."""
     network = eager(denoiser) if device == "cpu" else denoiser
     with torch.inference_mode():
         return peak_bytes(lambda: network(*example_rows(denoiser, batch, device)), device)

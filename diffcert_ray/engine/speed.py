@@ -32,13 +32,7 @@ def seconds(device: str) -> float:
 
 
 class Forward:
-    """The bare network at one batch size.
-
-    Args:
-        denoiser: on ``device``.
-        batch: rows.
-        device: "cpu" or "cuda".
-    """
+    """The bare network, on its device, at one batch size."""
 
     def __init__(self, denoiser: Denoiser, batch: int, device: str) -> None:
         self._denoiser, self.batch, self._device = denoiser, batch, device
@@ -64,7 +58,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Rate:
-    """What was found of one batch size.
+    """What was measured of one batch size.
 
     Args:
         batch: rows.
@@ -99,7 +93,7 @@ def batch_rates(
         rounds: in which the fastest few take turns; the median counts.
         round_s: seconds of a round at least.
         patience: sizes in a row below the best that end the search.
-        on_rate: called with each finding.
+        on_rate: called with the rate of each size, as it is first measured.
 
     Returns:
         One entry for each size that was tried. Out of memory is a finding, not an error.

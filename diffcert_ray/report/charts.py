@@ -14,14 +14,7 @@ COLOURS = 8
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a chart, linear.
-
-    Args:
-        label: its name with its unit.
-        low: value at the start.
-        high: value at the end, above low.
-        ticks: (value, text), ascending.
-    """
+    """One axis of a chart, linear from low to high, with ticks (value, text)."""
 
     label: str
     low: float
@@ -35,8 +28,8 @@ class Line:
 
     Args:
         name: what the legend calls it.
-        x: values, ascending.
-        y: values.
+        x: ascending.
+        y: as many.
         low: lower end of a band around it, or ().
         high: upper end of the band, or ().
         guaranteed: a second, dotted line that belongs to it, or ().
@@ -53,14 +46,7 @@ class Line:
 
 
 def even_axis(label: str, high: float, *, ticks: int = 6, per_cent: bool = False) -> Axis:
-    """An axis from 0 with ticks at round numbers.
-
-    Args:
-        label: its name with its unit.
-        high: value at its end; 0 makes it 1.
-        ticks: about how many.
-        per_cent: ticks say 0.25 as "25 %".
-    """
+    """An axis from 0 to high (1 where that is 0) with about so many ticks at round numbers."""
     high = high or 1.0
     step = _round_step(high / ticks)
     values = [step * i for i in range(int(high / step * (1 + 1e-9)) + 1)]
@@ -91,17 +77,9 @@ class _Frame:
 def line_chart(
     lines: Sequence[Line], x: Axis, y: Axis, title: str, size: tuple[float, float] = WIDE
 ) -> str:
-    """A chart as an SVG element.
+    """A chart as an SVG element; the title is for readers that do not see it.
 
-    Args:
-        lines: drawn in order, coloured in order.
-        x: the horizontal axis.
-        y: the vertical axis.
-        title: for readers that do not see it.
-        size: WIDE or NARROW.
-
-    Returns:
-        The element's text; each line is a group with class "line" and data-line = its position.
+    Each line is a group with class "line" and data-line = its position.
     """
     frame = _Frame(x, y, *size)
     parts = [

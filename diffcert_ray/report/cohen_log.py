@@ -99,18 +99,15 @@ def read_cohen_log(text: str, *, sigma: float, alpha: float = DEFAULT_ALPHA) -> 
 
 
 def sigma_of_name(path: str) -> float | None:
-    """The sigma that a log's name or folders tell, the innermost first.
+    """The sigma (pixel units) that a log's name or folders tell, the innermost first.
 
-    Args:
-        path: such as ``cifar10/noise_0.25/test/sigma_0.50`` or ``run-sigma-0.5.tsv``.
-
-    Returns:
-        Pixel units, or None where no part is ``sigma`` or ``noise`` with a number.
+    As in ``cifar10/noise_0.25/test/sigma_0.50`` or ``run-sigma-0.5.tsv``; None where no part is
+    ``sigma`` or ``noise`` with a number.
     """
     for part in reversed(re.split(r"[/\\]", path)):
-        found = _SIGMA_IN_NAME.findall(part)
-        if found:
-            return float(found[-1])
+        numbers = _SIGMA_IN_NAME.findall(part)
+        if numbers:
+            return float(numbers[-1])
     return None
 
 
@@ -122,14 +119,14 @@ def _parsed(text: str) -> pd.DataFrame:
             f"the first line is {list(header)[:8]!r} and lacks {', '.join(lacking)}: a log of "
             f"certificates has the tab-separated columns {' '.join(COLUMNS)}"
         )
-    found = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
-    if found.empty:
+    rows = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
+    if rows.empty:
         raise LogError("the log has no rows: certify at least one image first")
     for name in ("idx", "label", "predict", "radius", "correct"):
-        found[name] = _numbers(found[name], name, whole=name != "radius")
-    found["seconds"] = pd.to_timedelta(found["time"], errors="coerce").dt.total_seconds()
-    _check(found)
-    return found
+        rows[name] = _numbers(rows[name], name, whole=name != "radius")
+    rows["seconds"] = pd.to_timedelta(rows["time"], errors="coerce").dt.total_seconds()
+    _check(rows)
+    return rows
 
 
 def _numbers(cells: pd.Series, name: str, *, whole: bool) -> pd.Series:

@@ -14,16 +14,7 @@ TITLE_WIDTH = 80  # characters that fit over the picture
 
 
 def curve_pictures(lines: Sequence[Line], radii: Axis, title: str) -> dict[str, bytes]:
-    """Draw lines of certified accuracy with their intervals.
-
-    Args:
-        lines: what ``accuracy_lines`` gives: steps with bands, published rows as markers.
-        radii: the axis of radii.
-        title: over the picture; long lines are broken.
-
-    Returns:
-        The bytes of curve.png and curve.svg, the same for the same lines.
-    """
+    """Draw what ``accuracy_lines`` gives as curve.png and curve.svg; equal lines, equal bytes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -25,6 +25,7 @@ from diffcert_ray.report.unfinished import (
 )
 
 Asked = Mapping[float, int] | None
+"""Images asked for at each sigma; None: those that have a certificate."""
 
 RHO = 0.001
 """Failure probability of the guaranteed figure, over the noise of all images."""
@@ -66,13 +67,7 @@ def guarantee(bound: str) -> str:
 def dataset_tables(
     certificates: pd.DataFrame, radii: Sequence[float], title: str, asked: Asked = None
 ) -> list[TextTable]:
-    """All figures of a dataset, as far as its certificates support them.
-
-    Args:
-        certificates: rows of a run, one bound and alpha.
-        radii: asked radii, pixel units.
-        title: what was certified, in words.
-        asked: images asked for at each sigma; None: those that have a certificate.
+    """All figures of a dataset, as far as its certificates (one bound and alpha) support them.
 
     Returns:
         Tables with the labels accuracy, images, p_low (bounds from votes only) and best_sigma (two
@@ -81,25 +76,18 @@ def dataset_tables(
     Raises:
         ValueError: rows that must not be compared with each other.
     """
-    found = [accuracy_text(certificates, radii, title, asked), images_text(certificates, asked)]
+    tables = [accuracy_text(certificates, radii, title, asked), images_text(certificates, asked)]
     if certificates["bound"].iloc[0] in BOUNDS and certificates["p_low"].notna().all():
-        found.append(p_low_text(certificates, asked))
+        tables.append(p_low_text(certificates, asked))
     if certificates["sigma"].nunique() > 1:
-        found.append(best_sigma_text(certificates, radii, asked))
-    return found
+        tables.append(best_sigma_text(certificates, radii, asked))
+    return tables
 
 
 def accuracy_text(
     certificates: pd.DataFrame, radii: Sequence[float], title: str, asked: Asked = None
 ) -> TextTable:
-    """Certified accuracy with both intervals: a row for each sigma, radii across.
-
-    Args:
-        certificates: rows of a run, one bound and alpha.
-        radii: asked radii, pixel units.
-        title: what was certified, in words.
-        asked: images asked for at each sigma; None: those that have a certificate.
-    """
+    """Certified accuracy with both intervals: a row for each sigma, radii across."""
     radii = sorted(radii)
     table = certified_accuracy(certificates, radii, rho=RHO, asked=asked)
     rows = []
@@ -158,12 +146,7 @@ def images_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
 
 
 def p_low_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
-    """Where the lower bounds on the class probability lie: a row for each sigma.
-
-    Args:
-        certificates: rows of a run by a bound from votes.
-        asked: images asked for at each sigma; None: those that have a certificate.
-    """
+    """Where the lower bounds on the class probability lie: a row for each sigma."""
     rows = []
     for sigma, part in certificates.groupby("sigma"):
         missing = (asked or {}).get(float(str(sigma)), len(part)) - len(part)
@@ -186,13 +169,7 @@ def best_sigma_text(
 ) -> TextTable:
     """The sigma with the highest certified accuracy at each radius, marked as a selection.
 
-    Args:
-        certificates: rows of a run at two sigmas or more.
-        radii: asked radii, pixel units.
-        asked: images asked for at each sigma; None: those that have a certificate.
-
-    Returns:
-        The table; without rows, and with the reason, where a sigma lacks images.
+    Where a sigma lacks images the table has no rows, and says why.
     """
     title = "Best sigma per radius: a selection"
     sigmas = certificates["sigma"].nunique()
@@ -220,12 +197,7 @@ def best_sigma_text(
 def comparison_text(series: Sequence[Series], radii: Sequence[float]) -> TextTable:
     """Certified accuracy of several series side by side, as Cohen et al. print it.
 
-    Args:
-        series: at least one.
-        radii: pixel units.
-
-    Returns:
-        A row for each series and sigma; the best cells of a column in bold.
+    A row for each series and sigma; the best cells of each radius are bold.
     """
     radii = sorted(radii)
     shares = []
@@ -251,13 +223,7 @@ def comparison_text(series: Sequence[Series], radii: Sequence[float]) -> TextTab
 
 
 def wrong_text(series: Series, class_names: Sequence[str] = (), at_most: int = 12) -> TextTable:
-    """The most frequent confusions: certificates that name another class than the label.
-
-    Args:
-        series: whose certificates.
-        class_names: name of each class, or () for numbers.
-        at_most: rows.
-    """
+    """The most frequent confusions: certificates that name another class than the label."""
     rows = series.certificates
     wrong = rows[~rows["correct"] & ~rows["abstained"]]
     counts = wrong.groupby(["sigma", "label", "predicted"])["radius"].agg(["size", "max"])

@@ -1,4 +1,4 @@
-"""The report of finished certificates: tables, curves and one HTML page, as the bytes of files."""
+"""The files of a report as bytes: tables, curves and one HTML page."""
 
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -25,28 +25,21 @@ from diffcert_ray.report.text_table import TextTable, latex, markdown, without_r
 def report_tables(
     series: Sequence[Series], published: Sequence[PublishedRow] = ()
 ) -> list[TextTable]:
-    """Every table of a report, in order.
-
-    Args:
-        series: certificates, at least one, with distinct names.
-        published: rows to compare with.
-
-    Returns:
-        The figures of each series; with several, a comparison of all; published rows.
+    """The figures of each series; with several, a comparison of all; published rows.
 
     Raises:
         ValueError: a series has rows that must not be compared with each other.
     """
-    found = [
+    tables = [
         t
         for one in series
         for t in dataset_tables(one.certificates, one.radii, one.title, one.asked)
     ]
     if len(series) > 1:
-        found.append(comparison_text(series, sorted({r for one in series for r in one.radii})))
+        tables.append(comparison_text(series, sorted({r for one in series for r in one.radii})))
     if published:
-        found.append(published_text(published))
-    return without_repeats(found)
+        tables.append(published_text(published))
+    return without_repeats(tables)
 
 
 def report_files(
@@ -55,11 +48,6 @@ def report_files(
     pictures: Pictures | None = None,
 ) -> dict[str, bytes]:
     """The report: name -> bytes of each file.
-
-    Args:
-        series: certificates, at least one, with distinct names.
-        published: rows to compare with.
-        pictures: of the gallery.
 
     Returns:
         index.html (which needs no other file), table.md and table.tex (all tables), table.csv
@@ -96,16 +84,7 @@ def report_page(
     published: Sequence[PublishedRow] = (),
     pictures: Pictures | None = None,
 ) -> bytes:
-    """The page alone, index.html of ``report_files``.
-
-    Args:
-        series: certificates, at least one, with distinct names.
-        published: rows to compare with.
-        pictures: of the gallery.
-
-    Raises:
-        ValueError: a series has rows that must not be compared with each other.
-    """
+    """The page alone, index.html of ``report_files``."""
     gallery = make_gallery(series, pictures or Pictures())
     return render_page(
         series, published, gallery, version=metadata.version("diffcert_ray")
@@ -113,11 +92,7 @@ def report_page(
 
 
 def guarantees(series: Sequence[Series]) -> list[str]:
-    """What the certificates of some series say, each sentence once.
-
-    Args:
-        series: certificates.
-    """
+    """What the certificates of some series say, each sentence once."""
     return list(dict.fromkeys(guarantee(one.bound) for one in series))
 
 
@@ -127,8 +102,8 @@ def _accuracies(one: Series) -> pd.DataFrame:
 
 def _csv(series: Sequence[Series], table: Callable[[Series], pd.DataFrame]) -> bytes:
     """One table of all series; the last column names the series."""
-    found = pd.concat([table(one).assign(series=one.name) for one in series], ignore_index=True)
-    return found.to_csv(index=False).encode()
+    rows = pd.concat([table(one).assign(series=one.name) for one in series], ignore_index=True)
+    return rows.to_csv(index=False).encode()
 
 
 def _markdown(title: str, tables: Sequence[TextTable], series: Sequence[Series]) -> str:

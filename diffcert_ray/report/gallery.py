@@ -1,4 +1,4 @@
-"""The gallery's data: a row for each image of each series and sigma, and small pictures."""
+"""The gallery of the page: a row for each image of each series and sigma, and small pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,10 +52,6 @@ def make_gallery(series: Sequence[Series], pictures: Pictures) -> Gallery:
 
     Radii and p_low are rounded down. Noisy copies are not stored: the page makes them from the
     picture and the same noise that the votes saw.
-
-    Args:
-        series: certificates; a block for each and each of its sigmas.
-        pictures: where pictures come from.
     """
     parts = [(one, *part) for one in series for part in one.by_sigma()]
     blocks = [_block(*part) for part in parts]

@@ -20,15 +20,7 @@ P_LOW_TICKS = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 def accuracy_lines(
     series: Sequence[Series], published: Sequence[PublishedRow] = ()
 ) -> tuple[list[Line], Axis]:
-    """Certified accuracy against radius: a line for each series and sigma, and published points.
-
-    Args:
-        series: certificates.
-        published: rows to compare with.
-
-    Returns:
-        The lines and the axis of radii.
-    """
+    """Certified accuracy against radius: a line for each series and sigma, and published points."""
     stop = max((r for row in published for r in row.radii), default=0.0)
     for one in series:
         reached = one.certificates.loc[one.certificates["correct"], "radius"]
@@ -86,30 +78,25 @@ def p_low_lines(series: Sequence[Series]) -> tuple[list[Line], Axis] | None:
 
 
 def cost_lines(series: Sequence[Series], column: str, label: str) -> tuple[list[Line], Axis] | None:
-    """Share of the finished images that took at least so much.
+    """Share of the finished images that took at least so much, and the axis with that label.
 
-    Args:
-        series: certificates; those that do not know the column are left out.
-        column: "nfe" or "votes" (selection included).
-        label: of the axis.
-
-    Returns:
-        The lines and the axis, or None where no series knows it, or all images took the same.
+    The column is "nfe" or "votes" (selection included); series that do not know it are left out.
+    None where none knows it, or all images took the same.
     """
-    found = []
+    known = []
     for one in series:
         for sigma, rows in one.by_sigma():
             values = rows["nfe"] if column == "nfe" else rows["n"] + rows["n0"]
             if values.notna().all():
-                found.append((one, sigma, values))
-    if all(values.nunique() == 1 for *_, values in found):
+                known.append((one, sigma, values))
+    if all(values.nunique() == 1 for *_, values in known):
         return None
-    high = max(float(values.max()) for *_, values in found)
+    high = max(float(values.max()) for *_, values in known)
     axis = even_axis(label, high)
-    names = [line_name(series, one, sigma) for one, sigma, _ in found]
+    names = [line_name(series, one, sigma) for one, sigma, _ in known]
     return [
         _at_least(name, values.to_numpy(dtype=float), axis.high, len(values))
-        for name, (*_, values) in zip(names, found, strict=True)
+        for name, (*_, values) in zip(names, known, strict=True)
     ], axis
 
 

@@ -34,14 +34,7 @@ MATRIX_CLASSES = 20  # more are listed, not drawn as a matrix
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and its legend.
-
-    Args:
-        svg: the element.
-        legend: (name, colour, whether it is published) of each line.
-        title: over it.
-        explanation: how to read it.
-    """
+    """A chart and its legend: (name, colour, whether it is published) of each line."""
 
     svg: Markup
     legend: tuple[tuple[str, str, bool], ...]
@@ -55,8 +48,8 @@ class Confusion:
 
     Args:
         title: series and sigma.
-        names: name of each class.
-        counts: [label][class] images.
+        names: of the classes.
+        counts: images, [label][class].
         most: the largest count off the diagonal.
     """
 
@@ -69,17 +62,7 @@ class Confusion:
 def render_page(
     series: Sequence[Series], published: Sequence[PublishedRow], gallery: Gallery, *, version: str
 ) -> str:
-    """The page.
-
-    Args:
-        series: certificates, at least one.
-        published: rows to compare with.
-        gallery: rows and pictures of the images.
-        version: of this package.
-
-    Returns:
-        HTML. Nothing in it depends on when or where it was made.
-    """
+    """The page as HTML; nothing in it depends on when or where it was made."""
     environment = Environment(
         loader=PackageLoader("diffcert_ray.report", "templates"),
         autoescape=True,
@@ -101,9 +84,7 @@ def render_page(
         comparison=comparison_text(series, radii) if len(series) > 1 else None,
         published=published_text(published) if published else None,
         wrong=[wrong_text(one, class_names, 6) for one in series],
-        confusions=[
-            found for one in series for found in confusions(one, gallery.data.get("classes", ()))
-        ],
+        confusions=[matrix for one in series for matrix in confusions(one, class_names)],
         gallery=gallery,
         version=version,
     )
@@ -111,40 +92,28 @@ def render_page(
 
 def _tables(series: Sequence[Series]) -> list[list[TextTable]]:
     """The figures of each series, each note once."""
-    found = [dataset_tables(s.certificates, s.radii, s.title, s.asked) for s in series]
-    flat = iter(without_repeats([table for tables in found for table in tables]))
-    return [[next(flat) for _ in tables] for tables in found]
+    each = [dataset_tables(s.certificates, s.radii, s.title, s.asked) for s in series]
+    flat = iter(without_repeats([table for tables in each for table in tables]))
+    return [[next(flat) for _ in tables] for tables in each]
 
 
 def embedded_json(value: Any) -> Markup:
-    """A value as JSON that may stand inside a script element.
-
-    Args:
-        value: what JSON can say.
-
-    Returns:
-        Text without "<", so that no content can end the element.
-    """
+    """A value as JSON that may stand inside a script element: no "<" in it can end that."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
 
 def confusions(one: Series, class_names: Sequence[str]) -> list[Confusion]:
-    """Matrices of label against certified class, where there are few classes and some wrong ones.
+    """Matrices of label against certified class, one for each sigma with a wrong certificate.
 
-    Args:
-        one: certificates.
-        class_names: or () where they are not known: then numbers.
-
-    Returns:
-        One for each sigma with a wrong certificate; none where there are too many classes.
+    None where there are too many classes; numbers where their names are not known.
     """
     rows = one.certificates
     classes = int(max(rows["label"].max(), rows["predicted"].max(), len(class_names) - 1)) + 1
     if classes > MATRIX_CLASSES:
         return []
     names = tuple(class_names) or tuple(str(c) for c in range(classes))
-    found = []
+    matrices = []
     for sigma, part in one.by_sigma():
         kept = part[~part["abstained"]]
         counts = [[0] * classes for _ in range(classes)]
@@ -153,8 +122,8 @@ def confusions(one: Series, class_names: Sequence[str]) -> list[Confusion]:
         most = max((c for i, r in enumerate(counts) for j, c in enumerate(r) if i != j), default=0)
         if most:
             title = line_name([one, one], one, sigma)
-            found.append(Confusion(title, names, tuple(map(tuple, counts)), most))
-    return found
+            matrices.append(Confusion(title, names, tuple(map(tuple, counts)), most))
+    return matrices
 
 
 def _accuracy_chart(series: Sequence[Series], published: Sequence[PublishedRow]) -> Chart:
@@ -175,7 +144,7 @@ def _accuracy_chart(series: Sequence[Series], published: Sequence[PublishedRow])
 
 
 def _charts(series: Sequence[Series]) -> list[Chart]:
-    found = []
+    charts = []
     lacking = unfinished_lines(series)
     done = "finished images" if lacking else "images"
     below = " Images without a result count as below." if lacking else ""
@@ -199,8 +168,8 @@ def _charts(series: Sequence[Series]) -> list[Chart]:
         ),
     ):
         if lines is not None:
-            found.append(_chart(*lines, SHARE_AXIS, title, explanation, NARROW))
-    return found
+            charts.append(_chart(*lines, SHARE_AXIS, title, explanation, NARROW))
+    return charts
 
 
 def _chart(

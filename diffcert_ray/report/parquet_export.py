@@ -32,12 +32,8 @@ def export_parquet(run: Run, path: Path) -> int:
     class, [K]) and ``other_votes`` (not the asked class, or unresolved). An image that could not be
     read is null.
 
-    Args:
-        run: an opened run whose dataset is at hand.
-        path: the file to write; it appears whole.
-
     Returns:
-        Rows written.
+        Rows written; the file appears whole.
 
     Raises:
         ConfigError: there are no certificates, or some of another run or that their bound does not
@@ -87,10 +83,10 @@ def _votes(run: Run, certificates: pa.Table, classes: int) -> tuple[pa.Array, pa
     lengths = pc.list_value_length(units["classes"]).to_numpy()
     row = np.repeat(rows, lengths)
     klass, count = (pc.list_flatten(units[k]).to_numpy() for k in ("classes", "counts"))
-    found = np.zeros((len(row_of), classes + 1), np.int64)  # the last column: other votes
+    votes = np.zeros((len(row_of), classes + 1), np.int64)  # the last entry: other votes
     kept = row >= 0
-    np.add.at(found, (row[kept], np.where(klass < 0, classes, klass)[kept]), count[kept])
-    table = found[[row_of[key] for key in keys]]
+    np.add.at(votes, (row[kept], np.where(klass < 0, classes, klass)[kept]), count[kept])
+    table = votes[[row_of[key] for key in keys]]
     offsets = np.arange(len(table) + 1, dtype=np.int32) * classes
     by_class = pa.ListArray.from_arrays(pa.array(offsets), pa.array(table[:, :-1].ravel()))
     return by_class, pa.array(table[:, -1])
@@ -111,14 +107,7 @@ def _cell(data: Dataset, image_id: int) -> dict[str, Any] | None:
 
 
 def png(pixels: NDArray[np.float32]) -> bytes:
-    """An image as PNG, rounded to 8 bits a channel.
-
-    Args:
-        pixels: [C, H, W] in [0, 1], C 1 (grey) or 3 (colour).
-
-    Raises:
-        ConfigError: another number of channels.
-    """
+    """An image [C, H, W] in [0, 1] as PNG, rounded to 8 bits a channel, grey or colour."""
     from PIL import Image
 
     if len(pixels) not in (1, 3):

@@ -37,25 +37,14 @@ class PublishedRow:
 
 
 def published_rows(datasets: Sequence[str]) -> list[PublishedRow]:
-    """The published rows about some datasets.
-
-    Args:
-        datasets: their names.
-
-    Raises:
-        ValueError: a row of the data file is not one.
-    """
-    text = (resources.files("diffcert_ray") / "report" / "published.toml").read_text("utf-8")
+    """The published rows about some datasets."""
+    text = (resources.files("diffcert_ray.report") / "published.toml").read_text("utf-8")
     rows = [_row(table) for table in tomllib.loads(text)["row"]]
     return [row for row in rows if row.dataset in datasets]
 
 
 def published_text(rows: Sequence[PublishedRow]) -> TextTable:
-    """Published rows as a table, with where they come from.
-
-    Args:
-        rows: at least one.
-    """
+    """Published rows as a table, with where they come from."""
     radii = sorted({r for row in rows for r in row.radii})
     cells = []
     for row in rows:

@@ -61,30 +61,24 @@ class Series:
 def series_of_log(
     path: str, text: str, *, sigma: float | None = None, alpha: float = DEFAULT_ALPHA
 ) -> Series:
-    """A log of Cohen et al. as a series.
-
-    Args:
-        path: where it was read from: its name, and its sigma where none is given.
-        text: what it holds.
-        sigma: smoothing noise, pixel units; by default what the path tells.
-        alpha: failure probability of each certificate.
+    """A log of Cohen et al. as a series; its sigma is what the path tells, unless it is given.
 
     Raises:
         LogError: it is no log of certificates, or its sigma is not known.
     """
-    found = sigma if sigma is not None else sigma_of_name(path)
-    if found is None:
+    known = sigma if sigma is not None else sigma_of_name(path)
+    if known is None:
         raise LogError(
             f"{path}: a log does not say its sigma, and neither does this name: give --log-sigma, "
             "or rename it, as in sigma-0.25.tsv"
         )
     try:
-        rows = read_cohen_log(text, sigma=found, alpha=alpha)
+        rows = read_cohen_log(text, sigma=known, alpha=alpha)
     except LogError as error:
         raise LogError(f"{path}: {error}") from None
     name = path.rstrip("/").rsplit("/", 1)[-1]
     title = f"{name}: a log of clopper-pearson, taken as alpha {alpha:g}"
-    facts = (("log", path), ("sigma", f"{found:g}"), ("alpha", f"{alpha:g} (a log does not say)"))
+    facts = (("log", path), ("sigma", f"{known:g}"), ("alpha", f"{alpha:g} (a log does not say)"))
     return Series(name, title, rows, asked_radii(rows), facts=facts)
 
 
@@ -97,11 +91,7 @@ def asked_radii(certificates: pd.DataFrame) -> tuple[float, ...]:
 
 
 def unfinished_lines(series: Sequence[Series]) -> list[str]:
-    """A line for each series that lacks results, with its name where there are several.
-
-    Args:
-        series: certificates.
-    """
+    """A line for each series that lacks results, with its name where there are several."""
     named = len(series) > 1
     return [f"{s.name}: {s.unfinished}" if named else s.unfinished for s in series if s.unfinished]
 
@@ -109,9 +99,9 @@ def unfinished_lines(series: Sequence[Series]) -> list[str]:
 def distinct_names(series: list[Series]) -> list[Series]:
     """The same series, with a number behind names that occur twice."""
     seen: dict[str, int] = {}
-    found = []
+    renamed = []
     for one in series:
         seen[one.name] = seen.get(one.name, 0) + 1
         count = seen[one.name]
-        found.append(one if count == 1 else replace(one, name=f"{one.name} ({count})"))
-    return found
+        renamed.append(one if count == 1 else replace(one, name=f"{one.name} ({count})"))
+    return renamed

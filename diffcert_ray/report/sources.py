@@ -1,4 +1,4 @@
-"""From stored runs and logs to reports: what a series and its pictures are made from."""
+"""The sources of a report: stored runs and logs, opened as series with their facts and pictures."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,7 @@ UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
 
 @dataclass(frozen=True)
 class Sources:
-    """What a report is about.
-
-    Args:
-        series: of all runs and logs, with distinct names.
-        runs: the runs among them.
-    """
+    """What a report is about: series of all runs and logs with distinct names, and the runs."""
 
     series: tuple[Series, ...]
     runs: tuple[Run, ...]
@@ -77,9 +72,6 @@ def open_sources(
 def series_of_run(run: Run) -> list[Series]:
     """A stored run as one series for each bound, the one asked for first.
 
-    Args:
-        run: an opened run.
-
     Raises:
         ConfigError: it has no certificates yet, or some that their bound does not hold for.
     """
@@ -121,14 +113,7 @@ def _space(run: Run) -> str:
 
 
 def pictures_of(run: Run) -> Pictures:
-    """The images of a run's dataset, where it is at hand and unchanged.
-
-    Args:
-        run: an opened run.
-
-    Returns:
-        Pictures, or why there are none.
-    """
+    """The images of a run's dataset, where it is at hand and unchanged, or why there are none."""
     settings = run.config.dataset
     try:
         data = load_dataset(settings, run.config.execution.storage_options)

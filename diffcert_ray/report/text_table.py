@@ -47,11 +47,11 @@ class TextTable:
 def without_repeats(tables: Sequence[TextTable]) -> list[TextTable]:
     """The same tables, each note under the first table that has it only."""
     said: set[str] = set()
-    found = []
+    kept = []
     for table in tables:
-        found.append(replace(table, notes=tuple(n for n in table.notes if n not in said)))
+        kept.append(replace(table, notes=tuple(n for n in table.notes if n not in said)))
         said.update(table.notes)
-    return found
+    return kept
 
 
 def markdown(table: TextTable) -> str:

@@ -46,8 +46,6 @@ def make_sprites(
 
     Returns:
         PNG where that fits, else WebP of falling quality, else smaller pictures.
-
-    Source: ours.
     """
     _, height, width = image(ids[0]).shape
     factor = _factor(height, width, LARGEST_SIDE)
@@ -87,8 +85,8 @@ def _picture(pixels: NDArray[np.float32], factor: int) -> NDArray[np.uint8]:
     blocks = pixels.reshape(channels, height // factor, factor, width // factor, factor)
     small = np.clip(blocks.mean(axis=(2, 4)), 0.0, 1.0)
     colours = np.broadcast_to(small[:3] if channels >= 3 else small[:1], (3, *small.shape[1:]))
-    found: NDArray[np.uint8] = np.rint(colours * 255).astype(np.uint8).transpose(1, 2, 0)
-    return found
+    picture: NDArray[np.uint8] = np.rint(colours * 255).astype(np.uint8).transpose(1, 2, 0)
+    return picture
 
 
 def _sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -15,18 +15,10 @@ LOWER_BOUNDS = (
 
 
 def unfinished(certificates: pd.DataFrame, asked: Mapping[float, int] | None) -> dict[float, int]:
-    """How many images have a result at the sigmas that lack some.
-
-    Args:
-        certificates: of a series.
-        asked: images asked for at each sigma; None: those that have a certificate.
-
-    Returns:
-        sigma -> images with a result; empty where none is missing.
-    """
+    """How many images have a result, at each sigma that lacks some."""
     have = certificates["sigma"].value_counts()
-    found = {sigma: int(have.get(sigma, 0)) for sigma in sorted(asked or {})}
-    return {sigma: done for sigma, done in found.items() if done < (asked or {})[sigma]}
+    finished = {sigma: int(have.get(sigma, 0)) for sigma in sorted(asked or {})}
+    return {sigma: done for sigma, done in finished.items() if done < (asked or {})[sigma]}
 
 
 def unfinished_line(
@@ -36,17 +28,14 @@ def unfinished_line(
 ) -> str:
     """The line that every output of an unfinished run begins with, or "" for a finished one.
 
-    Args:
-        certificates: of a series.
-        asked: images asked for at each sigma; None: those that have a certificate.
-        others: what becomes of the images without a result.
+    It ends with what becomes of the others, the images without a result.
     """
-    found = unfinished(certificates, asked)
-    if not found or asked is None:
+    finished = unfinished(certificates, asked)
+    if not finished or asked is None:
         return ""
     parts = [
         f"{done:,} of {asked[sigma]:,} images" + (f" at sigma {sigma:g}" if sigma > 0 else "")
-        for sigma, done in found.items()
+        for sigma, done in finished.items()
     ]
     return f"{MARK}: {', '.join(parts)} finished; the others {others}."
 
@@ -59,14 +48,9 @@ def of_finished(
     For people who look at a long run half-way. With a fixed number of votes images finish about in
     the order of the dataset, whatever their votes; with ``sequential`` clear ones finish first, so
     that their share says nothing about the others.
-
-    Args:
-        certificates: of a series.
-        radii: pixel units, ascending.
-        asked: images asked for at each sigma; None: those that have a certificate.
     """
-    found = unfinished(certificates, asked)
-    if not found:
+    finished = unfinished(certificates, asked)
+    if not finished:
         return []
     if (certificates["bound"] == "sequential").any():
         return [
@@ -75,12 +59,12 @@ def of_finished(
         ]
     shares = certified_accuracy(certificates, radii)
     lines = []
-    for sigma, block in shares[shares["sigma"].isin(list(found))].groupby("sigma"):
+    for sigma, block in shares[shares["sigma"].isin(list(finished))].groupby("sigma"):
         values = zip(block["radius"], block["certified_accuracy"], strict=True)
         cells = ", ".join(f"{100 * share:.1f} % at r = {radius:g}" for radius, share in values)
         where = f" at sigma {sigma:g}" if float(str(sigma)) > 0 else ""
         lines.append(
-            f"Progress, no result: of the {found[float(str(sigma))]:,} finished images alone"
+            f"Progress, no result: of the {finished[float(str(sigma))]:,} finished images alone"
             f"{where}, {cells} (images finish about in the dataset's order, which need not be a "
             "random one)."
         )
