@@ -294,12 +294,12 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     size = Size(options.images, options.votes, tuple(options.sigmas))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        place = Path(folder)
+        stores = Path(folder)
         for name, call, extra in [
-            ("plan", until_the_first_item, (str(place / "empty"),)),
-            ("merge", merge, (options.items, str(place / "merged"))),
-            ("write", write_half, (str(place / "half"),)),
-            ("resume", until_the_first_item, (str(place / "half"),)),
+            ("plan", until_the_first_item, (str(stores / "empty"),)),
+            ("merge", merge, (options.items, str(stores / "merged"))),
+            ("write", write_half, (str(stores / "half"),)),
+            ("resume", until_the_first_item, (str(stores / "half"),)),
         ]:
             print(f"{name + ':':8}{alone(call, size, *extra)}", flush=True)
     return 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffcert_ray.attack.image import INSIDE, Judgement, attack_image, placed
+from diffcert_ray.attack.image import INSIDE, Judgement, attack_image, perturbed
 from diffcert_ray.attack.run import attack_run
 from diffcert_ray.attack.search import Effort, Search, unit
 from diffcert_ray.attack.smoothed import Smoothed
@@ -92,7 +92,7 @@ def test_a_point_is_never_further_than_asked_after_rounding():
     delta = np.random.default_rng(0).standard_normal(image.shape)
     delta /= np.linalg.norm(delta)
     for radius in (1e-5, 1e-3, 1.0):
-        point, length = placed(image, delta, INSIDE * radius)
+        point, length = perturbed(image, delta, INSIDE * radius)
         assert point.dtype == np.float32
         assert 0.9 * radius < length <= INSIDE * radius
 

@@ -30,7 +30,7 @@ from diffcert_ray.method.base_classifier import base_classifier
 from diffcert_ray.tools.bench_file import read_reference
 from diffcert_ray.tools.comparison import Engine, compare
 from diffcert_ray.tools.floor import Floor, Speeds, floor
-from diffcert_ray.tools.measure import Effort, Subject, measure, part_seconds, write_trace
+from diffcert_ray.tools.measure import Schedule, Subject, measure, part_seconds, write_trace
 from diffcert_ray.tools.scales import SCALES, random_network
 from tests.worlds import settings, small_world
 
@@ -158,11 +158,11 @@ def test_parts_of_the_engine_add_up_to_the_whole():
 
 
 def test_engine_takes_the_batch_that_calibration_would_where_it_is_open():
-    effort = Effort(rounds=1, item_s=0.05, bare_s=0.001, search_s=0.0005, largest_batch=64)
-    fixed = measure(world_subject(), Speeds(1e9, 1e9), effort)
+    schedule = Schedule(rounds=1, item_s=0.05, bare_s=0.001, search_s=0.0005, largest_batch=64)
+    fixed = measure(world_subject(), Speeds(1e9, 1e9), schedule)
     assert fixed.comparison.batch == fixed.floor.batch == 16
-    found = measure(replace(world_subject(), batch_open=True), Speeds(1e9, 1e9), effort)
-    chosen = smallest_good_batch(found.rates, effort.item_s, short=True)
+    found = measure(replace(world_subject(), batch_open=True), Speeds(1e9, 1e9), schedule)
+    chosen = smallest_good_batch(found.rates, schedule.item_s, short=True)
     assert found.comparison.batch == found.floor.batch == chosen
     assert chosen != 16  # a batch of the small world takes about the same time whatever its size
 

@@ -1,1 +1,1 @@
-"""Attacks on certificates: adversarial search inside the certified ball."""
+"""Attacks on certificates: adversarial search inside the certified ball and beyond it."""

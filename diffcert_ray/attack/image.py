@@ -1,4 +1,4 @@
-"""Try to break a run's certificates: search inside and beyond each radius, judge by fresh votes.
+"""The attack on one certificate: search inside its radius and beyond, judge by fresh votes.
 
 A search (``search``) proposes perturbations; a verdict asks the smoothed classifier there,
 by votes whose noise neither the run nor the search has used. A verdict names a class only if a
@@ -206,7 +206,7 @@ class _Judge:
     def verdict(self, kind: Kind, delta: Tensor, most: float) -> bool:
         """Note what fresh votes say; whether it is another class."""
         attack, votes = self.attack, self.judgement.votes
-        point, length = placed(self.image, delta.detach().cpu().numpy(), most)
+        point, length = perturbed(self.image, delta.detach().cpu().numpy(), most)
         start = len(attack.tries) * votes
         (counts,) = self.smoothed.votes({attack.image_id: point}, "estimate", start, start + votes)
         said = prediction(counts, alpha=self.judgement.level)
@@ -221,7 +221,7 @@ class _Judge:
         return changed
 
 
-def placed(image: np.ndarray, delta: np.ndarray, most: float) -> tuple[np.ndarray, float]:
+def perturbed(image: np.ndarray, delta: np.ndarray, most: float) -> tuple[np.ndarray, float]:
     """A perturbed image as the network sees it, and how far it really is from the image.
 
     Args:

@@ -1,4 +1,4 @@
-"""Try to break what a run certified."""
+"""``diffcert attack``: try to break what a run certified."""
 
 from typing import TYPE_CHECKING, Annotated
 

@@ -1,4 +1,4 @@
-"""Measure the network and the engine on this device."""
+"""``diffcert bench``: measure the network and the engine on this device."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +54,7 @@ def bench(
     from diffcert_ray.engine.worker import resolve_device, set_up_torch
     from diffcert_ray.tools.bench_file import device_facts, read_reference, to_json
     from diffcert_ray.tools.floor import device_speeds
-    from diffcert_ray.tools.measure import Effort, measure, write_trace
+    from diffcert_ray.tools.measure import Schedule, measure, write_trace
 
     reference = read_reference(against) if against else {}
     settings = load_config(config, overrides or ())
@@ -63,7 +63,7 @@ def bench(
     facts = device_facts(device)
     speeds = device_speeds(device, settings.numerics.dtype)
     out.print(escaped(f"{facts['name']}, {facts['threads']} thread, torch {facts['torch']}"))
-    effort = Effort(
+    schedule = Schedule(
         rounds=rounds,
         item_s=item_s,
         bare_s=item_s / 3,
@@ -75,7 +75,7 @@ def bench(
     for name in names:
         subject = _random_subject(settings, name, device) if name else _subject(settings, device)
         err.print(f"measuring {subject.name}", soft_wrap=True)
-        measured.append(measure(subject, speeds, effort, on_rate=_say_rate))
+        measured.append(measure(subject, speeds, schedule, on_rate=_say_rate))
         _print_measured(measured[-1], reference.get(measured[-1].name))
         if profile:
             fastest = max(r.nfe_per_s or 0.0 for r in measured[-1].rates)

@@ -1,4 +1,4 @@
-"""Certify a dataset, or continue a run."""
+"""``diffcert certify``: certify a dataset, or continue a run."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 

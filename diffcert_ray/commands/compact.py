@@ -1,4 +1,4 @@
-"""Compact a run: many part files rewritten as few."""
+"""``diffcert compact``: rewrite a run's many part files as few."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Print the configuration reference."""
+"""``diffcert config``: print the configuration reference."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Convert a checkpoint into safetensors."""
+"""``diffcert convert``: turn a checkpoint into safetensors."""
 
 from pathlib import Path
 from typing import Annotated

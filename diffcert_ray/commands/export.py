@@ -1,4 +1,4 @@
-"""Export a run's certificates."""
+"""``diffcert export``: write a run's certificates for others."""
 
 import enum
 from pathlib import Path

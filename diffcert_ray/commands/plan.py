@@ -1,4 +1,4 @@
-"""Say what a run will take."""
+"""``diffcert plan``: say what a run will take."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any

@@ -1,4 +1,4 @@
-"""Report on runs and logs: figures on the terminal, files, a page."""
+"""``diffcert report``: the figures of runs and logs, on the terminal and as files."""
 
 from typing import TYPE_CHECKING, Annotated
 

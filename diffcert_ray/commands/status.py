@@ -1,4 +1,4 @@
-"""Say how far a run is."""
+"""``diffcert status``: say how far a run is."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Train the small networks that ship with the package."""
+"""``diffcert train``: train the small networks that ship with the package."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

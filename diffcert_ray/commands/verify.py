@@ -1,4 +1,4 @@
-"""Recompute what a run says."""
+"""``diffcert verify``: recompute what a run says."""
 
 from typing import TYPE_CHECKING, Annotated
 

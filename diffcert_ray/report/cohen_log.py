@@ -1,4 +1,4 @@
-"""Read and write the tab-separated logs of Cohen et al.: idx label predict radius correct time."""
+"""Logs of Cohen et al., written and read: idx label predict radius correct time, tab-separated."""
 
 import datetime
 import io

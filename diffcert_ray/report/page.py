@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no other file."""
+"""The page of a report: one HTML file that needs no network and no other file."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a report says where images that were asked for have no result yet."""
+"""Unfinished runs: what a report says where images that were asked for have no result yet."""
 
 from collections.abc import Mapping, Sequence
 

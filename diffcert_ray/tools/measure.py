@@ -27,7 +27,7 @@ from diffcert_ray.tools.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
-class Effort:
+class Schedule:
     """How long a bench takes.
 
     Args:
@@ -77,20 +77,20 @@ def random_images(shape: tuple[int, ...], count: int) -> np.ndarray:
 def measure(
     subject: Subject,
     speeds: Speeds,
-    effort: Effort,
+    schedule: Schedule,
     *,
     on_rate: Callable[[Rate], None] = lambda rate: None,
 ) -> Measured:
     """Measure one network; ``on_rate`` is called with the rate of each batch size."""
     base, network = subject.base, subject.base.denoiser
     first = 1 if network_bytes(network) > 2**27 and base.device == "cpu" else 8
-    batches = sorted({*doubling(first, effort.largest_batch), base.batch})
+    batches = sorted({*doubling(first, schedule.largest_batch), base.batch})
     if subject.compiled:  # anew for each size, a minute or so each
         batches = [b for b in batches if base.batch <= 2 * b <= 4 * base.batch]
-    rates = batch_rates(network, batches, base.device, round_s=effort.search_s, on_rate=on_rate)
+    rates = batch_rates(network, batches, base.device, round_s=schedule.search_s, on_rate=on_rate)
     shortens = base.device == "cpu" and not subject.compiled
     if subject.batch_open:
-        base = replace(base, batch=smallest_good_batch(rates, effort.item_s, short=shortens))
+        base = replace(base, batch=smallest_good_batch(rates, schedule.item_s, short=shortens))
     if shortens:
         base = replace(base, short_batches=short_batches(network, base.batch, base.device))
     subject = replace(subject, base=base)
@@ -100,12 +100,17 @@ def measure(
     rate = best_rate(rates).nfe_per_s or 0.0
     comparison, spent = None, {}
     # A vote evaluates every class at least once, in batches that are padded.
-    if max(network.num_classes, base.batch) / rate <= effort.engine_limit_s:
-        engine.learn(max(1, min(16, round(rate * effort.item_s / (4 * network.num_classes)))))
+    if max(network.num_classes, base.batch) / rate <= schedule.engine_limit_s:
+        engine.learn(max(1, min(16, round(rate * schedule.item_s / (4 * network.num_classes)))))
         comparison = compare(
-            engine, bare, base, rounds=effort.rounds, item_s=effort.item_s, bare_s=effort.bare_s
+            engine,
+            bare,
+            base,
+            rounds=schedule.rounds,
+            item_s=schedule.item_s,
+            bare_s=schedule.bare_s,
         )
-        spent = part_seconds(engine, base.device, engine.votes_of(rate * effort.item_s))
+        spent = part_seconds(engine, base.device, engine.votes_of(rate * schedule.item_s))
     return Measured(
         name=subject.name,
         parameters=_parameters(network),
