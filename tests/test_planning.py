@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.run.estimate import bills, doubts, estimate_plain
 from diffcert_ray.run.plan import plan_of
 from tests.test_plain_run import plain_settings, separated_world

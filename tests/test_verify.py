@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from diffcert_ray import certify, open_run
 from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.report.parquet_export import export_parquet
 from diffcert_ray.report.sources import series_of_run

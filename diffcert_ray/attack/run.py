@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffcert_ray.attack.image import ImageAttack, Judgement
     from diffcert_ray.attack.search import Effort
     from diffcert_ray.denoisers.denoiser import Denoiser
-    from diffcert_ray.engine.worker import ClassifierWorker, Worker
+    from diffcert_ray.engine.worker import Worker
 
 FOLDER = "attack"
 LOOKED_AT = 2000  # training images that directions are chosen from
@@ -149,9 +149,10 @@ def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
     return rows.iloc[sorted(chosen)]
 
 
-def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker | ClassifierWorker":
+def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker":
     """The run's networks, as they are; not compiled, so that gradients pass through them."""
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
 
     settings = run.config
     weights = weights_of(settings, denoiser)

@@ -41,7 +41,8 @@ def plan(
     [dim]diffcert plan my.toml --workers 8 --price spot=0.35 --price on-demand=1.20[/]
     """
     from diffcert_ray.datasets import check_images, load_dataset
-    from diffcert_ray.engine.worker import Worker, WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import Worker, WorkerSpec, resolve_device
     from diffcert_ray.plain.plan import PlainPlan
     from diffcert_ray.run.estimate import PlainEstimate, bills, doubts, estimate, estimate_plain
     from diffcert_ray.run.plan import plan_of

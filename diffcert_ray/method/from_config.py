@@ -48,19 +48,6 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
     return joined, sift
 
 
-def largest_evaluations(config: Config, sigma: float, classes: int) -> int:
-    """Evaluations of one vote that drops no class early: the ceiling that a plan can promise.
-
-    Args:
-        config: the run's configuration.
-        sigma: smoothing noise, pixel units.
-        classes: number of classes K.
-    """
-    _, sift = levels_and_sift(config, sigma)
-    denoising = 1 if config.method.name.startswith("apndc") else 0
-    return denoising + len(sift.order) * classes
-
-
 def _grid(config: Config, sigma: float) -> NoiseLevels:
     grid = config.noise_levels
     return noise_levels(

@@ -86,7 +86,8 @@ def certify(
         StoreError: the store cannot be written or trusted.
         PoolError: no worker can be had.
     """
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
 
     settings = load_config(config, overrides)
     given = settings.execution.storage_options

@@ -17,7 +17,7 @@ from diffcert_ray.votes.stages import all_units
 from diffcert_ray.votes.units import Item, Part, Unit
 
 if TYPE_CHECKING:
-    from diffcert_ray.engine.worker import ClassifierWorker, Worker
+    from diffcert_ray.engine.worker import Worker
 
 STORED_BYTES_PER_UNIT = 230  # the digits run: 1,100 units in 36 small parts; large ones pack better
 TRIAL_S = 3.0
@@ -192,7 +192,7 @@ def doubts(config: Config, plan: Plan, classes: int) -> list[str]:
 
 def estimate(
     plan: Plan,
-    worker: "Worker | ClassifierWorker",
+    worker: "Worker",
     *,
     trial_s: float = TRIAL_S,
 ) -> Estimate:
@@ -222,7 +222,7 @@ def estimate(
                 tuple(r for r in plan.radii if r > 0 and r >= ceiling),
                 len(plan.image_ids) * (plan.n0 + plan.n),
                 nfe / votes,
-                worker.most_nfe(sigma),
+                worker.base(sigma).most_nfe,
                 nfe / seconds,
             )
         )

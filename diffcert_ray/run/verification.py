@@ -40,7 +40,8 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> "Verif
     Raises:
         ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
     """
-    from diffcert_ray.engine.worker import Worker, WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import Worker, WorkerSpec, resolve_device
     from diffcert_ray.run.verify import Verification, compare_certificates, replay, replay_losses
 
     settings, certificates = run.config, run.certificates()

@@ -14,7 +14,7 @@ from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.votes.units import Item, Part, Unit
 
 if TYPE_CHECKING:
-    from diffcert_ray.engine.worker import ClassifierWorker, Worker
+    from diffcert_ray.engine.worker import Worker
 
 LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in float32
 
@@ -101,7 +101,7 @@ def _same(stored: Any, recomputed: Any) -> bool:
 
 def replay(
     units: pd.DataFrame,
-    worker: "Worker | ClassifierWorker",
+    worker: "Worker",
     found: Verification,
     *,
     sample: int,

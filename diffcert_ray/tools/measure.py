@@ -18,7 +18,7 @@ from diffcert_ray.engine.speed import (
     doubling,
     smallest_good_batch,
 )
-from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.diffusion_base import DiffusionBase
 from diffcert_ray.tools.comparison import Comparison, Engine, compare
 from diffcert_ray.tools.floor import Speeds, floor
 from diffcert_ray.tools.parts import Stopwatch
@@ -63,7 +63,7 @@ class Subject:
     """
 
     name: str
-    base: BaseClassifier
+    base: DiffusionBase
     image: Callable[[int], np.ndarray]
     image_ids: np.ndarray
     dtype: str = "float32"
