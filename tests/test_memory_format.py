@@ -48,7 +48,7 @@ def test_a_trained_classifier_is_kept_channels_last_too():
         config = config_of(order, method={"name": "classify"})
         weights = weights_of(config, None, classifier)
         loaded = WorkerSpec(config, weights, classifier=classifier).load("test")
-        assert is_last(loaded._networks[0]._network[1].weight) == order
+        assert is_last(loaded.networks.classifier._network[1].weight) == order
     assert not is_last(classifier[1].weight)  # the caller's own
 
 

@@ -136,8 +136,11 @@ def test_short_batches_of_the_shipped_network_cast_the_same_votes():
         loaded = spec.load("test")
         allowed = loaded.base(1.0).short_batches  # none on a processor where all have other bits
         if not short:
-            loaded._short, loaded._at_sigma = (), {}
-        loaded.networks.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+            loaded.networks.short_batches = ()
+            loaded._base.cache_clear()
+        loaded.networks.denoiser.register_forward_pre_hook(
+            lambda _, inputs: sizes.add(len(inputs[0]))
+        )
         unit = Unit(1.0, int(loaded._dataset.ids[0]), "estimate", 0, 40)
         found.append(loaded.cast_votes(Item(0, 1.0, (Part(unit, 0, 40),))))
         assert sizes <= {128, *allowed}

@@ -57,7 +57,7 @@ class DiffusionNetworks:
         # Compiled, each size would take a minute. In bfloat16 rounding hides another order of sums
         # from most rows, so that a probe of some rows could not tell.
         exact = config.numerics.dtype == "float32" and not config.numerics.compile
-        self._short = short_batches(denoiser, config.numerics.batch, device) if exact else ()
+        self.short_batches = short_batches(denoiser, config.numerics.batch, device) if exact else ()
 
     def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
         """Of all networks; their probes have their own shapes."""
@@ -74,7 +74,7 @@ class DiffusionNetworks:
             unconditional=self.unconditional,
             device=self.device,
         )
-        return replace(base, short_batches=self._short)
+        return replace(base, short_batches=self.short_batches)
 
 
 class TrainedNetworks:
@@ -90,7 +90,7 @@ class TrainedNetworks:
     def __init__(
         self, config: Config, classifier: ImageClassifier, denoiser: Denoiser | None, device: str
     ) -> None:
-        self._config, self._classifier = config, classifier
+        self._config, self.classifier = config, classifier
         self.denoiser, self.device = denoiser, device
 
     def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
@@ -101,4 +101,4 @@ class TrainedNetworks:
     def base(self, sigma: float) -> TrainedBase:
         """The classifier at a smoothing noise, pixel units."""
         seed, batch = self._config.votes.seed, self._config.numerics.batch
-        return TrainedBase(self._classifier, self.denoiser, sigma, seed, batch, self.device)
+        return TrainedBase(self.classifier, self.denoiser, sigma, seed, batch, self.device)
