@@ -27,9 +27,8 @@ from diffcert_ray.plain.units import LossItem, LossResult, LossUnit, UnitLosses
 from diffcert_ray.report.files import report_files
 from diffcert_ray.report.series import Series
 from diffcert_ray.run.certify import certify
-from diffcert_ray.run.loss_rows import estimates, largest_loss, loss_row, recompute_plain
+from diffcert_ray.run.loss_rows import LossRows, estimates, largest_loss, loss_row, recompute_plain
 from diffcert_ray.run.plan import plan_of
-from diffcert_ray.run.recording import LossRows
 from diffcert_ray.run.stored import open_run
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
 from diffcert_ray.storage.compaction import compact

@@ -18,7 +18,7 @@ from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diffcert_ray.run.estimate import Bill, Estimate, PlainEstimate
+    from diffcert_ray.run.estimate import Bill, Estimate, PlainEstimate, SigmaEstimate
 
 
 def plan(
@@ -42,9 +42,9 @@ def plan(
     """
     from diffcert_ray.datasets import check_images, load_dataset
     from diffcert_ray.engine.weights import weights_of
-    from diffcert_ray.engine.worker import Worker, WorkerSpec, resolve_device
-    from diffcert_ray.plain.plan import PlainPlan
-    from diffcert_ray.run.estimate import PlainEstimate, bills, doubts, estimate, estimate_plain
+    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.run.estimate import bills
+    from diffcert_ray.run.kind import kind_of
     from diffcert_ray.run.plan import plan_of
     from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
 
@@ -56,21 +56,14 @@ def plan(
     asked, _ = leave_out_corrupt(settings, asked, check_images(data, asked.image_ids))
     device = resolve_device(settings.execution.device)
     worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("plan")
-    found: Estimate | PlainEstimate
-    if isinstance(asked, PlainPlan):
-        assert isinstance(worker, Worker)  # a configuration without votes has method dc
-        found, warnings = estimate_plain(asked, worker), []
-    else:
-        found = estimate(asked, worker)
-        warnings = doubts(settings, asked, data.num_classes)
+    found, warnings = kind_of(settings).estimate(settings, asked, worker, data.num_classes)
     costs = bills(found.worker_hours, prices, workers)
     if as_json:
         print_json(_figures(settings.name, device, workers, found, costs, warnings))
         return
-    if isinstance(found, PlainEstimate):
-        _say_plain(settings.name, found)
-    else:
-        _say_votes(f"{settings.name}: {found.images} images, {settings.votes.bound}", found)
+    if found.sigmas:
+        _say_sigmas(f"{settings.name}: {found.images} images, {settings.votes.bound}", found.sigmas)
+    out.print(found.said(settings.name))
     _say_costs(device, workers, found, costs)
     for warning in warnings:
         out.print(f"[bold]warning:[/] {escaped(warning)}")
@@ -98,7 +91,7 @@ def _figures(
     from dataclasses import asdict
 
     facts = asdict(found)
-    for row, sigma in zip(facts.get("sigmas", ()), getattr(found, "sigmas", ()), strict=True):
+    for row, sigma in zip(facts.get("sigmas", ()), found.sigmas, strict=True):
         row["worker_hours"] = sigma.worker_hours
     return {
         "name": name,
@@ -112,15 +105,7 @@ def _figures(
     }
 
 
-def _say_plain(name: str, found: "PlainEstimate") -> None:
-    out.print(
-        f"{name}: {found.images:,} images, {found.draws:,} draws, exactly {found.nfe:,} NFE; "
-        f"certified without votes; {found.nfe_per_s:,.0f} NFE/s (measured on {found.trial_draws} "
-        "draws)"
-    )
-
-
-def _say_votes(title: str, found: "Estimate") -> None:
+def _say_sigmas(title: str, sigmas: "Sequence[SigmaEstimate]") -> None:
     from diffcert_ray.certificates.radius import round_radius_down
     from diffcert_ray.commands.progress import duration
     from diffcert_ray.report.text_table import TextTable
@@ -136,10 +121,9 @@ def _say_votes(title: str, found: "Estimate") -> None:
             duration(s.worker_hours * 3600),
             round_radius_down(s.largest_radius, 3),
         )
-        for s in found.sigmas
+        for s in sigmas
     ]
     print_table(TextTable(title, header, tuple(rows)))
-    out.print(f"measured on {found.trial_votes} votes")
 
 
 def _say_costs(

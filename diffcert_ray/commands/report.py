@@ -135,8 +135,9 @@ class Report:
         for sentence in guarantees(series):
             out.print(f"\n{sentence}", soft_wrap=False)
         for run in self.sources.runs:
-            counted = "losses" if run.config.without_votes else "units"
-            out.print(f"\nresults: {run.address} (certificates/, {counted}/)", soft_wrap=True)
+            out.print(
+                f"\nresults: {run.address} (certificates/, {run.kind.folder}/)", soft_wrap=True
+            )
         out.print(f"report: {self.place}/index.html", soft_wrap=True)
 
     def figures(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-PLAIN_BOUNDS = ("lipschitz", "local")
+PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "local")
 DIRECT_METHODS = ("classify", "denoise-classify")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]

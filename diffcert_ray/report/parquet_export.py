@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.errors import ConfigError, CorruptImageError
+from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.stored import Run
-from diffcert_ray.run.verification import check_certifiable
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
 
 ROWS = 1000  # of a row group: what readers hold at once

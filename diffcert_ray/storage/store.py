@@ -74,7 +74,7 @@ class RunStore:
     @classmethod
     def create(
         cls,
-        address: str,
+        address: str | Location,
         run_document: bytes,
         storage_options: Mapping[str, Any] | None = None,
         *,
@@ -83,7 +83,7 @@ class RunStore:
         """Start a run: prove that the folder is writable, then write run.toml, once.
 
         Args:
-            address: local path or fsspec address.
+            address: local path, fsspec address, or a folder opened already.
             run_document: the bytes of run.toml, without secrets.
             storage_options: for the filesystem; kept in memory only.
             on_damaged: "refuse" or "recompute".
@@ -97,7 +97,7 @@ class RunStore:
             ValueError: the document contains a credential from the storage options.
         """
         refuse_secrets(run_document, storage_options or {})
-        location = open_location(address, storage_options)
+        location = _located(address, storage_options)
         location.check_writable()
         refuse_orphans(location)
         try:
@@ -113,7 +113,7 @@ class RunStore:
     @classmethod
     def open(
         cls,
-        address: str,
+        address: str | Location,
         storage_options: Mapping[str, Any] | None = None,
         *,
         on_damaged: OnDamaged = "refuse",
@@ -121,7 +121,7 @@ class RunStore:
         """Open a run that exists.
 
         Args:
-            address: local path or fsspec address.
+            address: local path, fsspec address, or a folder opened already.
             storage_options: for the filesystem; kept in memory only.
             on_damaged: "refuse" or "recompute".
 
@@ -131,14 +131,14 @@ class RunStore:
         Raises:
             StoreError: there is no run, or the store cannot be read.
         """
-        store = cls(open_location(address, storage_options), on_damaged)
+        store = cls(_located(address, storage_options), on_damaged)
         store.run_document()
         return store
 
     @staticmethod
-    def exists(address: str, storage_options: Mapping[str, Any] | None = None) -> bool:
+    def exists(address: str | Location, storage_options: Mapping[str, Any] | None = None) -> bool:
         """Whether the folder holds a run."""
-        return open_location(address, storage_options).exists(RUN_DOCUMENT)
+        return _located(address, storage_options).exists(RUN_DOCUMENT)
 
     @property
     def address(self) -> str:
@@ -303,3 +303,8 @@ def refuse_secrets(document: bytes, storage_options: Mapping[str, Any]) -> None:
                 f"run.toml contains the value of the storage option {name!r}: leave storage "
                 "options out of it; credentials are never written into a run"
             )
+
+
+def _located(address: str | Location, storage_options: Mapping[str, Any] | None) -> Location:
+    """One folder, one client: who starts a run looks at it many times."""
+    return open_location(address, storage_options) if isinstance(address, str) else address
