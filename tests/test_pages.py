@@ -1,7 +1,10 @@
-"""README and docs/ as pages: their size, links and tables."""
+"""README and docs/ as pages: their size, links, tables, and the site that is built of them."""
 
 import re
+import subprocess
+import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,18 @@ def test_no_row_of_the_measurements_is_longer_than_a_line():
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) > 80
     assert [row for row in rows if len(row) > 120] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (find_spec("mkdocs") and find_spec("mkdocstrings_handlers")),
+    reason="mkdocs and mkdocstrings-python are not installed (extra docs)",
+)
+def test_the_site_is_built_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    built = {file.name for file in tmp_path.glob("*.html")} - {"404.html"}
+    assert built == {f"{page.stem}.html" for page in DOCS.glob("*.md")}
+    names = (tmp_path / "api.html").read_text("utf-8")
+    assert "the smoothed classifier returns" in names  # docstrings, not only names
