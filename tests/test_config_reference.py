@@ -1,4 +1,4 @@
-"""The configuration reference says what the code does, and the README says the same."""
+"""The configuration reference says what the code does, and docs/configuration.md says the same."""
 
 import json
 import tomllib
@@ -14,7 +14,7 @@ from diffcert_ray.config.loading import presets
 from diffcert_ray.config.reference import json_schema, markdown
 from diffcert_ray.config.tables import Config
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
 
 def tables() -> dict[str, type[BaseModel]]:
@@ -39,8 +39,8 @@ def test_ranges_choices_and_defaults_are_shown():
     assert '| `stages` | `split`, `fused` | `"fused"` |' in text
 
 
-def test_the_readme_holds_the_reference():
-    text = README.read_text("utf-8")
+def test_its_page_holds_the_reference():
+    text = PAGE.read_text("utf-8")
     held = text.split("<!-- config:begin -->\n")[1].split("<!-- config:end -->")[0]
     assert held == markdown()
 
