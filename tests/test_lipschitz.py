@@ -524,7 +524,7 @@ def test_class_without_the_smallest_loss_gets_no_radius():
         ({"sigma_t": [0.0, 0.5, 1.0]}, "positive and finite"),
         ({"sigma_t": [0.5, 1.0], "weights": [0.5, 0.5]}, "2 levels"),
         ({"dimensions": 0}, "dimensions is 0"),
-        ({"alpha": 1.5}, "alpha is 1.5"),
+        ({"alpha": 1.5}, "alpha=1.5"),
         ({"observations": np.full((4, 3, 1), 0.1)}, "at least 2 classes"),
         ({"observations": np.full((0, 3, 2), 0.1)}, "at least one draw"),
         ({"observations": np.full((4, 3, 2), 7.0)}, "divide losses"),

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
 from diffcert_ray.certificates.betting import UnitSums, betting_bound
+from diffcert_ray.certificates.fraction import check_fraction
 
 Array = NDArray[np.float64]
 
@@ -326,8 +327,7 @@ def _isoperimetric(losses: Array) -> Array:
 
 
 def _check_choice(bound: str, intervals: str, alpha: float) -> None:
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha is {alpha}, it must lie strictly between 0 and 1")
+    check_fraction("alpha", alpha)
     if bound not in ("lipschitz", "local") or intervals not in ("cells", "paired"):
         raise ValueError(
             f"bound is {bound!r} and intervals is {intervals!r}: bound must be 'lipschitz' or "

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from diffcert_ray.certificates.fraction import check_fraction
+
 LOG_MARGIN = 1e-6
 """Taken off log E before it counts: scipy's error in log E is below 2e-8 up to n = 1e7."""
 SMALLEST_TAIL = 1e-290
@@ -100,8 +102,7 @@ def sequential_q_bound(k: npt.ArrayLike, n: npt.ArrayLike, alpha: float) -> Floa
         refuted end is returned, so that rounding never helps.
     """
     k, n = np.broadcast_arrays(*_checked(k, n))
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must lie in (0, 1), for example 0.001")
+    check_fraction("alpha", alpha)
     needed = -math.log(alpha) + LOG_MARGIN
     # E is at most the likelihood ratio of the best p: nothing above k/n is ever refuted, and
     # for unanimous votes nothing above alpha^(1/n).

@@ -7,6 +7,7 @@ from typing import Literal
 
 from scipy import special
 
+from diffcert_ray.certificates.fraction import check_fraction
 from diffcert_ray.certificates.radius import certificate, check_sigma
 from diffcert_ray.certificates.sequential import (
     LOG_MARGIN,
@@ -167,7 +168,5 @@ def _check(radii: Sequence[float], sigma: float, alpha: float, level: float) -> 
             f"radius {max(radii)} is more than 8 sigma (sigma={sigma}) and out of reach of any "
             "number of votes; ask for smaller radii or use a larger sigma"
         )
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must lie in (0, 1), for example 0.001")
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"futility_level={level!r} must lie in (0, 1), for example 0.01")
+    check_fraction("alpha", alpha)
+    check_fraction("futility_level", level)
