@@ -9,12 +9,7 @@ from scipy import special
 
 from diffcert_ray.certificates.fraction import check_fraction
 from diffcert_ray.certificates.radius import certificate, check_sigma
-from diffcert_ray.certificates.sequential import (
-    LOG_MARGIN,
-    Counts,
-    cumulative_looks,
-    sequential_log_e,
-)
+from diffcert_ray.certificates.sequential import LOG_MARGIN, sequential_log_e
 
 NEAR = 1e-6
 """Relative slack of the quick test, far above the rounding of an e-value's logarithm."""
@@ -117,41 +112,6 @@ class SequentialLooks:
         found = certificate(k, n, sigma=self.sigma, alpha=self.alpha, bound="sequential")
         if not found.abstained:
             self._missing = [r for r in self._missing if found.radius < r]
-
-
-def sequential_decision(
-    k: Counts,
-    n: Counts,
-    *,
-    cap: int,
-    sigma: float,
-    radii: Sequence[float],
-    alpha: float,
-    futility_level: float,
-) -> Decision:
-    """Decide whether one image goes on, from its counts at all looks so far.
-
-    Args:
-        k: votes for the class up to each look, cumulative, [looks] or one number.
-        n: votes up to each look, cumulative, [looks] or one number, at most the cap.
-        cap: as in `SequentialLooks`, like all that follow.
-        sigma: smoothing noise, pixel units, > 0.
-        radii: asked radii, pixel units, >= 0, not empty.
-        alpha: failure probability of the certificate, in (0, 1).
-        futility_level: as in `SequentialLooks`, in (0, 1).
-
-    Returns:
-        What the last of the looks says.
-
-    Raises:
-        ValueError: a value is out of range, or votes go beyond the cap.
-
-    Source: ours, see `SequentialLooks`.
-    """
-    k_looks, n_looks = cumulative_looks(k, n)
-    looks = SequentialLooks(cap, sigma, tuple(radii), alpha, futility_level)
-    decisions = [looks.look(a, b) for a, b in zip(k_looks.tolist(), n_looks.tolist(), strict=True)]
-    return decisions[-1]
 
 
 def _refuted(k: int, n: int, p0: float, q0: float, level: float) -> bool:
