@@ -85,7 +85,7 @@ def _continued_fraction(a: Floats, b: Floats, x: Floats) -> Floats:
 
 
 def sequential_q_bound(k: npt.ArrayLike, n: npt.ArrayLike, alpha: float) -> Floats:
-    """Time-uniform bound on a probability p, as q = 1 - p_low at full relative precision near p = 1.
+    """Time-uniform lower bound on a probability p, as q = 1 - p_low, precise also near p = 1.
 
     p_low is the smallest p0 that is not refuted. The upper bound on p that futility goes by is the
     same for the failures: `sequential_q_bound(n - k, n, alpha)`.

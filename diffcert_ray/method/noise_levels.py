@@ -57,8 +57,8 @@ def weight_density(weights: str, s: FloatArray) -> FloatArray:
         ValueError: an unknown name ("reference" is no density: its factors sit at several levels).
 
     Source: Karras et al. 2022 (arXiv:2206.00364), Table 1: P_mean -1.2, P_std 1.2, sigma_data 0.5;
-    1 / s^3 is the limit, for short intervals, of the exact weight of an interval (sqrt(b), sqrt(c)] in
-    EPNDC's evidence lower bound, (c-a)(c-b) / (2 (b-a) c^2) with a = s_tau^2, per length (ours).
+    1 / s^3 is the limit, for short intervals and per length, of the exact weight of the interval
+    (sqrt(b), sqrt(c)] in EPNDC's bound, (c-a)(c-b) / (2 (b-a) c^2) with a = s_tau^2 (ours).
     """
     require_known("weights", weights, tuple(_DENSITIES))
     return _DENSITIES[weights](np.asarray(s, dtype=np.float64))

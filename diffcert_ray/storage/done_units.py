@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from diffcert_ray.conventions import ALL_CLASSES
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.deliveries import Lists, dense
 
@@ -51,49 +50,6 @@ class UnitCounts:
         part = slice(self.offsets[row], self.offsets[row + 1])
         return self.classes[part], self.counts[part]
 
-    def find(
-        self, image_id: Integers, start: Integers, stop: Integers, target: Integers
-    ) -> npt.NDArray[np.int64]:
-        """The unit with exactly this image, range and target, for each query; -1: none.
-
-        Args:
-            image_id: query images.
-            start: query first votes, broadcast with the others.
-            stop: query ends.
-            target: query targets, -1: all classes.
-
-        Returns:
-            Unit numbers in the broadcast shape.
-        """
-        images = np.searchsorted(self.images, image_id)
-        known = self.images[np.minimum(images, len(self.images) - 1)] == image_id
-        low = self.first[np.where(known, images, 0)]
-        high = np.where(known, self.first[np.where(known, images, 0) + 1], low)
-        query = np.broadcast_arrays(low, high, start, stop, target)
-        low, high = query[0].copy(), query[1]
-        end = high.copy()
-        # Binary search inside each image's units: a few steps, whatever the run's size.
-        while (open_ := low < end).any():
-            middle = (low + end) // 2
-            at = np.where(open_, middle, 0)
-            before = self._before(at, *query[2:])
-            low = np.where(open_ & before, middle + 1, low)
-            end = np.where(open_ & ~before, middle, end)
-        at = np.minimum(low, len(self) - 1)
-        found = (low < high) & (self.start[at] == query[2]) & (self.stop[at] == query[3])
-        return np.where(found & (self.target[at] == query[4]), low, -1)
-
-    def _before(
-        self, at: Integers, start: Integers, stop: Integers, target: Integers
-    ) -> npt.NDArray[np.bool_]:
-        """Whether unit `at` sorts before (start, stop, target)."""
-        by_target = self.target[at] < target
-        by_stop = np.where(self.stop[at] == stop, by_target, self.stop[at] < stop)
-        before: npt.NDArray[np.bool_] = np.where(
-            self.start[at] == start, by_stop, self.start[at] < start
-        )
-        return before
-
 
 @dataclass(frozen=True)
 class DoneUnits:
@@ -129,36 +85,6 @@ class DoneUnits:
         ids, index = np.unique(np.concatenate(images), return_index=True)
         shas = table["image_sha"].take(pa.array(np.concatenate(rows)[index])).to_pylist()
         return cls(groups, dict(zip(ids.tolist(), shas, strict=True)))
-
-    def has(
-        self,
-        sigma: float,
-        image_id: Any,
-        stream: str,
-        start: Any,
-        stop: Any,
-        target: Any = ALL_CLASSES,
-    ) -> npt.NDArray[np.bool_]:
-        """Whether units are stored.
-
-        Args:
-            sigma: noise std, as configured.
-            image_id: one image or an array; broadcast with the next three, so that
-                `has(s, ids[:, None], "estimate", starts, stops)` is a bitmap [images, units].
-            stream: select or estimate.
-            start: first vote.
-            stop: vote after the last.
-            target: the class of a target-only unit, -1: all classes.
-
-        Returns:
-            Booleans in the broadcast shape (a 0-d one for scalars).
-        """
-        group = self.groups.get((float(sigma), stream))
-        query = [np.asarray(value) for value in (image_id, start, stop, target)]
-        if group is None:
-            return np.zeros(np.broadcast_shapes(*(value.shape for value in query)), bool)
-        found: npt.NDArray[np.bool_] = np.asarray(group.find(*query) >= 0)
-        return found
 
 
 def check_counts(table: pa.Table, classes: Lists, counts: Lists) -> None:

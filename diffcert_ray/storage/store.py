@@ -202,21 +202,6 @@ class RunStore:
         """The stored certificates, the last of each key, sorted by key."""
         return self._resolved("certificates", CERTIFICATE_SCHEMA.names)
 
-    def unit_files(self) -> list[str]:
-        """Full addresses of the files that hold the units, for pandas, pyarrow or DuckDB."""
-        return self._files("units")
-
-    def loss_files(self) -> list[str]:
-        """The same for the losses of a run without votes."""
-        return self._files("losses")
-
-    def _files(self, folder: str) -> list[str]:
-        listed = self.location.list(folder)
-        manifest = Manifests(self.location).newest(self.on_damaged == "recompute")
-        names = [file.name for file in manifest.files[folder]]
-        names += loose_parts(listed, manifest, folder)
-        return [f"{self.address}/{name}" for name in names]
-
     def loose_part_count(self) -> int:
         """Parts that no compaction has taken over; from 2,000 on, compact."""
         listed = {folder: self.location.list(folder) for folder in SCHEMAS}
