@@ -23,7 +23,7 @@ from diffcert_ray.storage import local_folder
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.deliveries import Lists, packed_keys
 from diffcert_ray.storage.done_units import DoneUnits
-from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.schemas import (
     CERTIFICATE_SCHEMA,
     UNIT_KEY,
@@ -151,7 +151,7 @@ def test_of_many_simultaneous_creates_exactly_one_wins(tmp_path):
 def test_kill_before_the_link_leaves_nothing_that_readers_see(tmp_path):
     program = (
         "import os, signal\n"
-        "from diffcert_ray.storage.location import open_location\n"
+        "from diffcert_ray.storage.open_location import open_location\n"
         "os.link = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"open_location({str(tmp_path)!r}).create('units/part-w-000000.parquet', b'x' * 9)\n"
     )

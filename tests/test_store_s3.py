@@ -13,7 +13,7 @@ from diffcert_ray.conventions import ALL_CLASSES
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.compaction import compact
-from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.schemas import UnitRow
 from diffcert_ray.storage.store import RunStore
 from tests.s3_proxy import Faults, proxied

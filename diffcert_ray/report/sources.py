@@ -21,7 +21,7 @@ from diffcert_ray.run.loss_rows import estimates
 from diffcert_ray.run.stored import Run, open_run
 from diffcert_ray.run.stored_losses import read_losses
 from diffcert_ray.run.verification import check_certifiable
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
 UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]

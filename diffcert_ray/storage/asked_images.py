@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 
 FOLDER = "asked"
 

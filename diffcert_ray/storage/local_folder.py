@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import HIDDEN, probe_create_only, visible
+from diffcert_ray.storage.location import HIDDEN, probe_create_only, visible
 
 LOCAL_REMEDIES = {
     errno.ENOSPC: "the disk is full: free space there, or continue the run on another disk",

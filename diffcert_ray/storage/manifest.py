@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.parts import StoredFile
 
 FOLDER = "compact"

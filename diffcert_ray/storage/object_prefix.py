@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import probe_create_only, visible
+from diffcert_ray.storage.location import probe_create_only, visible
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.parts import PART_NAME, StoredFile, read_files
 from diffcert_ray.storage.schemas import LOSS_SCHEMA, UNIT_SCHEMA
 from diffcert_ray.storage.writer import Writer

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.schemas import PUBLISHED_KEY, SCHEMA_VERSION, VERSION_KEY
 
 READERS = 16  # files fetched at a time: enough to hide an object store's latency

@@ -10,21 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
-from diffcert_ray.storage.done_units import DoneUnits, UnitCounts
-from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.done_units import DoneUnits
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.manifest import FOLDER as COMPACTED
 from diffcert_ray.storage.manifest import Manifests
-from diffcert_ray.storage.parts import (
-    Damage,
-)
+from diffcert_ray.storage.open_location import open_location
+from diffcert_ray.storage.parts import Damage
 from diffcert_ray.storage.schemas import (
     CERTIFICATE_SCHEMA,
     LOSS_SCHEMA,
     UNIT_COUNT_COLUMNS,
     UNIT_SCHEMA,
-    CertificateRow,
-    UnitRow,
 )
 from diffcert_ray.storage.stored_rows import (
     SCHEMAS,
@@ -34,17 +30,6 @@ from diffcert_ray.storage.stored_rows import (
     read_once,
 )
 from diffcert_ray.storage.writer import Writer
-
-__all__ = [
-    "CertificateRow",
-    "DoneUnits",
-    "RunStore",
-    "StoreError",
-    "UnitCounts",
-    "UnitRow",
-    "Writer",
-    "open_location",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from diffcert_ray.storage.create_only import Location
 from diffcert_ray.storage.deliveries import (
     Resolution,
     resolve_certificates,
     resolve_losses,
     resolve_units,
 )
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.manifest import Manifest, Manifests
 from diffcert_ray.storage.parts import (
     PART_NAME,

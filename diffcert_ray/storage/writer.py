@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import (
     CertificateRow,
