@@ -19,10 +19,10 @@ from diffcert_ray.run.recording import LossRows, VoteRows
 from diffcert_ray.run.resume import held_by, stages_of, stored_certificates, unfounded_certificates
 from diffcert_ray.run.stored import Run
 from diffcert_ray.run.vote_rows import unread_rows
+from diffcert_ray.storage.activity import OtherWriters
 from diffcert_ray.storage.asked_images import store_asked
 from diffcert_ray.storage.compaction import COMPACT_AT, compact
 from diffcert_ray.storage.open_location import open_location
-from diffcert_ray.storage.other_writers import OtherWriters
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.store import RunStore
 from diffcert_ray.storage.writer import Writer
