@@ -15,7 +15,7 @@ Integers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class UnitCounts:
+class UnitGroup:
     """The units of one sigma and stream, sorted by (image_id, start, stop, target).
 
     Unit i holds votes start[i]..stop[i]-1 of image image_id[i]; its counts are counts[o:p] for
@@ -55,7 +55,7 @@ class UnitCounts:
 class DoneUnits:
     """Stored units by (sigma, stream), and the pixel hash of each image that has any."""
 
-    groups: dict[tuple[float, str], UnitCounts]
+    groups: dict[tuple[float, str], UnitGroup]
     image_sha: dict[int, str]
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class DoneUnits:
         groups, images, rows = {}, [], []
         for low, high in pairwise(bounds):
             key = float(sigma[low]), str(table["stream"][low].as_py())
-            group = groups[key] = unit_counts(table.slice(low, high - low))
+            group = groups[key] = unit_group(table.slice(low, high - low))
             images.append(group.images)
             rows.append(low + group.first[:-1])
         ids, index = np.unique(np.concatenate(images), return_index=True)
@@ -121,7 +121,7 @@ def check_counts(table: pa.Table, classes: Lists, counts: Lists) -> None:
         )
 
 
-def unit_counts(table: pa.Table) -> UnitCounts:
+def unit_group(table: pa.Table) -> UnitGroup:
     """Flat arrays of the units of one sigma and stream; views of a table in one chunk.
 
     Raises:
@@ -131,7 +131,7 @@ def unit_counts(table: pa.Table) -> UnitCounts:
     check_counts(table, classes, counts)
     image_id = table["image_id"].to_numpy()
     first = np.flatnonzero(np.append(True, image_id[1:] != image_id[:-1]))
-    return UnitCounts(
+    return UnitGroup(
         image_id=image_id,
         start=table["start"].to_numpy(),
         stop=table["stop"].to_numpy(),
