@@ -16,6 +16,10 @@ from scipy.special import ndtr
 
 FloatArray = NDArray[np.float64]
 
+LOWEST_LEVEL = 1e-4
+"""Where a grid begins that nobody gave a minimum, model space: of "dc", which takes its input for
+clean (the released code's number), and so of certificates without votes."""
+
 GRIDS = ("linear", "quantile")
 WEIGHTS = ("edm", "elbo", "uniform", "linear-s", "reference")
 REFERENCE_METHODS = ("dc", "epndc", "apndc", "apndc-posterior", "sift-refine")
