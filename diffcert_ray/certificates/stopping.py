@@ -109,9 +109,9 @@ class SequentialLooks:
         # One e-value says whether the bound, a hundred of them, is worth computing.
         if not _refuted(k, n, p_r, q_r, self.alpha * (1 + NEAR)):
             return
-        found = certificate(k, n, sigma=self.sigma, alpha=self.alpha, bound="sequential")
-        if not found.abstained:
-            self._missing = [r for r in self._missing if found.radius < r]
+        at_look = certificate(k, n, sigma=self.sigma, alpha=self.alpha, bound="sequential")
+        if not at_look.abstained:
+            self._missing = [r for r in self._missing if at_look.radius < r]
 
 
 def _refuted(k: int, n: int, p0: float, q0: float, level: float) -> bool:

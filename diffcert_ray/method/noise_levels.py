@@ -1,7 +1,8 @@
-"""Noise levels: the grid of levels s, the weight of each, and the one conversion from sigma.
+"""Noise levels: the grid of levels s and the weight of each.
 
 Two spaces are in use. Pixel space: images in [0, 1], smoothing noise `sigma`. Model space:
-u = 2x - 1 in [-1, 1], noise levels `s`; the same noise is twice as large there, so s = 2 * sigma.
+u = 2x - 1 in [-1, 1], noise levels `s`; the same noise is twice as large there, so s = 2 * sigma
+(`conventions.to_model_space`).
 A class score is -sum_t weights[t] * loss_t, with the same levels and weights for every class.
 """
 

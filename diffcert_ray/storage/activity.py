@@ -55,23 +55,13 @@ class Activity:
 
 
 def activity(writes: Sequence[Write], now: float) -> Activity:
-    """Judge a run by its newest parts.
-
-    Args:
-        writes: parts in any order.
-        now: unix time, s.
-
-    Returns:
-        The judgement; votes of the first part of the ten minutes were cast before them.
-
-    Source: ours.
-    """
+    """Judge a run by its newest parts, in any order, at a unix time in s."""
     if not writes:
         return Activity(None, 0, None, alive=False)
     newest = max(write.time for write in writes)
     recent = sorted((w for w in writes if w.time >= newest - RECENT_S), key=lambda w: w.time)
     span = newest - recent[0].time
-    votes = sum(write.votes for write in recent[1:])
+    votes = sum(write.votes for write in recent[1:])  # those of the first were cast before it
     gaps = [b.time - a.time for a, b in pairwise(recent)]
     patience = max([PATIENCE_S, *(PATIENCE_GAPS * gap for gap in gaps)])
     last_s = max(0.0, now - newest)
@@ -84,15 +74,7 @@ def activity(writes: Sequence[Write], now: float) -> Activity:
 
 
 def newest_writes(store: RunStore, folder: str) -> list[Write]:
-    """The parts of a run that no compaction has taken over.
-
-    Args:
-        store: the run.
-        folder: "units", or "losses" of a run without votes (draws count as votes).
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """The parts of "units" or "losses", whose draws count as votes, that are not compacted."""
     listed = store.location.list(folder)
     manifest = Manifests(store.location).newest(skip_damaged=True)
     names = loose_parts(listed, manifest, folder)
@@ -118,12 +100,9 @@ class OtherWriters:
 
     Args:
         location: the run's folder; what it holds now is not looked at.
-        folder: units or losses.
+        folder: units or losses, which have no sigmas.
         own: the writer of this driver; while it cannot write, nobody looks.
-        image_ids: the images of this driver.
-        sigmas: their noise levels; losses have none.
         every_s: how often to look at most, seconds, since a look lists the folder.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -146,11 +125,7 @@ class OtherWriters:
         self._said: set[str] = set()
 
     def look(self, *, now: bool = False) -> None:
-        """Look for parts of other writers, if it is time; a store that is away is not an error.
-
-        Args:
-            now: look at once.
-        """
+        """Look for parts of other writers, if it is time; a store that is away is not an error."""
         early = self._clock() - self._looked_at < self._every_s
         if self._own.failing or (early and not now):
             return

@@ -131,13 +131,7 @@ def resolve_certificates(table: pa.Table) -> Resolution:
 
 
 def check_images(table: pa.Table, order: Rows, source: Callable[[int], str]) -> None:
-    """Refuse two pixel hashes for one image_id.
-
-    Args:
-        table: units or losses.
-        order: int64 [n], rows in the order of sigma and image_id.
-        source: row -> the file that it came from.
-    """
+    """Refuse two pixel hashes for one image_id in units or losses, given in the order of a key."""
     image = table["image_id"].to_numpy()[order]
     sha = dense(table["image_sha"])[order]
     change = np.ones(len(order), bool)
@@ -156,13 +150,7 @@ def check_images(table: pa.Table, order: Rows, source: Callable[[int], str]) -> 
 
 
 def same_votes(table: pa.Table, left: Rows, right: Rows) -> Booleans:
-    """Whether the counts of rows left[i] and right[i] are equal.
-
-    Args:
-        table: units.
-        left: rows, int64 [n].
-        right: rows, int64 [n].
-    """
+    """Whether the counts of the units in rows left[i] and right[i] are equal."""
     needed, inverse = np.unique(np.concatenate([left, right]), return_inverse=True)
     part = table.select(["classes", "counts"]).take(pa.array(needed))
     a, b = inverse[: len(left)], inverse[len(left) :]

@@ -63,14 +63,7 @@ class DoneUnits:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "DoneUnits":
-        """Build from deduplicated units.
-
-        Args:
-            table: units sorted by UNIT_KEY, each key once, as the store returns them.
-
-        Returns:
-            The same units in flat arrays (about 66 bytes each).
-        """
+        """Build from units sorted by UNIT_KEY, each key once; about 66 bytes for each unit."""
         if table.num_rows == 0:
             return cls({}, {})
         sigma, stream = table["sigma"].to_numpy(), dense(table["stream"])
@@ -88,7 +81,7 @@ class DoneUnits:
 
 
 def check_counts(table: pa.Table, classes: Lists, counts: Lists) -> None:
-    """Refuse units that no writer lets through, see ``schemas.check_unit``.
+    """Refuse units that no writer lets through, see ``schemas.check_unit``: changed since then.
 
     Args:
         table: units; at least image_id, start and stop.
@@ -122,11 +115,7 @@ def check_counts(table: pa.Table, classes: Lists, counts: Lists) -> None:
 
 
 def unit_group(table: pa.Table) -> UnitGroup:
-    """Flat arrays of the units of one sigma and stream; views of a table in one chunk.
-
-    Raises:
-        StoreError: a unit's counts are not its votes: it was changed since it was written.
-    """
+    """Flat arrays of the units of one sigma and stream; views of a table in one chunk."""
     classes, counts = Lists.of(table["classes"]), Lists.of(table["counts"])
     check_counts(table, classes, counts)
     image_id = table["image_id"].to_numpy()

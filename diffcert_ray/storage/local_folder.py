@@ -32,10 +32,6 @@ class LocalFolder:
     def create(self, name: str, data: bytes) -> None:
         """Publish a new file: temporary file beside it, fsync, hard link, fsync of the folder.
 
-        Args:
-            name: path relative to the folder.
-            data: the file's bytes.
-
         Raises:
             FileExistsError: the name is taken.
             StoreError: the folder cannot be written; says why and what to do.

@@ -90,16 +90,9 @@ class Manifests:
         return sorted(int(match[1]) for match in matches if match)
 
     def newest(self, skip_damaged: bool = False) -> Manifest:
-        """The manifest that readers use.
+        """The manifest that readers use, the newest; generation 0 if there is none.
 
-        Args:
-            skip_damaged: take the one before a damaged manifest instead of refusing.
-
-        Returns:
-            The newest manifest; generation 0 if there is none.
-
-        Raises:
-            StoreError: it is damaged and skip_damaged is False.
+        A damaged one is refused, or with skip_damaged the one before it is taken.
         """
         for generation in reversed(self.generations()):
             name = self.name(generation)

@@ -54,10 +54,6 @@ class ObjectPrefix:
     def create(self, name: str, data: bytes) -> None:
         """Publish a new object by one conditional PUT.
 
-        Args:
-            name: path relative to the prefix.
-            data: the object's bytes.
-
         Raises:
             FileExistsError: the name is taken by another object.
             StoreError: the store stayed unwritable over all retries.
@@ -106,14 +102,14 @@ class ObjectPrefix:
     def exists(self, name: str) -> bool:
         """Whether the object is there."""
 
-        def found() -> bool:
+        def is_there() -> bool:
             try:
                 self.filesystem().info(self._path(name), refresh=True)
             except FileNotFoundError:
                 return False
             return True
 
-        return self._retried(found, "look for", name)
+        return self._retried(is_there, "look for", name)
 
     def delete(self, name: str) -> None:
         """Remove the object; nothing happens if it is missing."""

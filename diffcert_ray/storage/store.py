@@ -67,12 +67,6 @@ class RunStore:
     ) -> "RunStore":
         """Start a run: prove that the folder is writable, then write run.toml, once.
 
-        Args:
-            address: local path or fsspec address.
-            run_document: the bytes of run.toml, without secrets.
-            storage_options: for the filesystem; kept in memory only.
-            on_damaged: "refuse" or "recompute".
-
         Returns:
             The store; also where a driver started at the same moment wrote the same document.
 
@@ -103,19 +97,7 @@ class RunStore:
         *,
         on_damaged: OnDamaged = "refuse",
     ) -> "RunStore":
-        """Open a run that exists.
-
-        Args:
-            address: local path or fsspec address.
-            storage_options: for the filesystem; kept in memory only.
-            on_damaged: "refuse" or "recompute".
-
-        Returns:
-            The store.
-
-        Raises:
-            StoreError: there is no run, or the store cannot be read.
-        """
+        """Open a run that exists; StoreError if there is none, or it cannot be read."""
         store = cls(open_location(address, storage_options), on_damaged)
         store.run_document()
         return store
@@ -146,26 +128,11 @@ class RunStore:
         clock: Callable[[], float] = time.monotonic,
         give_up_s: float = 300.0,
     ) -> Writer:
-        """A writer with a random name, for one driver.
-
-        Args:
-            flush_s: how long finished rows may wait in memory, seconds.
-            clock: monotonic seconds.
-            give_up_s: how long the store may stay unwritable, seconds.
-
-        Returns:
-            The writer; close it at the end.
-        """
+        """A writer with a random name, for one driver; close it at the end."""
         return Writer(self.location, flush_s=flush_s, give_up_s=give_up_s, clock=clock)
 
     def units(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The stored units, each once, sorted by key.
-
-        Args:
-            columns: of UNIT_SCHEMA; all by default.
-
-        Returns:
-            A table whose string columns are dictionaries.
+        """The stored units, each once, sorted by key; string columns are dictionaries.
 
         Raises:
             StoreError: a part is damaged (unless on_damaged is "recompute"), two deliveries of one
@@ -194,14 +161,7 @@ class RunStore:
         return sum(len(loose_parts(names, manifest, f)) for f, names in listed.items())
 
     def read_rows(self, folder: str, columns: Sequence[str]) -> StoredRows:
-        """Read everything stored in a folder, repeats included.
-
-        Args:
-            folder: units, losses or certificates.
-            columns: what to read.
-
-        Returns:
-            The rows with the file of each.
+        """Read everything stored in units, losses or certificates, repeats included.
 
         Raises:
             StoreError: a part is damaged and on_damaged is "refuse".
@@ -245,11 +205,7 @@ def is_sorted_range(rows: np.ndarray, count: int) -> bool:
 
 
 def refuse_orphans(location: Location) -> None:
-    """Refuse a folder with rows but no run document: nothing says what their votes were cast with.
-
-    Raises:
-        StoreError: there are some.
-    """
+    """Refuse rows without a run document: nothing says what their votes were cast with."""
     left = [name for folder in (*SCHEMAS, COMPACTED) for name in location.list(folder)]
     if left and not location.exists(RUN_DOCUMENT):  # else another driver has just begun the run
         raise StoreError(
