@@ -32,6 +32,15 @@ def test_every_key_has_a_meaning_and_a_line(table):
         assert " ".join(field.description.split()) in line
 
 
+def test_every_meaning_is_made_of_whole_sentences():
+    texts = [table.__doc__ or "" for table in tables().values()]
+    models = (Config, *tables().values())
+    texts += [f.description for m in models for f in m.model_fields.values() if f.description]
+    for text in texts:
+        assert text.rstrip().endswith(".")
+        assert len(text.split()) >= 5, text  # "Of all noise." is none
+
+
 def test_ranges_choices_and_defaults_are_shown():
     text = markdown()
     assert "| `alpha` | number > 0, < 1 | `0.001` |" in text

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from diffcert_ray import Classifier, certify, open_run
 from diffcert_ray.checkpoints.image_classifier import ImageClassifier
 from diffcert_ray.commands.main import app
-from diffcert_ray.config.loading import canonical_hash, load_config, votes_identity
+from diffcert_ray.config.identity import canonical_hash, votes_identity
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.conventions import NOT_TARGET
 from diffcert_ray.engine.votes import evaluate_item
 from diffcert_ray.engine.weights import weights_of

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffcert_ray.config.loading import canonical_hash, load_config, votes_identity
+from diffcert_ray.config.identity import canonical_hash, votes_identity
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.denoisers.memory_format import keep_channels_last
 from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.engine.worker import WorkerSpec

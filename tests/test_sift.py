@@ -455,7 +455,7 @@ def test_few_visits_cover_the_grid_evenly(levels: int, visits: int) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 20))
 def test_rounds_follow_each_other_to_the_end(entries: int, length: int) -> None:
-    for rounds in (growing_rounds(entries, length), even_rounds(0, entries, length)):
+    for rounds in (growing_rounds(entries), even_rounds(0, entries, length)):
         assert rounds[0][0] == 0
         assert rounds[-1][1] == entries
         assert all(start < stop for start, stop in rounds)

@@ -181,7 +181,7 @@ def written(
     from diffcert_ray.report.files import report_files
     from diffcert_ray.report.published import published_rows
     from diffcert_ray.report.sources import pictures_of, replace_file
-    from diffcert_ray.storage.location import open_location
+    from diffcert_ray.storage.open_location import open_location
 
     series, runs = sources.series, sources.runs
     published = published_rows([*dict.fromkeys(one.dataset for one in series), *datasets])

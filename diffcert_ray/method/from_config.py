@@ -5,7 +5,7 @@ import numpy as np
 from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import to_model_space
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.method.noise_levels import NoiseLevels, noise_levels
+from diffcert_ray.method.noise_levels import LOWEST_LEVEL, NoiseLevels, noise_levels
 from diffcert_ray.method.sift import Sift, exact_sift, full_sift, paired_z_sift, threshold_sift
 
 SIFTING_POINTS = 126  # the paper's grid for sifting, whatever the grid for refining
@@ -87,7 +87,7 @@ def _lowest(config: Config, sigma: float) -> float:
     if grid.min is not None:
         return grid.min
     if config.method.name == "dc":
-        return 1e-4
+        return LOWEST_LEVEL
     if config.method.name == "epndc" and grid.weights != "reference":
         # The exact weight is infinite at s_tau; the paper's code skips the first five of 125 steps.
         return s_tau + 0.04 * (grid.max - s_tau)

@@ -18,7 +18,7 @@ from diffcert_ray.report.series import Series, distinct_names, series_of_log
 from diffcert_ray.report.unfinished import unfinished, unfinished_line
 from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.stored import Run, open_run
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
 

@@ -24,10 +24,10 @@ from diffcert_ray.run.resume import (
     unread_rows,
 )
 from diffcert_ray.run.stored import Run
+from diffcert_ray.storage.activity import OtherWriters
 from diffcert_ray.storage.asked_images import store_asked
 from diffcert_ray.storage.compaction import COMPACT_AT, compact
-from diffcert_ray.storage.location import open_location
-from diffcert_ray.storage.other_writers import OtherWriters
+from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.schemas import CertificateRow
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 
 import tomli_w
 
-from diffcert_ray.config.loading import canonical_hash, load_config, plan_identity, votes_identity
+from diffcert_ray.config.identity import canonical_hash, plan_identity, votes_identity
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config, NumericsConfig
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.kind import kind_of

@@ -11,7 +11,7 @@ from diffcert_ray.datasets import Dataset
 from diffcert_ray.run import calibration
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.plan import about
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.store import RunStore
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from diffcert_ray.engine.memory import eager, network_bytes
 COUNTED_ROWS = 2
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
+ROUNDS = 5  # of a measurement, of which the fastest counts
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,19 @@ class Floor:
         return 1.0 / max(self.flop / self.speeds.flop_per_s, self.bytes / self.speeds.bytes_per_s)
 
 
-def device_speeds(device: str, dtype: str, rounds: int = 5) -> Speeds:
+def device_speeds(device: str, dtype: str) -> Speeds:
     """Measure the best that the device does; the largest of some rounds.
 
     Args:
         device: "cpu" or "cuda".
         dtype: what networks compute in.
-        rounds: of which the fastest counts.
     """
     kind = getattr(torch, dtype)
     a = torch.ones(SIDE[device], SIDE[device], dtype=kind, device=device)
     source = torch.ones(COPIED_BYTES[device], dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
     product, times = a @ a, ([], [])  # type: tuple[Tensor, tuple[list[float], list[float]]]
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         began = seconds(device)
         torch.matmul(a, a, out=product)
         middle = seconds(device)
