@@ -330,7 +330,7 @@ def test_shipped_preset_stays_between_levels_one_and_three() -> None:
 
 def test_opened_run_knows_that_it_has_no_votes(clean) -> None:
     run = open_run(clean[0].address)
-    assert run.config.without_votes
+    assert run.config.kind_name == "losses"
     assert run.document.votes_identity["plain.unit"] == UNIT
     assert not any(key.startswith("sift") for key in run.document.votes_identity)
 

@@ -16,7 +16,7 @@ from tests.worlds import settings, small_world
 def doubts_of(**tables: object) -> list[str]:
     config = load_config(settings(**tables))
     _, data = small_world()
-    return doubts(config, plan_of(config, data), 4, sifted=not config.direct)
+    return doubts(config, plan_of(config, data), 4, sifted=config.kind_name == "diffusion")
 
 
 def test_workers_divide_the_time_and_not_the_cost():

@@ -134,11 +134,7 @@ def _attackable(run: Run) -> pd.DataFrame:
 
 def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
     """A random sample of the certificates that have a radius."""
-    if run.config.without_votes:
-        raise ConfigError(
-            f"run {run.address} has certificates of the plain classifier, without votes: "
-            f"python jobs/attack_plain.py {run.address} attacks those"
-        )
+    run.kind.check_attackable(run.address)
     rows = _attackable(run)
     if rows.empty:
         raise ConfigError(

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config, DatasetConfig
@@ -29,10 +29,28 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
         it is the votes_id. Keys that are added in later versions are to be left out while at their
         default, so that old runs keep their id.
     """
-    if config.without_votes:
-        return _losses_identity(config, weights)
-    if config.direct:
-        return _direct_identity(config, weights)
+    identity: dict[str, Any] = {
+        "method_version": METHOD_VERSION,
+        "method": config.method.name,
+        "votes.seed": config.votes.seed,
+        **_identities(config).votes(config),
+        **_numerics(config),
+        **_weights(config, weights),
+    }
+    return {key: value for key, value in identity.items() if value is not None}
+
+
+def plan_identity(config: Config, votes_id: str) -> dict[str, Any]:
+    """What a run is asked for: the votes, the subset and what is certified."""
+    identity = {"votes_id": votes_id, "dataset": _subset(config.dataset)}
+    return identity | {"alpha": config.votes.alpha, **_identities(config).asked(config)}
+
+
+def _levels(config: Config) -> dict[str, Any]:
+    return {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
+
+
+def _diffusion(config: Config) -> dict[str, Any]:
     sift = config.sift.model_dump()
     used = {
         "full": ("rule",),
@@ -40,61 +58,72 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
         "paired-z": ("rule", "z", "first_ratio", "first_level"),
         "threshold": ("rule", "threshold", "keep", "threshold_levels"),
     }[config.sift.rule]
-    identity: dict[str, Any] = {
-        "method_version": METHOD_VERSION,
-        "method": config.method.name,
+    return {
         "pixels": "u = 2x - 1",
-        "votes.seed": config.votes.seed,
         "votes.unit": config.votes.unit,
         "votes.estimate": config.votes.estimate,
+        **_levels(config),
+        **{f"sift.{k}": sift[k] for k in used},
+        "model.resize": config.model.resize,
     }
-    identity |= {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
-    identity |= {f"sift.{k}": sift[k] for k in used}
-    identity |= {"model.resize": config.model.resize}
-    identity |= _numerics_identity(config)
-    identity |= _weights(config, weights)
-    return {key: value for key, value in identity.items() if value is not None}
 
 
-def _numerics_identity(config: Config) -> dict[str, Any]:
-    """What is computed with; the memory's layout only where it is not as it always was."""
-    identity = {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
-    identity["numerics.channels_last"] = config.numerics.channels_last or None
-    return identity
-
-
-def _losses_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that a loss of the plain classifier depends on besides its address and image."""
-    identity: dict[str, Any] = {
-        "method_version": METHOD_VERSION,
-        "method": config.method.name,
-        "pixels": "u = 2x - 1, projected on the box, output clipped to it",
-        "votes.seed": config.votes.seed,
-        "plain.unit": config.plain.unit,
-    }
-    identity |= {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
-    identity |= _numerics_identity(config)
-    identity |= _weights(config, weights)
-    return {key: value for key, value in identity.items() if value is not None}
-
-
-def _direct_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that a vote of a trained classifier depends on besides its address and image."""
+def _trained(config: Config) -> dict[str, Any]:
     about = config.classifier
-    identity: dict[str, Any] = {
-        "method_version": METHOD_VERSION,
-        "method": config.method.name,
+    return {
         "pixels": "x as stored, an estimate clipped to [0, 1]",
-        "votes.seed": config.votes.seed,
         "votes.unit": config.votes.unit,
         "votes.estimate": config.votes.estimate,
         "classifier.architecture": about.architecture,
         "classifier.mean": None if about.mean is None else list(about.mean),
         "classifier.std": None if about.std is None else list(about.std),
     }
-    identity |= _numerics_identity(config)
-    identity |= _weights(config, weights)
-    return {key: value for key, value in identity.items() if value is not None}
+
+
+def _losses(config: Config) -> dict[str, Any]:
+    return {
+        "pixels": "u = 2x - 1, projected on the box, output clipped to it",
+        "plain.unit": config.plain.unit,
+        **_levels(config),
+    }
+
+
+def _asked_votes(config: Config) -> dict[str, Any]:
+    votes = config.votes
+    return {
+        "sigmas": list(votes.sigmas),
+        "n0": votes.n0,
+        "n": votes.n,
+        "bound": votes.bound,
+        "radii": list(votes.radii),
+        "futility": votes.futility,
+    }
+
+
+def _asked_draws(config: Config) -> dict[str, Any]:
+    return {"draws": config.plain.draws}
+
+
+class _Identities(NamedTuple):
+    """What a kind of run adds to the identity of its votes, and of what it asks."""
+
+    votes: Callable[[Config], dict[str, Any]]
+    asked: Callable[[Config], dict[str, Any]]
+
+
+def _identities(config: Config) -> _Identities:
+    return {
+        "diffusion": _Identities(_diffusion, _asked_votes),
+        "trained": _Identities(_trained, _asked_votes),
+        "losses": _Identities(_losses, _asked_draws),
+    }[config.kind_name]
+
+
+def _numerics(config: Config) -> dict[str, Any]:
+    """What is computed with; the memory's layout only where it is not as it always was."""
+    identity = {f"numerics.{k}": v for k, v in config.numerics.model_dump().items()}
+    identity["numerics.channels_last"] = config.numerics.channels_last or None
+    return identity
 
 
 def _weights(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
@@ -103,29 +132,6 @@ def _weights(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
     for role, file in model_files(config).items():
         identity |= {f"weights.{role}.{key}": value for key, value in file.identity().items()}
     return identity
-
-
-def plan_identity(config: Config, votes_id: str) -> dict[str, Any]:
-    """What a run is asked for: the votes, the subset and what is certified."""
-    votes = config.votes
-    if config.without_votes:
-        return {
-            "votes_id": votes_id,
-            "dataset": _subset(config.dataset),
-            "draws": config.plain.draws,
-            "alpha": votes.alpha,
-        }
-    return {
-        "votes_id": votes_id,
-        "dataset": _subset(config.dataset),
-        "sigmas": list(votes.sigmas),
-        "n0": votes.n0,
-        "n": votes.n,
-        "alpha": votes.alpha,
-        "bound": votes.bound,
-        "radii": list(votes.radii),
-        "futility": votes.futility,
-    }
 
 
 def _subset(dataset: DatasetConfig) -> dict[str, Any]:

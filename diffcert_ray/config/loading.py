@@ -131,28 +131,37 @@ def _known_keys(path: tuple[int | str, ...]) -> list[str]:
 
 def _check(config: Config) -> None:
     """What one key alone cannot tell."""
-    votes, levels = config.votes, config.noise_levels
     the_selector(config.dataset.model_dump(exclude_none=True))
     if config.model.unconditional_config is not None and config.model.unconditional is None:
         raise ConfigError(
             "model.unconditional_config is given, but no model.unconditional that it could be of: "
             "name that checkpoint, or say it in model.config"
         )
-    if config.without_votes:
-        _check_plain(config)
-        return
-    for sigma in votes.sigmas:
-        if 2 * sigma >= levels.max and not config.direct:
+    _CHECKS[config.kind_name](config)
+
+
+def _check_diffusion(config: Config) -> None:
+    for sigma in config.votes.sigmas:
+        if 2 * sigma >= config.noise_levels.max:
             raise ConfigError(
                 f"votes.sigmas has {sigma}: its level in model space is 2 * {sigma} = "
-                f"{2 * sigma}, at or "
-                f"above noise_levels.max = {levels.max}; raise noise_levels.max or lower sigma"
+                f"{2 * sigma}, at or above noise_levels.max = {config.noise_levels.max}; raise "
+                "noise_levels.max or lower sigma"
             )
-    if config.direct and config.model.resize is not None:
+    _check_votes(config)
+
+
+def _check_trained(config: Config) -> None:
+    if config.model.resize is not None:
         raise ConfigError(
             f'model.resize = "{config.model.resize}" works with method.name = "apndc" only: leave '
             f'it out for "{config.method.name}", whose classifier sees the stored resolution'
         )
+    _check_votes(config)
+
+
+def _check_votes(config: Config) -> None:
+    votes = config.votes
     if len(set(votes.sigmas)) < len(votes.sigmas):
         raise ConfigError(f"votes.sigmas = {list(votes.sigmas)} names a sigma twice: keep one")
     if votes.bound == "two-class" and votes.estimate == "target":
@@ -166,7 +175,7 @@ def _check(config: Config) -> None:
         )
 
 
-def _check_plain(config: Config) -> None:
+def _check_losses(config: Config) -> None:
     if config.method.name != "dc":
         raise ConfigError(
             f'votes.bound = "{config.votes.bound}" certifies the plain classifier, but '
@@ -178,3 +187,6 @@ def _check_plain(config: Config) -> None:
             f'votes.bound = "{config.votes.bound}" with noise_levels.weights = "reference": use '
             '"linear-s" with min = 1.0, where losses change slowly, or another density'
         )
+
+
+_CHECKS = {"diffusion": _check_diffusion, "trained": _check_trained, "losses": _check_losses}

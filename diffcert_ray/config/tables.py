@@ -318,11 +318,8 @@ class Config(_Table):
     execution: ExecutionConfig = ExecutionConfig()
 
     @property
-    def without_votes(self) -> bool:
-        """Whether the plain classifier is certified, from its losses and without votes."""
-        return self.votes.bound in PLAIN_BOUNDS
-
-    @property
-    def direct(self) -> bool:
-        """Whether votes come from a trained classifier, without noise levels and sifting."""
-        return self.method.name in DIRECT_METHODS
+    def kind_name(self) -> Literal["diffusion", "trained", "losses"]:
+        """Whose votes are cast: a diffusion classifier's, a trained one's; or losses, no votes."""
+        if self.votes.bound in PLAIN_BOUNDS:
+            return "losses"
+        return "trained" if self.method.name in DIRECT_METHODS else "diffusion"

@@ -30,7 +30,7 @@ def weights_of(
         ConfigError: a pinned hash is another file's, an object has nothing to hash, or the method
             needs a classifier and there is none, or none and there is one.
     """
-    if config.direct:
+    if config.kind_name == "trained":
         return _trained_weights(config, denoiser, classifier)
     if classifier is not None:
         raise ConfigError(

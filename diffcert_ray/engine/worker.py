@@ -73,7 +73,8 @@ class WorkerSpec:
 
     def networks(self, dataset: Dataset) -> Networks:
         """All networks of the run on the device, as [numerics] says."""
-        return self._trained(dataset) if self.config.direct else self._diffusion()
+        trained = self.config.kind_name == "trained"
+        return self._trained(dataset) if trained else self._diffusion()
 
     def _diffusion(self) -> DiffusionNetworks:
         model, denoiser = self.config.model, self.network("denoiser")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
@@ -229,6 +230,14 @@ class Kind(Protocol):
         """What a report adds to the certificates by a bound."""
         ...
 
+    def votes_by_class(self, store: RunStore) -> pa.Table | None:
+        """The stored estimation votes, sigma, image_id, classes and counts; None without votes."""
+        ...
+
+    def check_attackable(self, address: str) -> None:
+        """Refuse an attack that casts votes where there are none (ConfigError)."""
+        ...
+
     def costs(self, store: RunStore, certificates: pd.DataFrame) -> Iterable[tuple[str, str]]:
         """What the stored units say about cost, workers and repeats."""
         ...
@@ -236,4 +245,6 @@ class Kind(Protocol):
 
 def kind_of(config: Config) -> Kind:
     """The kind of run that a configuration asks for."""
-    return LossRuns() if config.without_votes else VoteRuns(trained=config.direct)
+    if config.kind_name == "losses":
+        return LossRuns()
+    return VoteRuns(trained=config.kind_name == "trained")

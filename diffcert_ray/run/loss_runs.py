@@ -10,6 +10,7 @@ import pandas as pd
 from diffcert_ray.config.tables import PLAIN_BOUNDS, Config
 from diffcert_ray.conventions import NO_SMOOTHING
 from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.errors import ConfigError
 from diffcert_ray.plain.plan import PlainPlan, plain_plan
 from diffcert_ray.plain.stages import LossStages
 from diffcert_ray.run.estimate import PlainEstimate, estimate_plain
@@ -147,6 +148,16 @@ class LossRuns:
         plan = self.plan(config, data.ids, data)
         held = self.held(store, plan)
         return [estimates(plan, held, data.image, b) for b in PLAIN_BOUNDS if b == bound]
+
+    def votes_by_class(self, store: RunStore) -> None:
+        """As `Kind.votes_by_class`."""
+
+    def check_attackable(self, address: str) -> None:
+        """As `Kind.check_attackable`."""
+        raise ConfigError(
+            f"run {address} has certificates of the plain classifier, without votes: "
+            f"python jobs/attack_plain.py {address} attacks those"
+        )
 
     def costs(self, store: RunStore, certificates: pd.DataFrame) -> Iterable[tuple[str, str]]:
         """As `Kind.costs`: not counted yet."""

@@ -59,7 +59,7 @@ def check_plan(
             "addresses hold "
             f"0 to {MAX_IMAGE_ID}; number the images from 0"
         )
-    if config.direct:
+    if config.kind_name == "trained":
         _check_direct(config, dataset, denoiser, classifier)
         return
     shape, classes, name = _network_facts(config, denoiser)

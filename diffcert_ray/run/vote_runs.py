@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
@@ -195,6 +197,14 @@ class VoteRuns:
     def notes(self, config: Config, store: RunStore, bound: str) -> Iterable[str]:
         """As `Kind.notes`: the certificates say all."""
         return ()
+
+    def votes_by_class(self, store: RunStore) -> pa.Table:
+        """As `Kind.votes_by_class`."""
+        units = store.units(["sigma", "image_id", "stream", "classes", "counts"])
+        return units.filter(pc.equal(units["stream"], "estimate")).combine_chunks()
+
+    def check_attackable(self, address: str) -> None:
+        """As `Kind.check_attackable`."""
 
     def costs(self, store: RunStore, certificates: pd.DataFrame) -> Iterable[tuple[str, str]]:
         """As `Kind.costs`."""
