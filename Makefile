@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test faults lint types check dist clean
+.PHONY: demo test faults lint types check docs dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/diffcert certify digits-demo
@@ -26,6 +26,10 @@ types: $(VENV)/installed-dev
 
 check: lint types test
 
+# The pages of docs/ as a site in build/docs; a broken link fails.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m mkdocs build --strict
+
 # dist/: the source distribution, whose tests run where it is unpacked, and the wheel made from it.
 dist: $(VENV)/installed-dev
 	$(BIN)/python -m build --no-isolation
@@ -43,4 +47,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing what the tests need ..."
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	@echo "installing what the pages need ..."
+	$(PIP) --editable '.[docs]'
 	@touch $@

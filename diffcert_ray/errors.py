@@ -42,11 +42,11 @@ class PoolError(RuntimeError):
     """No worker can be had, or a worker's failure that trying again cannot mend."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], introduced: str = "known are") -> str:
     """The end of a message about an unknown name: ": did you mean 'x'? known are x, y"."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     hint = f": did you mean {near[0]!r}?" if near else ":"
-    return f"{hint} known are {', '.join(known)}"
+    return f"{hint} {introduced} {', '.join(known)}"
 
 
 def explained(error: ValidationError) -> str:

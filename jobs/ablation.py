@@ -27,7 +27,7 @@ from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.engine.speed import Forward
 from diffcert_ray.run.plan import plan_of
-from diffcert_ray.run.preflight import check_radii
+from diffcert_ray.run.reachable import check_radii
 from diffcert_ray.run.stored import Run
 from diffcert_ray.tools.training import train_digits
 

@@ -32,7 +32,8 @@ import numpy as np
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.pool.local import Pool, PoolState
 from diffcert_ray.pool.ray_pool import RayPool
 from diffcert_ray.run.loop import Driver

@@ -33,7 +33,8 @@ from diffcert_ray import certify
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.method.base_classifier import BaseClassifier, base_classifier
+from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.diffusion_classifier import row_losses, to_model_image
 
 SIGMA = 0.25

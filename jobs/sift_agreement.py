@@ -42,8 +42,7 @@ from diffcert_ray.denoisers.compiled import compile_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
 from diffcert_ray.engine.votes import evaluate_votes
-from diffcert_ray.method.base_classifier import base_classifier
-from diffcert_ray.method.from_config import largest_evaluations
+from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.votes.units import Item, Part, Unit
 
 REFERENCES = ("full", "exact")
@@ -131,7 +130,6 @@ def votes_of_images(
         base = base_classifier(config, world.denoiser, sigma)
         found, nfe = evaluate_votes(base, item, world.image)
         full = found if full is None else full
-        most = largest_evaluations(config, sigma, world.denoiser.num_classes)
         rows.append(
             {
                 "rule": name,
@@ -141,7 +139,7 @@ def votes_of_images(
                 "agree": int((found == full).sum()),
                 "correct": int((found == label).sum()),
                 "nfe": nfe,
-                "full_nfe": len(label) * most,
+                "full_nfe": len(label) * base.most_nfe,
                 "seconds": time.process_time() - begun,
             }
         )

@@ -121,8 +121,10 @@ def small_items(nfe: float) -> None:
 
 def note_evaluations(book: Path) -> None:
     """In this process, let the workers of every pool note what they evaluate."""
-    make = certification._pool
-    certification._pool = lambda spec, *given, **named: make(Noting(spec, book), *given, **named)
+    make = certification.usual_pool
+    certification.usual_pool = lambda spec, *given, **named: make(
+        Noting(spec, book), *given, **named
+    )
 
 
 def die_at(point: str, rng: random.Random) -> None:
@@ -163,7 +165,7 @@ def die_at(point: str, rng: random.Random) -> None:
 
 def _wrap_collect(due: Callable[[], bool]) -> None:
     """Die with results in hand that nothing has been done with."""
-    make = certification._pool
+    make = certification.usual_pool
 
     def made(*given: Any, **named: Any) -> Any:
         pool = make(*given, **named)
@@ -178,7 +180,7 @@ def _wrap_collect(due: Callable[[], bool]) -> None:
         pool.collect = collect_and_die
         return pool
 
-    certification._pool = made
+    certification.usual_pool = made
 
 
 def _die() -> None:

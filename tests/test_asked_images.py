@@ -7,7 +7,7 @@ from diffcert_ray.datasets import Dataset
 from diffcert_ray.errors import StoreError
 from diffcert_ray.run.certify import certify
 from diffcert_ray.storage.asked_images import read_asked, store_asked
-from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.open_location import open_location
 from tests.worlds import settings, small_world
 
 WORLD, DATA = small_world(images=10)

@@ -15,7 +15,7 @@ from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.method.base_classifier import base_classifier
+from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.run.certify import certify
 from diffcert_ray.storage.schemas import CertificateRow
 from tests.command_line import diffcert

@@ -26,7 +26,7 @@ from diffcert_ray.engine.speed import (
     smallest_good_batch,
 )
 from diffcert_ray.engine.watch import PARTS
-from diffcert_ray.method.base_classifier import base_classifier
+from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.tools.bench_file import read_reference
 from diffcert_ray.tools.comparison import Engine, compare
 from diffcert_ray.tools.floor import Floor, Speeds, floor

@@ -9,7 +9,7 @@ from diffcert_ray.config.loading import load_config, presets
 from diffcert_ray.config.tables import NumericsConfig
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.engine.speed import Rate, smallest_good_batch
-from diffcert_ray.engine.worker import weights_of
+from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.run import calibration
 from diffcert_ray.run.calibration import (
     calibrate,

@@ -23,7 +23,8 @@ from diffcert_ray.checkpoints.files import (
 from diffcert_ray.checkpoints.image_classifier import shipped_classifiers
 from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError
 from tests.s3_proxy import Faults, proxied
 from tests.s3_server import BUCKET, s3_server

@@ -9,7 +9,8 @@ from torch import nn
 
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.denoisers.compiled import compile_denoiser
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import small_world

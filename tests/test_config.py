@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diffcert_ray.config.loading import (
-    canonical_hash,
-    load_config,
-    plan_identity,
-    presets,
-    votes_identity,
-)
+from diffcert_ray.config.identity import canonical_hash, plan_identity, votes_identity
+from diffcert_ray.config.loading import load_config, presets
 from diffcert_ray.config.tables import Config
 from diffcert_ray.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""The configuration reference says what the code does, and the README says the same."""
+"""The configuration reference says what the code does, and docs/configuration.md says the same."""
 
 import json
 import tomllib
@@ -14,7 +14,7 @@ from diffcert_ray.config.loading import presets
 from diffcert_ray.config.reference import json_schema, markdown
 from diffcert_ray.config.tables import Config
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
 
 def tables() -> dict[str, type[BaseModel]]:
@@ -32,6 +32,15 @@ def test_every_key_has_a_meaning_and_a_line(table):
         assert " ".join(field.description.split()) in line
 
 
+def test_every_meaning_is_made_of_whole_sentences():
+    texts = [table.__doc__ or "" for table in tables().values()]
+    models = (Config, *tables().values())
+    texts += [f.description for m in models for f in m.model_fields.values() if f.description]
+    for text in texts:
+        assert text.rstrip().endswith(".")
+        assert len(text.split()) >= 5, text  # "Of all noise." is none
+
+
 def test_ranges_choices_and_defaults_are_shown():
     text = markdown()
     assert "| `alpha` | number > 0, < 1 | `0.001` |" in text
@@ -39,8 +48,8 @@ def test_ranges_choices_and_defaults_are_shown():
     assert '| `stages` | `split`, `fused` | `"fused"` |' in text
 
 
-def test_the_readme_holds_the_reference():
-    text = README.read_text("utf-8")
+def test_its_page_holds_the_reference():
+    text = PAGE.read_text("utf-8")
     held = text.split("<!-- config:begin -->\n")[1].split("<!-- config:end -->")[0]
     assert held == markdown()
 

@@ -122,7 +122,10 @@ def test_pixels_cannot_be_changed_by_accident():
         ({"name": "digits", "sample": 2000}, "2000 but digits test has 360 images"),
         ({"name": "digits", "first": 0}, "at least 1"),
         ({"name": "digits", "every": 2.5}, "at least 1"),
-        ({"name": "digits", "first": 3, "every": 2}, "first and every: give one"),
+        (
+            {"name": "digits", "first": 3, "every": 2},
+            "dataset.first and dataset.every exclude each other",
+        ),
         ({"name": "digits", "first": 3, "seed": 2}, "seed is only for"),
         ({"name": "digits", "ids": []}, "at least one"),
         ({"name": "digits", "ids": [1797]}, "1797 is not in digits test"),

@@ -1,4 +1,4 @@
-"""What README, CONTRIBUTING and the heads of jobs/ show is real: commands, options, code."""
+"""What README, docs/, CONTRIBUTING and the heads of jobs/ show is real: commands, options, code."""
 
 import argparse
 import inspect
@@ -26,20 +26,27 @@ from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_SCHEMA
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
 COMMANDS = typer.main.get_command(app)
 TINY = ["dataset.first=2", "votes.n0=2", "votes.n=8", "votes.unit=4", "votes.radii=[0.0]",
         "noise_levels.levels=4", "numerics.batch=8", "plain.draws=8", "plain.unit=4"]  # fmt: skip
-PLACEHOLDERS = ("my.toml", "CONFIG")
+PLACEHOLDERS = ("my.toml", "carlini.toml", "CONFIG", "FILE")
 """Configurations that stand for the reader's own."""
 
 
-def blocks(text: str, language: str) -> list[str]:
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text("utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def everywhere(language: str) -> list[str]:
+    return [code for page in PAGES for code in blocks(page, language)]
 
 
 def lines_of(path: Path) -> list[str]:
     """Indented and fenced lines, what stands between backticks, and "#   command" heads."""
     text = re.sub(r"\n(?=\S[^\n]*`$)", " ", path.read_text("utf-8"))
+    text = re.sub(r" \\\n +", " ", text)
     if path.suffix == ".toml":
         return re.findall(r"^#   +(\S.*)$", text, re.MULTILINE)
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -49,10 +56,11 @@ def lines_of(path: Path) -> list[str]:
 
 def shown(program: str) -> list[str]:
     """Every line that runs a program, without its comment and optional parts' brackets."""
-    places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("jobs/**/*.toml"))]
-    places += sorted(ROOT.glob("diffcert_ray/presets/*.toml"))
-    found = [line for place in places for line in lines_of(place)]
-    clean = [re.sub(r"  +\d.*$|\s+#.*$|[\[\]](?!\d)", "", line).strip() for line in found]
+    files = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("jobs/**/*.toml"))]
+    files += sorted(ROOT.glob("diffcert_ray/presets/*.toml"))
+    lines = [line for file in files for line in lines_of(file)]
+    bare = [re.sub(r"^([A-Z_]+=\S+ )+|  +\d.*$|\s+#.*$", "", line).strip() for line in lines]
+    clean = [re.sub(r"\[([^]\d][^]]*)\]", r"\1", line) for line in bare]
     return list(dict.fromkeys(line for line in clean if line.split(" ")[0] == program))
 
 
@@ -82,8 +90,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 def test_there_is_enough_to_look_at():
-    assert len(shown("diffcert")) > 25
-    assert len(shown("python")) >= 10
+    assert len(shown("diffcert")) > 60
+    assert len(shown("python")) >= 15
     assert len(examples()) >= 10
 
 
@@ -107,7 +115,7 @@ def test_a_shown_command_has_these_arguments_and_its_configuration(line, monkeyp
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """The reader's folder: a finished tiny run under the names that the README uses."""
+    """The reader's folder: a finished tiny run under the names that the pages use."""
     folder = tmp_path_factory.mktemp("reader")
     run = certify("digits", folder / "runs" / "digits", overrides=TINY, local=True)
     assert run.outcome.complete
@@ -118,7 +126,8 @@ def place(tmp_path_factory):
 
 RUNNABLE = ("config", "plan", "status", "report", "export", "verify", "compact", "certify")
 NOT_HERE = re.compile(
-    r"s3://|--address|my\.toml|jobs/|\bRUN\b|\.tsv|certify digits-|--json \S+\.json"
+    r"s3://|--address|my\.toml|carlini\.toml|\bFILE\b|jobs/|\bRUN\b|\.tsv|certify digits-"
+    r"|--json \S+\.json"
 )
 
 
@@ -146,7 +155,7 @@ def test_a_shown_command_runs_on_a_small_run(place, line, monkeypatch):
     assert done.output
 
 
-@pytest.mark.parametrize("code", blocks(README, "python"))
+@pytest.mark.parametrize("code", everywhere("python"))
 def test_a_shown_python_block_runs(place, code, monkeypatch, capsys):
     """With fewer votes, and the small settings for each certify()."""
     monkeypatch.chdir(place)
@@ -157,15 +166,15 @@ def test_a_shown_python_block_runs(place, code, monkeypatch, capsys):
     if "dataset=" in code:
         names["TINY"] = [one for one in TINY if not one.startswith("dataset")]
     code = code.replace('"digits-quick", "runs/digits"', '"digits", "runs/digits"')
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "a page", "exec"), names)
     if "print(" in code:
         assert capsys.readouterr().out
 
 
 def test_pandas_and_sql_read_each_unit_once(place, monkeypatch):
     monkeypatch.chdir(place)
-    (pandas_line,) = [code for code in blocks(README, "python") if "pandas.read_parquet" in code]
-    (sql,) = blocks(README, "sql")
+    (pandas_line,) = [code for code in everywhere("python") if "pandas.read_parquet" in code]
+    (sql,) = everywhere("sql")
     unit = next(Path("runs/old/units").glob("*.parquet"))
     shutil.copy(unit, unit.with_name("part-again-000000.parquet"))
     expected = len(open_run("runs/digits").units())
@@ -175,7 +184,8 @@ def test_pandas_and_sql_read_each_unit_once(place, monkeypatch):
 
 def test_the_shown_configurations_are_valid_and_the_own_images_are_found(place, monkeypatch):
     monkeypatch.chdir(place)
-    own, beside = blocks(README, "toml")
+    (own,) = blocks(ROOT / "README.md", "toml")
+    others = [code for page in PAGES[1:] for code in blocks(page, "toml")]
     digits = load_dataset({"name": "digits", "first": 20})
     for image_id, label in zip(digits.ids, digits.labels, strict=True):
         file = place / "my-images" / str(label) / f"{image_id}.png"
@@ -186,7 +196,9 @@ def test_the_shown_configurations_are_valid_and_the_own_images_are_found(place, 
     data = load_dataset(config.dataset)
     assert len(data) == 20
     assert data.image_shape == (1, 8, 8)
-    load_config(tomllib.loads(beside))
+    assert len(others) >= 2
+    for other in others:
+        load_config(tomllib.loads(other))
 
 
 # --- jobs and make
@@ -255,13 +267,14 @@ def test_every_command_is_in_the_readme_and_every_option_explained(name):
 
 
 def test_named_files_of_the_repository_exist():
-    named = re.findall(r"`((?:tests|jobs|cluster|diffcert_ray)/[\w/.-]+)", README)
-    assert len(named) > 15
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    named = re.findall(r"`((?:tests|jobs|cluster|diffcert_ray)/[\w/.-]+)", text)
+    assert len(named) > 30
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def columns() -> str:
-    """The tables of columns that the README holds between its columns:begin and columns:end."""
+    """The tables that docs/output.md holds between its columns:begin and columns:end."""
 
     def kind(of: object) -> str:
         return re.sub(r"list<\w+: (.*)>", r"list of \1", str(of))
@@ -276,5 +289,6 @@ def columns() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def test_the_readme_holds_the_columns_of_the_schemas():
-    assert README.split("<!-- columns:begin -->\n")[1].split("<!-- columns:end -->")[0] == columns()
+def test_the_page_of_output_holds_the_columns_of_the_schemas():
+    text = (ROOT / "docs" / "output.md").read_text("utf-8")
+    assert text.split("<!-- columns:begin -->\n")[1].split("<!-- columns:end -->")[0] == columns()

@@ -12,8 +12,8 @@ from torch import Tensor
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET, STREAM_NAMES
 from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
-from diffcert_ray.engine.votes import evaluate_item, evaluate_votes, shared_noise_logits
-from diffcert_ray.method.base_classifier import BaseClassifier, base_classifier
+from diffcert_ray.engine.votes import evaluate_item, evaluate_votes
+from diffcert_ray.method.diffusion_base import DiffusionBase, base_classifier
 from diffcert_ray.method.diffusion_classifier import (
     METHODS,
     class_logits,
@@ -58,7 +58,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 def base_of(
     rule: str = "paired-z", *, method: str = "apndc", batch: int = 32, denoiser=WORLD, **sift
-) -> BaseClassifier:
+) -> DiffusionBase:
     tables = settings(
         sift={"rule": rule} | RULES[rule] | sift,
         method={"name": method},
@@ -81,7 +81,7 @@ def item_of(*parts: Part, open_votes: OpenVotes | None = None, hand_back: int | 
 THREE_IMAGES = (part(0, 0, 20), part(1, 0, 12), part(2, 0, 15, stream="select"))
 
 
-def votes_of(base: BaseClassifier, *parts: Part) -> np.ndarray:
+def votes_of(base: DiffusionBase, *parts: Part) -> np.ndarray:
     return evaluate_votes(base, item_of(*parts), image)[0]
 
 
@@ -94,13 +94,13 @@ def counts_of(*results: Result) -> dict:
     return counts
 
 
-def one_by_one(base: BaseClassifier, cast: Part) -> tuple[np.ndarray, int]:
+def one_by_one(base: DiffusionBase, cast: Part) -> tuple[np.ndarray, int]:
     """Votes of a part and their evaluations, one at a time, one row at a time where it matters."""
     found = [one_vote(base, cast.unit, vote) for vote in range(cast.start, cast.stop)]
     return np.array([v for v, _ in found]), sum(n for _, n in found)
 
 
-def one_vote(base: BaseClassifier, unit: Unit, vote: int) -> tuple[int, int]:
+def one_vote(base: DiffusionBase, unit: Unit, vote: int) -> tuple[int, int]:
     plan, sift, shape = base.plan, base.sift, WORLD.image_shape
     source = NoiseSource(base.seed, SIGMA, int(np.prod(shape)))
 
@@ -132,7 +132,7 @@ def one_vote(base: BaseClassifier, unit: Unit, vote: int) -> tuple[int, int]:
     return int(winner[0]), evaluations
 
 
-def sums(losses: np.ndarray, base: BaseClassifier) -> np.ndarray:
+def sums(losses: np.ndarray, base: DiffusionBase) -> np.ndarray:
     """Sums over the levels in their order, for the rules that weight every level once."""
     total = np.zeros(losses.shape[1])
     for entry in np.argsort(base.sift.order):
@@ -452,27 +452,24 @@ def test_item_without_votes_returns_nothing() -> None:
     assert (result.tallies, result.open_votes, result.nfe, result.padded) == ((), None, 0, 0)
 
 
-def test_result_tells_who_made_it_and_how_long_it_took() -> None:
+def test_result_tells_where_it_was_made_and_how_long_it_took() -> None:
     ticks = iter([10.0, 12.5])
     result = evaluate_item(
         base_of(),
         Item(17, SIGMA, (part(0, 0, 2),)),
         image,
-        worker="w1",
-        numerics="abc",
         clock=lambda: next(ticks),
     )
-    assert (result.item_id, result.worker, result.numerics) == (17, "w1", "abc")
-    assert (result.seconds, result.device) == (2.5, "cpu")
+    assert (result.item_id, result.seconds, result.device) == (17, 2.5, "cpu")
 
 
 def test_logits_of_clean_images_share_their_noise() -> None:
     base = base_of("full")
     u = PIXELS * 2 - 1
-    found = shared_noise_logits(base, u, draws=2, seed=9)
+    found = base.clean_scores(u, draws=2, seed=9)
     assert found.shape == (3, WORLD.num_classes)
-    torch.testing.assert_close(shared_noise_logits(base, u[1:], draws=2, seed=9), found[1:])
-    assert not torch.equal(shared_noise_logits(base, u, draws=2, seed=10), found)
+    torch.testing.assert_close(base.clean_scores(u[1:], draws=2, seed=9), found[1:])
+    assert not torch.equal(base.clean_scores(u, draws=2, seed=10), found)
     zero = np.zeros(LEVELS, np.int64)
     source = NoiseSource(9, SIGMA, 16)
     draws = [source.normal(zero, zero, zero + d, "internal", np.arange(LEVELS)) for d in (0, 1)]

@@ -9,12 +9,15 @@ from typer.testing import CliRunner
 from diffcert_ray import Classifier, certify, open_run
 from diffcert_ray.checkpoints.image_classifier import ImageClassifier
 from diffcert_ray.commands.main import app
-from diffcert_ray.config.loading import canonical_hash, load_config, votes_identity
+from diffcert_ray.config.identity import canonical_hash, votes_identity
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.conventions import NOT_TARGET
-from diffcert_ray.engine.classifier_votes import DirectClassifier, evaluate_classifier_item
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.votes import evaluate_item
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.method.trained_base import TrainedBase
 from diffcert_ray.run.estimate import estimate
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import counts_of, settings, small_world
@@ -63,13 +66,13 @@ def by_hand(x: np.ndarray, mean: float = 0.0, std: float = 1.0) -> list[int]:
     return ((x - mean) / std @ weight.T + bias).argmax(1).tolist()
 
 
-def base_of(network=None, denoiser=None, batch: int = 16, **normalisation) -> DirectClassifier:
+def base_of(network=None, denoiser=None, batch: int = 16, **normalisation) -> TrainedBase:
     classifier = ImageClassifier(network or Linear(), **normalisation)
-    return DirectClassifier(classifier, denoiser, SIGMA, seed=0, batch=batch)
+    return TrainedBase(classifier, denoiser, SIGMA, seed=0, batch=batch)
 
 
 def tally(base, *parts):
-    return evaluate_classifier_item(base, Item(0, SIGMA, parts), lambda _: IMAGE)
+    return evaluate_item(base, Item(0, SIGMA, parts), lambda _: IMAGE)
 
 
 def test_a_vote_is_the_argmax_on_the_noise_of_the_diffusion_classifiers():
@@ -150,7 +153,7 @@ def test_logits_that_are_not_finite_leave_the_vote_unresolved():
 
 def test_an_item_at_another_sigma_is_refused():
     with pytest.raises(ValueError, match=r"at sigma 0\.5, the worker at 0\.25"):
-        evaluate_classifier_item(base_of(), Item(3, 0.5, ()), lambda _: IMAGE)
+        evaluate_item(base_of(), Item(3, 0.5, ()), lambda _: IMAGE)
 
 
 def test_a_denoiser_without_unconditional_mode_or_for_other_noise_is_refused():

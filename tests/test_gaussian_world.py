@@ -25,7 +25,7 @@ from diffcert_ray.denoisers.gaussian import (
     labelled_images,
 )
 from diffcert_ray.method.diffusion_classifier import MethodPlan, method_plan
-from diffcert_ray.method.noise_levels import NoiseLevels, discrete_elbo_weights, noise_levels
+from diffcert_ray.method.noise_levels import NoiseLevels, noise_levels
 
 S_TAU, S_LO, S_MAX = 0.5, 0.55, 3.0
 SIZES = 2 ** np.arange(2, 10)  # T = 4 .. 512
@@ -122,12 +122,12 @@ def test_two_means_form_is_the_moved_target_form() -> None:
     """The paper's EPNDC, KL of two Gaussian posteriors per interval, against what is evaluated."""
     world = gaussian_world(5, 12, 0.3, 0.5, seed=1, image_shape=(3, 2, 2))
     u_tau = labelled_images(world, 1, seed=2)[0] + 0.1
-    grid = np.linspace(S_TAU, S_MAX, 126)
-    plan = method_plan("epndc", discrete_elbo_weights(grid, S_TAU), S_TAU)
-    assert len(plan.s) == 124  # 125 intervals, of which the first has an infinite weight
+    grid = np.linspace(S_TAU, S_MAX, 126)[1:]  # the first interval has an infinite weight
+    a, b, c = S_TAU**2, grid[:-1] ** 2, grid[1:] ** 2
+    exact = NoiseLevels(s=grid[1:], weights=(c - a) * (c - b) / (2 * (b - a) * c**2))
+    plan = method_plan("epndc", exact, S_TAU)
     generator = torch.Generator().manual_seed(3)
-    a = S_TAU**2
-    for index, (lower, upper) in enumerate(pairwise(grid[1:])):
+    for index, (lower, upper) in enumerate(pairwise(grid)):
         b, c = lower**2, upper**2
         eps = torch.randn(u_tau.shape, generator=generator, dtype=torch.float64)
         z = u_tau + math.sqrt(c - a) * eps

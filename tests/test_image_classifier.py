@@ -20,7 +20,8 @@ from diffcert_ray.checkpoints.image_classifier import (
 )
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.run.preflight import check_plan
 

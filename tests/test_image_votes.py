@@ -132,7 +132,7 @@ def test_sequential_stops_at_the_first_look_that_stops_and_counts_later_votes_as
     assert image.stopped == "certified"
     assert verdict is not None
     assert verdict.n == 60  # 47 unanimous votes certify one sigma; looks are every 20
-    assert verdict.unused_votes == 400 - 60
+    assert image.votes_beyond == 400 - 60
     assert verdict.radius >= 0.25
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from diffcert_ray import open_run
-from diffcert_ray.run.verification import check_certifiable
+from diffcert_ray.run.certifiable import check_certifiable
 from jobs.overhead import Finished, Watched, overhead, rows_per_s
 from jobs.scale import Simulated, Size, merge, until_the_first_item, write_half
 

@@ -301,13 +301,8 @@ def test_no_class_changes_inside_the_certified_interval_of_random_estimates():
     assert max(used) > 0.4  # some images come close: the test can fail
 
 
-@pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize(
-    ("bound", "intervals"), [("local", "cells"), ("lipschitz", "cells"), ("lipschitz", "paired")]
-)
-def test_certificates_from_draws_stay_below_the_radius_of_the_exact_losses(
-    bound, intervals, separate
-):
+@pytest.mark.parametrize("bound", ["local", "lipschitz"])
+def test_certificates_from_draws_stay_below_the_radius_of_the_exact_losses(bound):
     """100 certificates at alpha 0.05 on a hard image; false alarm below 1e-4 (16 misses)."""
     rng = np.random.default_rng(21)
     too_large = 0
@@ -325,15 +320,7 @@ def test_certificates_from_draws_stay_below_the_radius_of_the_exact_losses(
     )
     for _ in range(100):
         draws = gaussian_world_draws(rng, image, sigma_t=LEVELS, count=800, **WORLD)
-        chooser = draws[400:] if separate else None
-        found = plain_certificate(
-            draws[:400] if separate else draws,
-            alpha=0.05,
-            bound=bound,
-            intervals=intervals,
-            selection=chooser,
-            **options,
-        )
+        found = plain_certificate(draws, alpha=0.05, bound=bound, **options)
         if not found.abstained:
             certified += 1
             too_large += found.predicted != order[0] or found.radius > limit
@@ -366,37 +353,17 @@ def test_certificate_reports_class_radius_and_labelled_estimate():
     assert (found.bound, found.alpha, found.draws) == ("local", 0.001, 1024)
 
 
-@pytest.mark.parametrize(("separate", "bounds"), [(False, 2 * 3 * 5), (True, 3 * 5)])
-def test_alpha_is_shared_by_all_cells_of_the_union_bound(separate, bounds):
-    draws = drawn_losses()
+def test_alpha_is_shared_by_both_sides_of_all_cells_of_the_union_bound():
+    draws, bounds = drawn_losses(), 2 * 3 * 5
     upper = betting_bound(draws[:, :, 2], 0.01 / bounds, side="upper")
     lower = betting_bound(np.delete(draws, 2, axis=2), 0.01 / bounds, side="lower")
-    chooser = draws if separate else None
     for bound in ("local", "lipschitz"):
         expected = local_radius(upper, lower, **OPTIONS)
         if bound == "lipschitz":
             margin = float((SHARES @ (lower - upper[:, None])).min())
             expected = constant_radius(margin, lipschitz_constant(**OPTIONS))
-        found = plain_certificate(draws, alpha=0.01, bound=bound, selection=chooser, **OPTIONS)
+        found = plain_certificate(draws, alpha=0.01, bound=bound, **OPTIONS)
         assert found.radius == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(("separate", "bounds"), [(False, 5 * 4), (True, 4)])
-def test_alpha_is_shared_by_all_pairs_of_classes(separate, bounds):
-    draws = drawn_losses()
-    scores = np.einsum("t,mtk->mk", SHARES, draws)
-    gaps = np.delete(scores, 2, axis=1) - scores[:, [2]]
-    lower = 2 * betting_bound((gaps + 1) / 2, 0.01 / bounds, side="lower") - 1
-    expected = constant_radius(float(lower.min()), lipschitz_constant(**OPTIONS))
-    found = plain_certificate(
-        draws,
-        alpha=0.01,
-        bound="lipschitz",
-        intervals="paired",
-        selection=draws if separate else None,
-        **OPTIONS,
-    )
-    assert found.radius == pytest.approx(expected, rel=1e-9)
 
 
 def test_small_losses_get_several_times_the_constant_radius_from_the_same_intervals():
@@ -404,15 +371,6 @@ def test_small_losses_get_several_times_the_constant_radius_from_the_same_interv
     local = plain_certificate(draws, bound="local", **OPTIONS)
     constant = plain_certificate(draws, bound="lipschitz", **OPTIONS)
     assert local.radius > 2.5 * constant.radius > 0
-
-
-def test_paired_intervals_gain_where_classes_share_their_noise():
-    rng = np.random.default_rng(6)
-    shared = rng.beta(1.0, 4.0, (1024, 3, 1))
-    draws = np.concatenate([shared, shared + 0.05], axis=2) / 1.1
-    cells = plain_certificate(draws, bound="lipschitz", **OPTIONS)
-    paired = plain_certificate(draws, bound="lipschitz", intervals="paired", **OPTIONS)
-    assert paired.radius > 1.5 * cells.radius
 
 
 def test_sums_over_units_keep_most_of_the_radius_and_never_add_to_it():
@@ -423,10 +381,6 @@ def test_sums_over_units_keep_most_of_the_radius_and_never_add_to_it():
         assert kept * single.radius < units.radius < single.radius
         assert units.estimated_radius == pytest.approx(single.estimated_radius)
         assert units.draws == 2048
-    with pytest.raises(ValueError, match="paired intervals need single draws"):
-        plain_certificate(
-            UnitSums.from_draws(draws, 8), bound="lipschitz", intervals="paired", **OPTIONS
-        )
 
 
 def test_indistinguishable_classes_lead_to_abstention():
@@ -438,28 +392,12 @@ def test_indistinguishable_classes_lead_to_abstention():
         assert found.radius == 0.0
 
 
-def test_wrong_choice_from_separate_draws_abstains_instead_of_certifying_another_class():
-    draws = drawn_losses()
-    misleading = draws[:100, :, ::-1][:, :, [1, 0, 2, 3, 4]].copy()
-    misleading[:, :, 0] = 0.0
-    found = plain_certificate(draws, selection=misleading, **OPTIONS)
-    assert found.predicted == 0
-    assert found.abstained
-
-
 def test_radius_grows_with_draws_and_alpha_and_a_lower_ceiling():
     draws = drawn_losses(count=4096)
     radius = plain_certificate(draws[:1024], alpha=0.001, **OPTIONS).radius
     assert plain_certificate(draws, alpha=0.001, **OPTIONS).radius > radius
     assert plain_certificate(draws[:1024], alpha=0.05, **OPTIONS).radius > radius
     assert plain_certificate(draws[:1024], alpha=0.001, ceiling=0.6, **OPTIONS).radius > radius
-
-
-def test_separate_selection_draws_need_half_the_bounds():
-    draws = drawn_losses(count=1100)
-    shared = plain_certificate(draws[:1024], alpha=0.002, **OPTIONS)
-    separate = plain_certificate(draws[:1024], alpha=0.001, selection=draws[1024:], **OPTIONS)
-    assert separate.radius == pytest.approx(shared.radius, rel=1e-12)
 
 
 def test_levels_of_weight_zero_change_nothing():
@@ -516,22 +454,19 @@ def test_class_without_the_smallest_loss_gets_no_radius():
     ("changes", "named"),
     [
         ({"bound": "constant"}, "'constant'"),
-        ({"intervals": "pairs"}, "'pairs'"),
-        ({"bound": "local", "intervals": "paired"}, 'intervals="cells"'),
         ({"weights": [0.2, 0.3, 0.6]}, "divide them by their sum"),
         ({"weights": [0.7, 0.5, -0.2]}, "-0.2"),
         ({"weights": [0.5, 0.5]}, "one weight a level"),
         ({"sigma_t": [0.0, 0.5, 1.0]}, "positive and finite"),
         ({"sigma_t": [0.5, 1.0], "weights": [0.5, 0.5]}, "2 levels"),
         ({"dimensions": 0}, "dimensions is 0"),
-        ({"alpha": 1.5}, "alpha is 1.5"),
+        ({"alpha": 1.5}, "alpha=1.5"),
         ({"observations": np.full((4, 3, 1), 0.1)}, "at least 2 classes"),
         ({"observations": np.full((0, 3, 2), 0.1)}, "at least one draw"),
         ({"observations": np.full((4, 3, 2), 7.0)}, "divide losses"),
         ({"observations": np.full((4, 3, 2), np.nan)}, "nan"),
         ({"observations": np.float64(0.1)}, "at least one draw"),
         ({"observations": np.full((4, 3), 0.1)}, "give .draws"),
-        ({"selection": np.full((4, 3, 7), 0.1)}, "7 classes"),
     ],
 )
 def test_bad_input_is_named(changes, named):

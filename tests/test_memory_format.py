@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from diffcert_ray.config.loading import canonical_hash, load_config, votes_identity
+from diffcert_ray.config.identity import canonical_hash, votes_identity
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.denoisers.memory_format import keep_channels_last
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import small_world
@@ -33,7 +35,7 @@ def test_channels_last_casts_the_same_votes_wherever_rows_stand():
     for order in (False, True):
         config = config_of(order)
         loaded = WorkerSpec(config, weights_of(config)).load("test")
-        assert is_last(loaded.denoiser.model.enc["8x8_block0"].conv0.weight) == order
+        assert is_last(loaded.networks.denoiser.model.enc["8x8_block0"].conv0.weight) == order
         assert not loaded.numerics.endswith("-positional")
         found.append(counts(loaded, 1.0))
     assert len(found[0]) > 1
@@ -47,7 +49,7 @@ def test_a_trained_classifier_is_kept_channels_last_too():
         config = config_of(order, method={"name": "classify"})
         weights = weights_of(config, None, classifier)
         loaded = WorkerSpec(config, weights, classifier=classifier).load("test")
-        assert is_last(loaded._networks[0]._network[1].weight) == order
+        assert is_last(loaded.networks.classifier._network[1].weight) == order
     assert not is_last(classifier[1].weight)  # the caller's own
 
 

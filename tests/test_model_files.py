@@ -7,11 +7,12 @@ import torch
 
 from diffcert_ray import certify, load_denoiser, open_run
 from diffcert_ray.checkpoints.files import read_metadata
-from diffcert_ray.config.loading import canonical_hash, load_config, votes_identity
+from diffcert_ray.config.identity import canonical_hash, votes_identity
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.run.preflight import check_plan
-from diffcert_ray.run.verification import verify_run
+from diffcert_ray.run.verify import verify_run
 from tests.worlds import counts_of
 
 TINY = {

@@ -5,8 +5,10 @@ import torch
 
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.engine.networks import DiffusionNetworks
 from diffcert_ray.engine.numerics_kind import kind_of_logits, numerics_kind, short_batches
-from diffcert_ray.engine.worker import Worker, WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import Worker, WorkerSpec
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings, small_world
 
@@ -74,7 +76,7 @@ def test_a_second_network_is_part_of_the_kind():
     world, data = small_world()
     config = load_config(settings())
     kinds = [
-        Worker("w", config, world, second, data, "cpu").numerics
+        Worker("w", config, DiffusionNetworks(config, world, second, "cpu"), data).numerics
         for second in (None, small_world(seed=1)[0], small_world(seed=2)[0], Positional())
     ]
     assert len(set(kinds)) == 4
@@ -96,10 +98,10 @@ def test_an_own_network_in_training_mode_is_evaluated_in_a_copy_that_is_not():
     config = load_config(settings())
     worker = WorkerSpec(config, weights_of(config, own), "cpu", own, data).load("test")
     assert own.training
-    assert not any(module.training for module in worker.denoiser.modules())
+    assert not any(module.training for module in worker.networks.denoiser.modules())
     own.eval()
     worker = WorkerSpec(config, weights_of(config, own), "cpu", own, data).load("test")
-    assert worker.denoiser is own  # nothing to change: no copy
+    assert worker.networks.denoiser is own  # nothing to change: no copy
 
 
 class Changing(Positional):
@@ -134,8 +136,11 @@ def test_short_batches_of_the_shipped_network_cast_the_same_votes():
         loaded = spec.load("test")
         allowed = loaded.base(1.0).short_batches  # none on a processor where all have other bits
         if not short:
-            loaded._short, loaded._at_sigma = (), {}
-        loaded.denoiser.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+            loaded.networks.short_batches = ()
+            loaded._base.cache_clear()
+        loaded.networks.denoiser.register_forward_pre_hook(
+            lambda _, inputs: sizes.add(len(inputs[0]))
+        )
         unit = Unit(1.0, int(loaded._dataset.ids[0]), "estimate", 0, 40)
         found.append(loaded.cast_votes(Item(0, 1.0, (Part(unit, 0, 40),))))
         assert sizes <= {128, *allowed}

@@ -13,8 +13,8 @@ import pytest
 from scipy import special, stats
 
 from diffcert_ray.certificates.radius import certificate
-from diffcert_ray.certificates.sequential import sequential_lower_bound, sequential_q_bound
-from diffcert_ray.certificates.stopping import sequential_decision
+from diffcert_ray.certificates.sequential import sequential_q_bound
+from diffcert_ray.certificates.stopping import SequentialLooks
 
 SIGMA = 0.25
 FALSE_ALARM = 1e-6
@@ -68,7 +68,7 @@ def test_sequential_over_certifies_at_most_alpha_at_the_worst_time_to_stop(alpha
     rng = np.random.default_rng(3)
     n = np.arange(1, 257)
     k = np.arange(257)[:, None]
-    bounds = sequential_lower_bound(np.minimum(k, n), n, alpha)
+    bounds = 1 - sequential_q_bound(np.minimum(k, n), n, alpha)
     total = 0
     for distance in DISTANCES:
         p = special.ndtr(distance)
@@ -98,7 +98,7 @@ class StoppingImage:
     def _decide(self, k, n, first_done):
         """The decision given what the earlier looks certified: only what is missing is asked."""
         radii = self.radii[1:] if first_done else self.radii
-        return sequential_decision(k, n, radii=radii, **self.plan)
+        return SequentialLooks(radii=radii, **self.plan).look(k, n)
 
     def run(self, n_a):
         """n_a [images, looks]; returns the radius at the stop, and the index of the last look."""
@@ -130,12 +130,8 @@ def test_sequential_over_certifies_at_most_alpha_at_its_own_time_to_stop(alpha):
         for image in range(10):  # the tables tell what the functions tell of the whole history
             i = stopped[image] + 1
             history = n_a[image, :i], images.looks[:i]
-            decisions = [
-                sequential_decision(
-                    history[0][:j], history[1][:j], radii=images.radii, **images.plan
-                )
-                for j in range(1, i + 1)
-            ]
+            looks = SequentialLooks(radii=images.radii, **images.plan)
+            decisions = [looks.look(int(k), int(n)) for k, n in zip(*history, strict=True)]
             assert decisions[:-1] == ["continue"] * (i - 1)
             assert decisions[-1] != "continue"
             stored = certificate(*history, sigma=SIGMA, alpha=alpha, bound="sequential")

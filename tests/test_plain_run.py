@@ -27,9 +27,8 @@ from diffcert_ray.plain.units import LossItem, LossResult, LossUnit, UnitLosses
 from diffcert_ray.report.files import report_files
 from diffcert_ray.report.series import Series
 from diffcert_ray.run.certify import certify
-from diffcert_ray.run.loss_rows import estimates, largest_loss, loss_row, recompute_plain
+from diffcert_ray.run.loss_rows import LossRows, estimates, largest_loss, loss_row, recompute_plain
 from diffcert_ray.run.plan import plan_of
-from diffcert_ray.run.recording import LossRows
 from diffcert_ray.run.stored import open_run
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
 from diffcert_ray.storage.compaction import compact
@@ -331,7 +330,7 @@ def test_shipped_preset_stays_between_levels_one_and_three() -> None:
 
 def test_opened_run_knows_that_it_has_no_votes(clean) -> None:
     run = open_run(clean[0].address)
-    assert run.config.without_votes
+    assert run.config.kind_name == "losses"
     assert run.document.votes_identity["plain.unit"] == UNIT
     assert not any(key.startswith("sift") for key in run.document.votes_identity)
 
@@ -416,8 +415,9 @@ def test_compacted_losses_have_the_same_bits_and_the_run_continues_from_them(
     np.testing.assert_array_equal(stored(run).sums, stored(clean[0]).sums)
     compact(run.store)
     np.testing.assert_array_equal(stored(run).sums, stored(clean[0]).sums)
-    assert len(run.store.loss_files()) == 2
-    frame = pd.concat(map(pd.read_parquet, run.store.loss_files()))
+    files = list((tmp_path / "run").glob("compact/*/losses-*.parquet"))
+    assert len(files) == 2
+    frame = pd.concat(map(pd.read_parquet, files))
     assert len(frame) == stored(run).sums.size
 
 

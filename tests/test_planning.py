@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
-from diffcert_ray.run.estimate import bills, doubts, estimate_plain
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
+from diffcert_ray.run.estimate import bills, estimate_plain
 from diffcert_ray.run.plan import plan_of
+from diffcert_ray.run.reachable import doubts
 from tests.test_plain_run import plain_settings, separated_world
 from tests.worlds import settings, small_world
 
@@ -14,7 +16,7 @@ from tests.worlds import settings, small_world
 def doubts_of(**tables: object) -> list[str]:
     config = load_config(settings(**tables))
     _, data = small_world()
-    return doubts(config, plan_of(config, data), 4)
+    return doubts(config, plan_of(config, data), 4, sifted=config.kind_name == "diffusion")
 
 
 def test_workers_divide_the_time_and_not_the_cost():

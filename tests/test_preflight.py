@@ -10,7 +10,8 @@ from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.certify import certify
 from diffcert_ray.run.plan import plan_of
-from diffcert_ray.run.preflight import check_plan, check_radii
+from diffcert_ray.run.preflight import check_plan
+from diffcert_ray.run.reachable import check_radii
 from tests.worlds import settings, small_world
 
 

@@ -10,9 +10,9 @@ from diffcert_ray.certificates.radius import largest_radius
 from diffcert_ray.commands import attack, plan
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.run.estimate import Estimate, SigmaEstimate, doubts
+from diffcert_ray.run.estimate import Estimate, SigmaEstimate
 from diffcert_ray.run.plan import plan_of
-from diffcert_ray.run.preflight import check_radii
+from diffcert_ray.run.reachable import check_radii, doubts
 from tests.worlds import settings, small_world
 
 VOTES, CEILING = 41, 0.25374  # largest_radius at sigma 0.25 and alpha 0.001 has ceiling 0.25375

@@ -141,14 +141,13 @@ def test_image_that_is_given_up_in_several_items_is_named_once_and_made_up_for_l
     tables = settings(execution={"item_s": 0.01})
     pools = []
 
-    def made(spec, *_, **__) -> GivesUp:
+    def made(spec, _) -> GivesUp:
         pools.append(GivesUp(spec, 100))
         return pools[0]
 
     with monkeypatch.context() as broken:
-        broken.setattr(certification, "_pool", made)
         broken.setattr("diffcert_ray.run.loop.FIRST_ITEM_NFE", 40.0)
-        run = certify(tables, tmp_path / "r", local=True, denoiser=world[0], dataset=world[1])
+        run = certify(tables, tmp_path / "r", denoiser=world[0], dataset=world[1], pool=made)
     assert not run.outcome.complete
     assert pools[0].given_up_items >= 2
     assert (0.25, 100) in run.outcome.given_up

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.method.from_config import largest_evaluations, levels_and_sift
+from diffcert_ray.method.diffusion_base import base_classifier
+from diffcert_ray.method.from_config import levels_and_sift
 from diffcert_ray.method.sift import (
     Sift,
     even_rounds,
@@ -21,6 +22,7 @@ from diffcert_ray.method.sift import (
     threshold_sift,
     visiting_order,
 )
+from tests.worlds import small_world
 
 LEVELS, SIFTING = 24, 9
 WEIGHTS = np.linspace(0.5, 2.0, LEVELS) ** 2
@@ -453,7 +455,7 @@ def test_few_visits_cover_the_grid_evenly(levels: int, visits: int) -> None:
 
 @given(st.integers(1, 300), st.integers(1, 20))
 def test_rounds_follow_each_other_to_the_end(entries: int, length: int) -> None:
-    for rounds in (growing_rounds(entries, length), even_rounds(0, entries, length)):
+    for rounds in (growing_rounds(entries), even_rounds(0, entries, length)):
         assert rounds[0][0] == 0
         assert rounds[-1][1] == entries
         assert all(start < stop for start, stop in rounds)
@@ -473,4 +475,6 @@ def test_the_most_evaluations_of_a_vote_are_every_class_at_every_visited_level(r
     table = {"rule": rule, "threshold_levels": 7}
     config = load_config({"method": {"name": method}, "sift": table})
     visited = 126 + (7 if rule == "threshold" else 0)
-    assert largest_evaluations(config, 0.25, 10) == (method == "apndc") + 10 * visited
+    world, _ = small_world()
+    most = base_classifier(config, world, 0.25).most_nfe
+    assert most == (method == "apndc") + world.num_classes * visited

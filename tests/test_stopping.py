@@ -6,14 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffcert_ray.certificates.radius import certificate
-from diffcert_ray.certificates.sequential import sequential_upper_bound
-from diffcert_ray.certificates.stopping import SequentialLooks, sequential_decision
+from diffcert_ray.certificates.sequential import sequential_q_bound
+from diffcert_ray.certificates.stopping import SequentialLooks
 
 PLAN = {"cap": 1000, "sigma": 0.25, "radii": (0.25, 0.5), "alpha": 0.001, "futility_level": 0.01}
 
 
 def decide(k, n, **changes):
-    return sequential_decision(k, n, **{**PLAN, **changes})
+    """What the last of the looks at cumulative counts says."""
+    looks = SequentialLooks(**{**PLAN, **changes})
+    pairs = zip(np.atleast_1d(k).tolist(), np.atleast_1d(n).tolist(), strict=True)
+    return [looks.look(*pair) for pair in pairs][-1]
+
+
+def upper_bound(k, n, level):
+    """A time-uniform upper bound on the probability of a success."""
+    return sequential_q_bound(n - k, n, level)
 
 
 def test_unanimous_votes_stop_at_the_first_look_that_certifies_the_largest_radius():
@@ -37,7 +45,7 @@ def test_certified_goes_before_cap_and_cap_before_futile():
 def test_a_probability_below_the_smallest_missing_radius_is_futile():
     # p = 0.5 is far below Phi(1) = 0.841, the probability that radius 0.25 needs.
     assert decide(50, 100) == "futile"
-    assert sequential_upper_bound(50, 100, PLAN["futility_level"]) < 0.841
+    assert upper_bound(50, 100, PLAN["futility_level"]) < 0.841
 
 
 def test_what_the_cap_is_unlikely_to_certify_is_given_up_early():
@@ -52,7 +60,7 @@ def test_what_the_cap_is_unlikely_to_certify_is_given_up_early():
 
 def test_a_larger_radius_out_of_reach_does_not_stop_a_smaller_one():
     # About 0.9 of the votes: between Phi(1) = 0.841 and Phi(2) = 0.977.
-    assert sequential_upper_bound(90, 100, PLAN["futility_level"]) < 0.977
+    assert upper_bound(90, 100, PLAN["futility_level"]) < 0.977
     assert decide(90, 100) == "continue"
     assert decide(90, 100, radii=[0.5]) == "futile"
 
@@ -97,7 +105,7 @@ def test_futility_gives_up_reachable_images_no_more_often_than_its_level():
     rng = np.random.default_rng(5)
     n = np.arange(20, 401, 20)
     k = np.cumsum(rng.binomial(20, 0.8414, size=(2000, n.size)), axis=1)
-    given_up = sequential_upper_bound(k, n, 0.05) < 0.8413
+    given_up = upper_bound(k, n, 0.05) < 0.8413
     assert 0 < given_up.any(axis=1).mean() < 0.076
     for image in range(5):
         assert decide(k[image], n, radii=[0.25], cap=10**6) == "continue"

@@ -23,7 +23,7 @@ from diffcert_ray.storage import local_folder
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.deliveries import Lists, packed_keys
 from diffcert_ray.storage.done_units import DoneUnits
-from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.schemas import (
     CERTIFICATE_SCHEMA,
     UNIT_KEY,
@@ -98,6 +98,15 @@ def key(row):
     return tuple(getattr(row, name) for name in UNIT_KEY)
 
 
+def held(done):
+    """Keys of all done units."""
+    return {
+        (sigma, stream, *map(int, where))
+        for (sigma, stream), group in done.groups.items()
+        for where in zip(group.image_id, group.start, group.stop, group.target, strict=True)
+    }
+
+
 class Clock:
     def __init__(self):
         self.now = 1000.0
@@ -142,7 +151,7 @@ def test_of_many_simultaneous_creates_exactly_one_wins(tmp_path):
 def test_kill_before_the_link_leaves_nothing_that_readers_see(tmp_path):
     program = (
         "import os, signal\n"
-        "from diffcert_ray.storage.location import open_location\n"
+        "from diffcert_ray.storage.open_location import open_location\n"
         "os.link = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"open_location({str(tmp_path)!r}).create('units/part-w-000000.parquet', b'x' * 9)\n"
     )
@@ -465,9 +474,7 @@ def test_any_history_of_deliveries_gives_the_oracle_counts(tmp_path):
         assert votes(store) == expected
         assert list(votes(store)) == sorted(expected)
         done = store.done_units()
-        for row in units:
-            where = (row.sigma, row.image_id, row.stream, row.start, row.stop, row.target)
-            assert done.has(*where) == (key(row) in expected)
+        assert held(done) == set(expected)
         assert len(done) == len(expected)
 
 
@@ -493,19 +500,6 @@ def test_keys_tell_rows_apart_and_order_them_even_beyond_64_bits():
 
 
 # --- resume
-
-
-def test_done_units_answer_single_and_broadcast_questions(store):
-    short = replace(UNIT, start=200, stop=250, classes=(3,), counts=(50,))
-    put(store, UNIT, short, replace(UNIT, image_id=9, start=100, stop=200))
-    done = store.done_units()
-    starts = np.arange(0, 400, 100)
-    bitmap = done.has(0.25, np.array([6, 7, 9, 10])[:, None], "estimate", starts, starts + 100)
-    assert bitmap.astype(int).tolist() == [[0] * 4, [1, 0, 0, 0], [0, 1, 0, 0], [0] * 4]
-    assert done.has(0.25, 7, "estimate", 200, 250)
-    assert not done.has(0.25, 7, "estimate", 0, 100, 3)
-    assert not done.has(0.25, 7, "select", 0, 100)
-    assert not done.has(0.5, [7, 8], "estimate", 0, 100).any()
 
 
 def test_stored_units_are_held_once_however_many_parts_hold_them(store):
@@ -544,7 +538,7 @@ def test_done_units_give_an_images_counts_in_vote_order(store):
 def test_an_empty_run_has_no_units(store):
     assert store.units().num_rows == store.certificates().num_rows == len(store.done_units()) == 0
     assert store.units().schema.names == UNIT_SCHEMA.names
-    assert not store.done_units().has(0.25, [1, 2], "select", 0, 100).any()
+    assert held(store.done_units()) == set()
 
 
 def test_store_survives_pickling(store):
@@ -565,7 +559,7 @@ def test_truncated_part_is_named_or_left_out_as_asked(store, keep):
     lenient = RunStore.open(store.address, on_damaged="recompute")
     done = lenient.done_units()
     assert [damage.name for damage in lenient.damaged] == [hurt]
-    assert done.has(0.25, 7, "estimate", [0, 100], [100, 200]).tolist() == [True, False]
+    assert held(done) == {key(UNIT)}
     assert Path(store.address, whole).exists()
 
 
@@ -596,9 +590,7 @@ def test_part_deleted_by_hand_is_noticed_and_its_units_recomputed_if_asked(store
     with pytest.raises(StoreError, match=f"{gone} .missing."):
         store.units()
     lenient = RunStore.open(store.address, on_damaged="recompute")
-    starts = np.array([0, 100, 200])
-    bitmap = lenient.done_units().has(0.25, 7, "estimate", starts, starts + 100)
-    assert bitmap.tolist() == [True, False, True]
+    assert held(lenient.done_units()) == {key(UNIT), key(replace(UNIT, start=200, stop=300))}
     assert str(lenient.damaged[0]) == f"{gone} (missing)"
 
 
@@ -635,4 +627,3 @@ def test_plain_pandas_pyarrow_and_duckdb_read_a_run(store):
     assert frame["sigma"].tolist() == [0.25, 0.5]
     assert (table.num_rows, table.schema.field("sigma").type) == (3, pa.float64())
     assert [row[0] for row in rows] == [0.25, 0.5]
-    assert len(duckdb.read_parquet(store.unit_files()).fetchall()) == 3

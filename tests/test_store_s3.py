@@ -13,7 +13,7 @@ from diffcert_ray.conventions import ALL_CLASSES
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.compaction import compact
-from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.schemas import UnitRow
 from diffcert_ray.storage.store import RunStore
 from tests.s3_proxy import Faults, proxied
@@ -74,7 +74,8 @@ def test_run_is_written_read_and_resumed_as_on_disk(store, options, address):
     again = RunStore.open(address, options)
     assert again.run_document() == DOCUMENT
     assert starts(again) == [0, 10, 20]
-    assert again.done_units().has(0.25, 7, "select", [0, 30], [10, 40]).tolist() == [True, False]
+    group = again.done_units().groups[0.25, "select"]
+    assert [group.start[row] for row in group.rows(7)] == [0, 10, 20]
     with pytest.raises(StoreError, match="already holds another run"):
         RunStore.create(address, b"other", options)
 
@@ -115,8 +116,9 @@ def test_pyarrow_and_pandas_read_the_objects(store, endpoint):
     pandas = pytest.importorskip("pandas")
     put(store, unit(0), unit(10))
     options = {"endpoint_url": endpoint}
-    [file] = store.unit_files()
-    assert pandas.read_parquet(file, storage_options=options)["start"].tolist() == [0, 10]
+    [name] = store.location.list("units")
+    frame = pandas.read_parquet(f"{store.address}/{name}", storage_options=options)
+    assert frame["start"].tolist() == [0, 10]
 
 
 # --- created only once

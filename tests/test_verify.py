@@ -11,14 +11,16 @@ from typer.testing import CliRunner
 from diffcert_ray import certify, open_run
 from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.report.parquet_export import export_parquet
 from diffcert_ray.report.sources import series_of_run
-from diffcert_ray.run.certifiable import check_complete_votes, check_fixed_n
+from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.plan import plan_of
-from diffcert_ray.run.verification import check_certifiable, verify_run
-from diffcert_ray.run.verify import Verification, compare_certificates, replay
+from diffcert_ray.run.verification import Verification, compare_certificates, replay
+from diffcert_ray.run.verify import verify_run
+from diffcert_ray.run.vote_bounds import check_complete_votes, check_fixed_n
 from diffcert_ray.run.vote_rows import recompute
 from diffcert_ray.storage.schemas import CertificateRow
 from tests.worlds import settings, small_world

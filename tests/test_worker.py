@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, resolve_device, set_up_torch, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec, resolve_device, set_up_torch
 from diffcert_ray.errors import CheckpointError, ConfigError, DatasetError
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings, small_world
@@ -75,7 +76,7 @@ def test_cuda_that_is_not_there_is_refused_with_the_remedy():
 
 
 def test_apndc_needs_an_unconditional_mode_or_a_second_checkpoint():
-    from diffcert_ray.method.base_classifier import base_classifier
+    from diffcert_ray.method.diffusion_base import base_classifier
 
     world, _ = small_world()
     world.has_unconditional = False

@@ -20,7 +20,6 @@ from diffcert_ray.attack.search import Effort, Search, within
 from diffcert_ray.attack.smoothed import Smoothed
 from diffcert_ray.certificates.prediction import check_prediction, prediction
 from diffcert_ray.conventions import ABSTAIN
-from diffcert_ray.engine.classifier_votes import DirectClassifier
 from diffcert_ray.method.base_classifier import BaseClassifier
 
 Kind = Literal["gradient", "random", "scaled"]
@@ -125,7 +124,7 @@ class ImageAttack:
 
 
 def attack_image(
-    base: BaseClassifier | DirectClassifier,
+    base: BaseClassifier,
     image: np.ndarray,
     certificate: tuple[int, int, float],
     judgement: Judgement,

@@ -13,17 +13,18 @@ import pandas as pd
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.document import RunDocument
-from diffcert_ray.run.plan import about, check_same_images, labels_of
+from diffcert_ray.run.plan import about, labels_of
+from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Run
-from diffcert_ray.run.verification import check_certifiable
 from diffcert_ray.storage.views import replace_view
 
 if TYPE_CHECKING:
     from diffcert_ray.attack.image import ImageAttack, Judgement
     from diffcert_ray.attack.search import Effort
     from diffcert_ray.denoisers.denoiser import Denoiser
-    from diffcert_ray.engine.worker import ClassifierWorker, Worker
+    from diffcert_ray.engine.worker import Worker
 
 FOLDER = "attack"
 LOOKED_AT = 2000  # training images that directions are chosen from
@@ -134,11 +135,7 @@ def _attackable(run: Run) -> pd.DataFrame:
 
 def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
     """A random sample of the certificates that have a radius."""
-    if run.config.without_votes:
-        raise ConfigError(
-            f"run {run.address} has certificates of the plain classifier, without votes: "
-            f"python jobs/attack_plain.py {run.address} attacks those"
-        )
+    run.kind.check_attackable(run.address)
     rows = _attackable(run)
     if rows.empty:
         raise ConfigError(
@@ -150,9 +147,10 @@ def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
     return rows.iloc[sorted(chosen)]
 
 
-def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker | ClassifierWorker":
+def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker":
     """The run's networks, as they are; not compiled, so that gradients pass through them."""
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device, weights_of
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
 
     settings = run.config
     weights = weights_of(settings, denoiser)

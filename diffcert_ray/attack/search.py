@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcert_ray.attack.smoothed import Draws, Smoothed
+from diffcert_ray.attack.smoothed import Smoothed
+from diffcert_ray.method.base_classifier import Draws
 
 MOMENTUM = 0.7  # of the gradients' directions: each rests on a few noisy copies only
 

@@ -21,6 +21,8 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffcert_ray.certificates.fraction import check_fraction
+
 Array = NDArray[np.float64]
 
 CAPS = ((0.8, 0.99), (0.2, 0.5))  # (share of the starting capital, largest share put at stake)
@@ -103,8 +105,7 @@ def betting_bound(
     Source: Waudby-Smith and Ramdas 2020 (arXiv:2010.09686), predictable plug-in bets and hedged
         capital for a fixed number of draws, each side on its own; see the module's docstring.
     """
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha is {alpha}, it must lie strictly between 0 and 1")
+    check_fraction("alpha", alpha)
     if side not in ("lower", "upper"):
         raise ValueError(f'side is {side!r}, it must be "lower" or "upper"')
     given = observations

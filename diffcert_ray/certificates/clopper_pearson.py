@@ -5,6 +5,8 @@ import operator
 
 from scipy import special
 
+from diffcert_ray.certificates.fraction import check_fraction
+
 
 def lower_confidence_bound(n_a: int, n: int, alpha: float) -> float:
     """One-sided Clopper-Pearson lower bound on the probability of the selected class.
@@ -100,5 +102,4 @@ def whole_count(count: object, name: str) -> int:
 def _check_counts(n_a: int, n: int, alpha: float) -> None:
     if n < 1 or n_a > n:
         raise ValueError(f"{n_a} votes of n={n}: n must be at least 1 and the votes in 0..n")
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must lie in (0, 1), for example 0.001")
+    check_fraction("alpha", alpha)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
 from diffcert_ray.certificates.betting import UnitSums, betting_bound
+from diffcert_ray.certificates.fraction import check_fraction
 
 Array = NDArray[np.float64]
 
@@ -61,8 +62,6 @@ def plain_certificate(
     dimensions: int,
     alpha: float = 0.001,
     bound: Literal["lipschitz", "local"] = "local",
-    intervals: Literal["cells", "paired"] = "cells",
-    selection: ArrayLike | UnitSums | None = None,
     ceiling: float = 1.0,
 ) -> PlainCertificate:
     """Certify the class of one image from draws of its losses.
@@ -75,12 +74,8 @@ def plain_certificate(
         weights: [T] weights >= 0 that sum to 1; levels of weight 0 are left out.
         dimensions: D, the number of pixels times channels.
         alpha: failure probability of the certificate, 0 < alpha < 1.
-        bound: "lipschitz" (constant slope) or "local" (slope by loss).
-        intervals: "cells" bounds every (level, class) mean, and gives both values of `bound` the
-            same intervals; "paired" bounds the weighted loss difference of class pairs, where
-            shared noise cancels; it needs single draws and serves "lipschitz" only.
-        selection: [M', T, K] further draws, independent of `observations`, that choose the class
-            in their place; then only half as many cell bounds are needed.
+        bound: "lipschitz" (constant slope) or "local" (slope by loss), from the same intervals
+            for the mean loss of every (level, class).
         ceiling: largest possible loss at this image; mean over pixels of max(x', 1 - x')^2 is
             valid, and brings the upper bounds closer by that factor.
 
@@ -88,28 +83,21 @@ def plain_certificate(
         The certificate; it abstains where the bounds do not separate the class from the others.
 
     Raises:
-        ValueError: a shape, range, bound or combination is not as above.
+        ValueError: a shape, range or bound is not as above.
 
     Source: paper arXiv:2402.02316, theorem on the Lipschitz constant of diffusion classifiers;
-        union bound over the intervals of `betting_bound`; "local" is ours, see `local_slope`.
+        union bound over the intervals of `betting_bound`, two of each (level, class), since the
+        draws that bound also choose the class; "local" is ours, see `local_slope`.
     """
-    _check_choice(bound, intervals, alpha)
+    _check_choice(bound, alpha)
     losses, levels, shares = _checked_losses(observations, sigma_t, weights)
-    chooser = losses
-    if selection is not None:
-        chooser, _, _ = _checked_losses(selection, sigma_t, weights)
-        _check_same_classes(chooser, losses)
     means = losses.means
-    chosen = int(np.argmin(shares @ chooser.means))
+    chosen = int(np.argmin(shares @ means))
     others = np.delete(np.arange(means.shape[1]), chosen)
-    if intervals == "paired":
-        margin = _paired_margin(losses, shares, chosen, alpha, ceiling, selection is None)
-        radius = constant_radius(margin, lipschitz_constant(levels, shares, dimensions))
-    else:
-        each = alpha / (means.size * (2 if selection is None else 1))
-        upper = betting_bound(_classes(losses, chosen), each, side="upper", ceiling=ceiling)
-        lower = betting_bound(_classes(losses, others), each, side="lower", ceiling=ceiling)
-        radius = _radius(upper, lower, levels, shares, dimensions, bound)
+    each = alpha / (2 * means.size)
+    upper = betting_bound(_classes(losses, chosen), each, side="upper", ceiling=ceiling)
+    lower = betting_bound(_classes(losses, others), each, side="lower", ceiling=ceiling)
+    radius = _radius(upper, lower, levels, shares, dimensions, bound)
     estimate = _radius(means[:, chosen], means[:, others], levels, shares, dimensions, bound)
     return PlainCertificate(
         predicted=chosen,
@@ -299,22 +287,6 @@ def _radius(
     return constant_radius(margin, lipschitz_constant(levels, shares, dimensions))
 
 
-def _paired_margin(
-    losses: UnitSums, shares: Array, chosen: int, alpha: float, ceiling: float, same_draws: bool
-) -> float:
-    """Lower bound on min_B sum_t w_t (l_B - l_A), each pair's difference bounded as one mean."""
-    if np.any(losses.sizes != 1):
-        raise ValueError(
-            'paired intervals need single draws, not sums over units: use intervals="cells"'
-        )
-    scores = np.einsum("t,mtk->mk", shares, losses.sums)
-    gaps = np.delete(scores, chosen, axis=1) - scores[:, [chosen]]
-    # Every ordered pair is bounded when the draws that choose A are also those that bound it.
-    tries = gaps.shape[1] * (scores.shape[1] if same_draws else 1)
-    lower = betting_bound(gaps + ceiling, alpha / tries, side="lower", ceiling=2.0 * ceiling)
-    return float(lower.min() - ceiling)
-
-
 def _classes(losses: UnitSums, index: int | NDArray[np.intp]) -> UnitSums:
     return UnitSums(losses.sums[:, :, index], losses.squares[:, :, index], losses.sizes)
 
@@ -325,24 +297,10 @@ def _isoperimetric(losses: Array) -> Array:
     return np.asarray(np.exp(-0.5 * quantile * quantile) / np.sqrt(2.0 * np.pi))
 
 
-def _check_choice(bound: str, intervals: str, alpha: float) -> None:
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha is {alpha}, it must lie strictly between 0 and 1")
-    if bound not in ("lipschitz", "local") or intervals not in ("cells", "paired"):
-        raise ValueError(
-            f"bound is {bound!r} and intervals is {intervals!r}: bound must be 'lipschitz' or "
-            "'local', intervals 'cells' or 'paired'"
-        )
-    if bound == "local" and intervals == "paired":
-        raise ValueError('the local bound needs the loss of every level: use intervals="cells"')
-
-
-def _check_same_classes(selection: UnitSums, observations: UnitSums) -> None:
-    first, second = selection.sums.shape[2], observations.sums.shape[2]
-    if first != second:
-        raise ValueError(
-            f"selection has {first} classes, observations {second}: draw both for the same classes"
-        )
+def _check_choice(bound: str, alpha: float) -> None:
+    check_fraction("alpha", alpha)
+    if bound not in ("lipschitz", "local"):
+        raise ValueError(f"bound is {bound!r}, it must be 'lipschitz' or 'local'")
 
 
 def _checked_losses(

@@ -22,6 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from diffcert_ray.certificates.clopper_pearson import lower_confidence_bound, upper_confidence_bound
+from diffcert_ray.certificates.fraction import check_fraction
 from diffcert_ray.certificates.radius import BOUNDS
 
 CERTIFIED_BOUNDS = (*BOUNDS, "lipschitz", "local")
@@ -69,8 +70,8 @@ def certified_accuracy(
     """
     table = _comparable(certificates, labelled=True)
     _check_radii(radii)
-    _check_fraction(rho, "rho")
-    _check_fraction(confidence, "confidence")
+    check_fraction("rho", rho)
+    check_fraction("confidence", confidence)
     rows = []
     for sigma, block, n_images in _by_sigma(table, asked):
         missing = n_images - len(block)
@@ -141,7 +142,7 @@ def best_sigma_per_radius(
                 f"{have.get(sigma, 0)} of {images} images have a certificate at sigma={sigma}; "
                 "finish the run"
             )
-    _check_fraction(confidence, "confidence")
+    check_fraction("confidence", confidence)
     accuracy = certified_accuracy(
         table, radii, rho=rho / n_sigmas, confidence=1.0 - (1.0 - confidence) / n_sigmas
     )
@@ -257,7 +258,7 @@ def abstention_rate(
     Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 4.
     """
     table = _comparable(certificates, columns=("abstained",))
-    _check_fraction(confidence, "confidence")
+    check_fraction("confidence", confidence)
     rows = []
     for sigma, block, n_images in _by_sigma(table, asked):
         abstained = int(block["abstained"].to_numpy(dtype=bool).sum())
@@ -385,8 +386,3 @@ def _check_labels(certificates: pd.DataFrame) -> None:
 def _check_radii(radii: Sequence[float]) -> None:
     if len(radii) == 0 or not all(0.0 <= radius < math.inf for radius in radii):
         raise ValueError(f"radii={list(radii)}: give at least one, finite and at least 0")
-
-
-def _check_fraction(value: float, name: str) -> None:
-    if not 0.0 < value < 1.0:
-        raise ValueError(f"{name}={value!r} must lie in (0, 1)")

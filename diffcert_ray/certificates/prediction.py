@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from scipy import stats
 
+from diffcert_ray.certificates.fraction import check_fraction
 from diffcert_ray.conventions import ABSTAIN, NOT_TARGET
 
 
@@ -58,5 +59,4 @@ def check_prediction(n: int, alpha: float) -> None:
     """
     if n < 1:
         raise ValueError(f"n={n}: a prediction needs at least one vote")
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must lie in (0, 1)")
+    check_fraction("alpha", alpha)

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from diffcert_ray.certificates.fraction import check_fraction
+
 LOG_MARGIN = 1e-6
 """Taken off log E before it counts: scipy's error in log E is below 2e-8 up to n = 1e7."""
 SMALLEST_TAIL = 1e-290
@@ -83,7 +85,10 @@ def _continued_fraction(a: Floats, b: Floats, x: Floats) -> Floats:
 
 
 def sequential_q_bound(k: npt.ArrayLike, n: npt.ArrayLike, alpha: float) -> Floats:
-    """1 - `sequential_lower_bound`, with full relative precision where that bound is near 1.
+    """Time-uniform lower bound on a probability p, as q = 1 - p_low, precise also near p = 1.
+
+    p_low is the smallest p0 that is not refuted. The upper bound on p that futility goes by is the
+    same for the failures: `sequential_q_bound(n - k, n, alpha)`.
 
     Args:
         k: successes so far, 0 <= k <= n, any shape.
@@ -91,7 +96,8 @@ def sequential_q_bound(k: npt.ArrayLike, n: npt.ArrayLike, alpha: float) -> Floa
         alpha: failure probability over all looks together, in (0, 1).
 
     Returns:
-        q in (0, 1], of the broadcast shape.
+        q in (0, 1], of the broadcast shape. With probability at least 1 - alpha the true 1 - p is
+        above none of them at any look, so their running minimum holds too.
 
     Raises:
         ValueError: a value is out of range.
@@ -100,8 +106,7 @@ def sequential_q_bound(k: npt.ArrayLike, n: npt.ArrayLike, alpha: float) -> Floa
         refuted end is returned, so that rounding never helps.
     """
     k, n = np.broadcast_arrays(*_checked(k, n))
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must lie in (0, 1), for example 0.001")
+    check_fraction("alpha", alpha)
     needed = -math.log(alpha) + LOG_MARGIN
     # E is at most the likelihood ratio of the best p: nothing above k/n is ever refuted, and
     # for unanimous votes nothing above alpha^(1/n).
@@ -114,46 +119,6 @@ def sequential_q_bound(k: npt.ArrayLike, n: npt.ArrayLike, alpha: float) -> Floa
         refuted_end = np.where(refuted, middle, refuted_end)
         open_end = np.where(refuted, open_end, middle)
     return np.asarray(refuted_end)
-
-
-def sequential_lower_bound(k: npt.ArrayLike, n: npt.ArrayLike, alpha: float) -> Floats:
-    """Time-uniform lower bound on a probability: the smallest p0 that is not refuted.
-
-    Args:
-        k: successes so far, 0 <= k <= n, any shape.
-        n: votes so far, n >= 1, broadcast against k.
-        alpha: failure probability over all looks together, in (0, 1).
-
-    Returns:
-        Bounds in [0, 1), of the broadcast shape. With probability at least 1 - alpha the true
-        probability is below none of them at any look, so their running maximum holds too.
-
-    Raises:
-        ValueError: a value is out of range.
-
-    Source: ours, see `sequential_log_e`.
-    """
-    return np.asarray(1.0 - sequential_q_bound(k, n, alpha))
-
-
-def sequential_upper_bound(k: npt.ArrayLike, n: npt.ArrayLike, level: float) -> Floats:
-    """Time-uniform upper bound on a probability, for stopping what has become futile.
-
-    Args:
-        k: successes so far, 0 <= k <= n, any shape.
-        n: votes so far, n >= 1, broadcast against k.
-        level: failure probability over all looks together, in (0, 1).
-
-    Returns:
-        Bounds in (0, 1], of the broadcast shape.
-
-    Raises:
-        ValueError: a value is out of range.
-
-    Source: ours: the lower bound for the failures, reflected.
-    """
-    k, n = _checked(k, n)
-    return sequential_q_bound(n - k, n, level)
 
 
 def cumulative_looks(k: Counts, n: Counts) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -7,13 +7,9 @@ from typing import Literal
 
 from scipy import special
 
+from diffcert_ray.certificates.fraction import check_fraction
 from diffcert_ray.certificates.radius import certificate, check_sigma
-from diffcert_ray.certificates.sequential import (
-    LOG_MARGIN,
-    Counts,
-    cumulative_looks,
-    sequential_log_e,
-)
+from diffcert_ray.certificates.sequential import LOG_MARGIN, sequential_log_e
 
 NEAR = 1e-6
 """Relative slack of the quick test, far above the rounding of an e-value's logarithm."""
@@ -113,44 +109,9 @@ class SequentialLooks:
         # One e-value says whether the bound, a hundred of them, is worth computing.
         if not _refuted(k, n, p_r, q_r, self.alpha * (1 + NEAR)):
             return
-        found = certificate(k, n, sigma=self.sigma, alpha=self.alpha, bound="sequential")
-        if not found.abstained:
-            self._missing = [r for r in self._missing if found.radius < r]
-
-
-def sequential_decision(
-    k: Counts,
-    n: Counts,
-    *,
-    cap: int,
-    sigma: float,
-    radii: Sequence[float],
-    alpha: float,
-    futility_level: float,
-) -> Decision:
-    """Decide whether one image goes on, from its counts at all looks so far.
-
-    Args:
-        k: votes for the class up to each look, cumulative, [looks] or one number.
-        n: votes up to each look, cumulative, [looks] or one number, at most the cap.
-        cap: as in `SequentialLooks`, like all that follow.
-        sigma: smoothing noise, pixel units, > 0.
-        radii: asked radii, pixel units, >= 0, not empty.
-        alpha: failure probability of the certificate, in (0, 1).
-        futility_level: as in `SequentialLooks`, in (0, 1).
-
-    Returns:
-        What the last of the looks says.
-
-    Raises:
-        ValueError: a value is out of range, or votes go beyond the cap.
-
-    Source: ours, see `SequentialLooks`.
-    """
-    k_looks, n_looks = cumulative_looks(k, n)
-    looks = SequentialLooks(cap, sigma, tuple(radii), alpha, futility_level)
-    decisions = [looks.look(a, b) for a, b in zip(k_looks.tolist(), n_looks.tolist(), strict=True)]
-    return decisions[-1]
+        at_look = certificate(k, n, sigma=self.sigma, alpha=self.alpha, bound="sequential")
+        if not at_look.abstained:
+            self._missing = [r for r in self._missing if at_look.radius < r]
 
 
 def _refuted(k: int, n: int, p0: float, q0: float, level: float) -> bool:
@@ -167,7 +128,5 @@ def _check(radii: Sequence[float], sigma: float, alpha: float, level: float) -> 
             f"radius {max(radii)} is more than 8 sigma (sigma={sigma}) and out of reach of any "
             "number of votes; ask for smaller radii or use a larger sigma"
         )
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must lie in (0, 1), for example 0.001")
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"futility_level={level!r} must lie in (0, 1), for example 0.01")
+    check_fraction("alpha", alpha)
+    check_fraction("futility_level", level)

@@ -1,5 +1,6 @@
 """``diffcert bench``: measure the network and the engine on this device."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from diffcert_ray.config.tables import Config
-    from diffcert_ray.method.base_classifier import BaseClassifier
+    from diffcert_ray.method.diffusion_base import DiffusionBase
     from diffcert_ray.tools.bench_file import Measured
     from diffcert_ray.tools.measure import Subject
 
@@ -88,20 +89,21 @@ def bench(
 def _subject(settings: "Config", device: str) -> "Subject":
     """The configuration's own network, images and rules."""
     from diffcert_ray.datasets import load_dataset
-    from diffcert_ray.engine.worker import Worker, WorkerSpec, weights_of
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import WorkerSpec
     from diffcert_ray.errors import ConfigError
-    from diffcert_ray.method.base_classifier import base_classifier
+    from diffcert_ray.method.diffusion_base import DiffusionBase
 
     data = load_dataset(settings.dataset, settings.execution.storage_options)
     worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("bench")
-    if not isinstance(worker, Worker):
+    base = worker.base(settings.votes.sigmas[0])
+    if not isinstance(base, DiffusionBase):
         raise ConfigError(
             f'method.name = "{settings.method.name}" has no engine to measure: give a '
             "configuration of a diffusion classifier"
         )
-    sigma, second = settings.votes.sigmas[0], worker.unconditional
-    base = base_classifier(settings, worker.denoiser, sigma, unconditional=second, device=device)
-    return _subject_of(settings, settings.model.checkpoint, base, data.image, data.ids)
+    whole = replace(base, short_batches=())  # what is measured is full batches
+    return _subject_of(settings, settings.model.checkpoint, whole, data.image, data.ids)
 
 
 def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
@@ -110,7 +112,7 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
 
     from diffcert_ray.denoisers.compiled import compile_denoiser
     from diffcert_ray.denoisers.memory_format import keep_channels_last
-    from diffcert_ray.method.base_classifier import base_classifier
+    from diffcert_ray.method.diffusion_base import base_classifier
     from diffcert_ray.tools.measure import random_images
     from diffcert_ray.tools.scales import random_network
 
@@ -127,7 +129,7 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
 
 
 def _subject_of(
-    settings: "Config", name: str, base: "BaseClassifier", image: Any, ids: Any
+    settings: "Config", name: str, base: "DiffusionBase", image: Any, ids: Any
 ) -> "Subject":
     from diffcert_ray.run.calibration import open_keys
     from diffcert_ray.tools.measure import Subject

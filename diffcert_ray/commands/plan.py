@@ -18,7 +18,7 @@ from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diffcert_ray.run.estimate import Bill, Estimate, PlainEstimate
+    from diffcert_ray.run.estimate import Bill, Estimate, PlainEstimate, SigmaEstimate
 
 
 def plan(
@@ -41,9 +41,10 @@ def plan(
     [dim]diffcert plan my.toml --workers 8 --price spot=0.35 --price on-demand=1.20[/]
     """
     from diffcert_ray.datasets import check_images, load_dataset
-    from diffcert_ray.engine.worker import Worker, WorkerSpec, resolve_device, weights_of
-    from diffcert_ray.plain.plan import PlainPlan
-    from diffcert_ray.run.estimate import PlainEstimate, bills, doubts, estimate, estimate_plain
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.run.estimate import bills
+    from diffcert_ray.run.kind import kind_of
     from diffcert_ray.run.plan import plan_of
     from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
 
@@ -55,21 +56,15 @@ def plan(
     asked, _ = leave_out_corrupt(settings, asked, check_images(data, asked.image_ids))
     device = resolve_device(settings.execution.device)
     worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("plan")
-    estimated: Estimate | PlainEstimate
-    if isinstance(asked, PlainPlan):
-        assert isinstance(worker, Worker)  # a configuration without votes has method dc
-        estimated, warnings = estimate_plain(asked, worker), []
-    else:
-        estimated = estimate(asked, worker)
-        warnings = doubts(settings, asked, data.num_classes)
+    estimated, warnings = kind_of(settings).estimate(settings, asked, worker, data.num_classes)
     costs = bills(estimated.worker_hours, prices, workers)
     if as_json:
         print_json(_figures(settings.name, device, workers, estimated, costs, warnings))
         return
-    if isinstance(estimated, PlainEstimate):
-        _say_plain(settings.name, estimated)
-    else:
-        _say_votes(f"{settings.name}: {estimated.images} images, {settings.votes.bound}", estimated)
+    if estimated.sigmas:
+        title = f"{settings.name}: {estimated.images} images, {settings.votes.bound}"
+        _say_sigmas(title, estimated.sigmas)
+    out.print(estimated.said(settings.name))
     _say_costs(device, workers, estimated, costs)
     for warning in warnings:
         out.print(f"[bold]warning:[/] {escaped(warning)}")
@@ -97,7 +92,7 @@ def _figures(
     from dataclasses import asdict
 
     facts = asdict(estimated)
-    for row, sigma in zip(facts.get("sigmas", ()), getattr(estimated, "sigmas", ()), strict=True):
+    for row, sigma in zip(facts.get("sigmas", ()), estimated.sigmas, strict=True):
         row["worker_hours"] = sigma.worker_hours
     return {
         "name": name,
@@ -111,15 +106,7 @@ def _figures(
     }
 
 
-def _say_plain(name: str, estimated: "PlainEstimate") -> None:
-    out.print(
-        f"{name}: {estimated.images:,} images, {estimated.draws:,} draws, exactly "
-        f"{estimated.nfe:,} NFE; certified without votes; {estimated.nfe_per_s:,.0f} NFE/s "
-        f"(measured on {estimated.trial_draws} draws)"
-    )
-
-
-def _say_votes(title: str, estimated: "Estimate") -> None:
+def _say_sigmas(title: str, sigmas: "Sequence[SigmaEstimate]") -> None:
     from diffcert_ray.certificates.radius import round_radius_down
     from diffcert_ray.commands.progress import duration
     from diffcert_ray.report.text_table import TextTable
@@ -135,10 +122,9 @@ def _say_votes(title: str, estimated: "Estimate") -> None:
             duration(s.worker_hours * 3600),
             round_radius_down(s.largest_radius, 3),
         )
-        for s in estimated.sigmas
+        for s in sigmas
     ]
     print_table(TextTable(title, header, tuple(rows)))
-    out.print(f"measured on {estimated.trial_votes} votes")
 
 
 def _say_costs(

@@ -74,6 +74,5 @@ def show_report(report: "Report") -> None:
     for sentence in guarantees(series):
         out.print(f"\n{sentence}", soft_wrap=False)
     for run in report.sources.runs:
-        counted = "losses" if run.config.without_votes else "units"
-        out.print(f"\nresults: {run.address} (certificates/, {counted}/)", soft_wrap=True)
+        out.print(f"\nresults: {run.address} (certificates/, {run.kind.folder}/)", soft_wrap=True)
     out.print(f"report: {report.folder}/index.html", soft_wrap=True)

@@ -25,18 +25,17 @@ def status(run: RunArgument, as_json: JsonOption = False, storage: StorageOption
     from diffcert_ray.storage.activity import activity, newest_writes
 
     opened = open_run(run, storage_options(storage))
-    plain = opened.config.without_votes
-    standing = _plain_standing(opened) if plain else _standing(opened)
-    writes = newest_writes(opened.store, "losses" if plain else "units")
+    standing = _standing(opened)
+    writes = newest_writes(opened.store, opened.kind.folder)
     seen = activity(writes, time.time())
     if as_json:
         facts = vars(standing) | {"complete": standing.complete} | vars(seen)
         identity = {"votes_id": opened.document.votes_id, "plan_id": opened.document.plan_id}
         print_json({"run": opened.address} | identity | facts)
         return
-    what = "draws" if plain else "votes"
+    what = opened.kind.counted
     most = " at most" if opened.config.votes.bound == "sequential" else ""
-    scope = "without votes" if plain else "(images x sigmas)"
+    scope = "(images x sigmas)" if what == "votes" else "without votes"
     out.print(f"run        {opened.address}", soft_wrap=True)
     out.print(f"votes_id   {opened.document.votes_id}")
     out.print(f"images     {standing.certified:,} of {standing.images:,} certified {scope}")
@@ -63,32 +62,10 @@ class Standing:
 
 
 def _standing(run: "Run") -> Standing:
-    votes, certificates = run.config.votes, run.certificates()
-    units = run.store.units(["sigma", "image_id", "start", "stop", "numerics"]).to_pandas()
+    votes, each, kinds = run.kind.standing(run.config, run.store)
+    certified = run.certificates()[["sigma", "image_id"]].drop_duplicates()
     images = sum(run.asked().values())
-    return Standing(
-        certified=len(certificates[["sigma", "image_id"]].drop_duplicates()),
-        images=images,
-        votes=int((units["stop"] - units["start"]).sum()),
-        votes_asked=images * (votes.n0 + votes.n),
-        numerics=tuple(sorted(map(str, units["numerics"].unique()))),
-    )
-
-
-def _plain_standing(run: "Run") -> Standing:
-    from diffcert_ray.storage.schemas import LOSS_UNIT_KEY
-
-    table = run.store.losses().select([*LOSS_UNIT_KEY, "numerics"]).to_pandas()
-    units = table.drop_duplicates(list(LOSS_UNIT_KEY))
-    certified = run.certificates()["image_id"].nunique()
-    images = sum(run.asked().values())
-    return Standing(
-        certified=certified,
-        images=images,
-        votes=int((units["stop"] - units["start"]).sum()),
-        votes_asked=images * run.config.plain.draws,
-        numerics=tuple(sorted(map(str, units["numerics"].unique()))),
-    )
+    return Standing(len(certified), images, votes, images * each, kinds)
 
 
 def _written(seen: "Activity", what: str) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from diffcert_ray.run.verify import Verification
+    from diffcert_ray.run.verification import Verification
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
 from diffcert_ray.commands.exit_codes import FAILED, INCOMPLETE
@@ -31,7 +31,7 @@ def verify(
     [dim]diffcert verify runs/digits --sample 50[/]
     """
     from diffcert_ray.run.stored import open_run
-    from diffcert_ray.run.verification import verify_run
+    from diffcert_ray.run.verify import verify_run
 
     result = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
     if as_json:

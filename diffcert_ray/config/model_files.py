@@ -34,13 +34,9 @@ class ModelFile:
 def model_files(config: Config) -> dict[str, ModelFile]:
     """The denoisers of a run by role.
 
-    Args:
-        config: names the checkpoints.
-
-    Returns:
-        "denoiser", for noised diffusion classifiers the class-conditional network, perhaps with
-        "unconditional" beside it; for denoise-classify the network of its one step; nothing for
-        classify.
+    For noised diffusion classifiers "denoiser" is the class-conditional network, perhaps with
+    "unconditional" beside it; for denoise-classify it is the network of its one step; classify has
+    none.
     """
     model = config.model
     if config.method.name == "classify":

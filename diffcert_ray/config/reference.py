@@ -15,7 +15,7 @@ def markdown() -> str:
     """Every key of every table with its values, default and meaning, as Markdown tables."""
     parts = []
     top = {k: f for k, f in Config.model_fields.items() if not _is_table(f.annotation)}
-    parts.append(_table("", "At the top of the file.", top))
+    parts.append(_table("", "These keys stand at the top of the file.", top))
     for name, field in Config.model_fields.items():
         if _is_table(field.annotation):
             table: type[BaseModel] = field.annotation  # type: ignore[assignment]

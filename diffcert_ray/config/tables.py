@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-PLAIN_BOUNDS = ("lipschitz", "local")
+from diffcert_ray.config.selectors import SELECTORS
+
+PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "local")
 DIRECT_METHODS = ("classify", "denoise-classify")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -19,15 +21,15 @@ def _read_settings(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        found = json.loads(Path(given).expanduser().read_text("utf-8"))
+        content = json.loads(Path(given).expanduser().read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"no JSON can be read there ({error}): give the path of a local JSON file, or a table"
         ) from None
-    found = found.get("configuration", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict):
+    settings = content.get("configuration", content) if isinstance(content, dict) else content
+    if not isinstance(settings, dict):
         raise ValueError("the file holds no JSON object")
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 ModelSettings = Annotated[
@@ -44,143 +46,175 @@ class _Table(BaseModel):
 
 
 class DatasetConfig(_Table):
-    """Which images; image ids are positions in the whole dataset, so a subset keeps them.
+    """This table says which images are certified.
 
-    ``first``, ``every``, ``ids`` and ``sample`` exclude each other.
+    An image keeps the id that it has in the whole dataset: its position, where nothing else is
+    said. At most one of ``first``, ``every``, ``ids`` and ``sample`` may be set.
     """
 
     name: str = "digits"
-    """digits, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or parquet."""
+    """The dataset is digits, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or parquet."""
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
-    """Part of the published data, or of a folder or Parquet dataset."""
+    """The images come from this part of the published data, or of a folder or Parquet dataset."""
     path: str | None = None
-    """Folder or fsspec address of the files; all but digits need one."""
+    """The files lie in this folder or at this fsspec address. Every dataset but digits needs it."""
     image_column: str | None = None
-    """Column of the images (parquet); found by its type where it is the only one."""
+    """This column of a Parquet dataset holds the images. Where only one column has the type of
+    images, it need not be named."""
     label_column: str | None = None
-    """Column of the labels (parquet)."""
+    """This column of a Parquet dataset holds the labels."""
     id_column: str | None = None
-    """Column of stable image ids (parquet); by default the row."""
+    """This column of a Parquet dataset holds stable image ids. By default the row's number is the
+    id."""
     label_map: tuple[int, ...] | dict[str, int] | str | None = None
-    """The network's number of each class: a list, a mapping, or ImageNet's map_clsloc.txt."""
+    """A list, a mapping or ImageNet's map_clsloc.txt gives the network's number of each class."""
     num_classes: Count | None = None
-    """Classes of the network, where it has more than the dataset."""
+    """The network has so many classes. It is needed where the dataset has fewer."""
     image_shape: tuple[Count, Count, Count] | None = None
-    """Channels, height, width, for files that do not say it (folder, parquet)."""
+    """Images have these channels, height and width. It is needed where the files of a folder or
+    Parquet dataset do not say it."""
     on_corrupt: Literal["stop", "skip"] = "stop"
-    """An image that cannot be decoded stops the run before any work, or counts as an abstention."""
+    """An image that cannot be decoded stops the run before any work (stop), or counts as an
+    abstention (skip)."""
     first: Count | None = None
-    """The first so many images."""
+    """Only the first so many images are taken."""
     every: Count | None = None
-    """Every so many-th image."""
+    """Only every so many-th image is taken, beginning with the first."""
     ids: tuple[int, ...] | None = None
-    """These images, in this order."""
+    """Only the images with these ids are taken, in this order."""
     sample: Count | None = None
-    """A random sample of so many images, which a larger sample only adds to."""
+    """Only a random sample of so many images is taken. A larger sample keeps the images of a
+    smaller one."""
     seed: Annotated[int, Field(ge=0)] | None = None
-    """Of the sample; 0 where it is not given."""
+    """The random sample is drawn with this seed, 0 where it is not given."""
 
     def whole(self) -> "DatasetConfig":
         """All its images: later starts of a run may have added some to the first one's choice."""
-        chosen = ("first", "every", "ids", "sample", "seed")
-        return self.model_copy(update=dict.fromkeys(chosen))
+        return self.model_copy(update=dict.fromkeys((*SELECTORS, "seed")))
 
 
 class ModelConfig(_Table):
-    """The denoiser's weights."""
+    """This table names the weights of the denoiser."""
 
     checkpoint: str = "digits"
-    """A shipped model's name, or the file, folder or address of the class-conditional network."""
+    """The class-conditional network is a shipped model of this name, or lies in this file, folder
+    or address."""
     sha256: str | None = None
-    """What the checkpoint's hash must be."""
+    """The checkpoint's sha256 must be this, or the run does not start."""
     config: ModelSettings | None = None
-    """What it does not say of itself, or says otherwise: a table, or the path of a JSON file."""
+    """A table, or the path of a JSON file, says of the network what its checkpoint does not say, or
+    says otherwise."""
     unconditional: str | None = None
-    """A second checkpoint for the unconditional step of apndc, where the first has no such mode."""
+    """The unconditional step of apndc uses this second checkpoint. It is needed where the first has
+    no unconditional mode."""
     unconditional_sha256: str | None = None
-    """What its hash must be."""
+    """The second checkpoint's sha256 must be this, or the run does not start."""
     unconditional_config: ModelSettings | None = None
-    """What it does not say of itself, as config."""
+    """A table or JSON file says of the second network what config says of the first."""
     resize: Literal["area", "bilinear", "bicubic"] | None = None
-    """How its output is brought to the first network's resolution, where images have another."""
+    """The second network's output is brought to the first network's resolution in this way, where
+    its images have another."""
 
 
 class ClassifierConfig(_Table):
-    """The trained classifier of the methods classify and denoise-classify; no other reads it."""
+    """This table describes the trained classifier of the methods classify and denoise-classify.
+
+    No other method reads it.
+    """
 
     checkpoint: str | None = None
-    """Its state dict: a shipped name, or a .safetensors or .pt file or address."""
+    """The classifier's state dict has this shipped name, or is the .safetensors or .pt file at this
+    path or address."""
     sha256: str | None = None
-    """What the file's hash must be."""
+    """The file's sha256 must be this, or the run does not start."""
     architecture: str | None = None
-    """Any classification network of torchvision.models by name, or digits-convnet."""
+    """The network is the classification network of this name in torchvision.models, or
+    digits-convnet."""
     mean: tuple[float, ...] | None = None
-    """Subtracted from each channel, pixel units; nothing by default."""
+    """These numbers in pixel units, one a channel, are subtracted from the image. By default
+    nothing is."""
     std: tuple[Positive, ...] | None = None
-    """What each channel is then divided by, pixel units."""
+    """Each channel is then divided by its number here, in pixel units. By default none is."""
 
 
 class MethodConfig(_Table):
-    """The base classifier that casts the votes."""
+    """This table names the base classifier that casts the votes."""
 
     name: Literal["dc", "epndc", "apndc", "apndc-posterior", "classify", "denoise-classify"] = (
         "apndc"
     )
-    """Which noised diffusion classifier (dc is for certificates without votes, too); or a trained
-    classifier on the noisy image (classify) or on its one-shot estimate (denoise-classify)."""
+    """Votes come from one of the noised diffusion classifiers (dc, epndc, apndc, apndc-posterior),
+    or from a trained classifier that sees the noisy image (classify) or its one-shot estimate
+    (denoise-classify). Certificates without votes need dc."""
 
 
 class NoiseLevelsConfig(_Table):
-    """The grid of noise levels s (model space, images in [-1, 1]) and the weights over them."""
+    """This table lays out the noise levels at which losses are evaluated, and their weights.
+
+    Levels s are in model space, where images lie in [-1, 1] and noise is 2 sigma.
+    """
 
     grid: Literal["linear", "quantile"] = "quantile"
-    """Evenly spaced, or at the mid-quantiles of the weight density."""
+    """Levels are evenly spaced (linear), or lie at the mid-quantiles of the weight density
+    (quantile)."""
     weights: Literal["edm", "elbo", "uniform", "linear-s", "reference"] = "edm"
-    """The weight density; reference is what the paper's released code computes."""
+    """Losses are weighted by this density over the levels. What the paper's released code computes
+    is called reference."""
     levels: Annotated[int, Field(ge=1, le=4096)] = 126
-    """T, levels of a full vote (for reference: points of its grid)."""
+    """A full vote visits so many levels. For reference it is the number of points of its grid."""
     min: Positive | None = None
-    """Lower end; by default 2 sigma, the smoothing noise (dc: 1e-4; epndc: a little above)."""
+    """The grid begins at this level. By default it begins at 2 sigma, the smoothing noise, a little
+    above it for epndc, and at 1e-4 for dc."""
     max: Positive = 3.0
-    """Upper end; above 2 sigma."""
+    """The grid ends at this level, which must lie above 2 sigma."""
 
 
 class SiftConfig(_Table):
-    """How a vote spends its evaluations; see ``diffcert_ray.method.sift``."""
+    """This table says how a vote spends its evaluations.
+
+    The module ``diffcert_ray.method.sift`` explains the rules.
+    """
 
     rule: Literal["full", "exact", "paired-z", "threshold"] = "paired-z"
-    """Everything, exact elimination, paired differences, or the paper's threshold."""
+    """A vote evaluates every class at every level (full), drops classes that cannot win any more
+    (exact), or drops them by paired differences (paired-z) or by the paper's threshold
+    (threshold)."""
     z: Positive = 2.0
-    """Standard errors behind the leader at which a class is dropped (paired-z)."""
+    """paired-z drops a class that is more than so many standard errors behind the leader."""
     first_ratio: Annotated[float, Field(gt=1)] = 2.0
-    """Times the leader's loss at which a class is dropped after one level (paired-z)."""
+    """After the first level, paired-z drops a class whose loss is more than so many times the
+    leader's."""
     first_level: Annotated[float, Field(ge=0, lt=1)] = 1 / 3
-    """Where on the grid the first level lies (paired-z)."""
+    """The first level of paired-z lies at this fraction of the grid."""
     threshold: Positive = 0.02
-    """Loss above the leader at which a class is dropped, per unit of density (threshold)."""
+    """The rule threshold drops a class whose loss, times the density, is more than this above the
+    smallest."""
     keep: Count = 10
-    """Classes at which sifting stops (threshold)."""
+    """The rule threshold stops sifting when at most so many classes are left."""
     threshold_levels: Count = 50
-    """Levels that are sifted over at most (threshold)."""
+    """The rule threshold sifts over at most so many levels."""
     levels: Count = 15
-    """Where a vote that is still open leaves the sift stage; changes no vote."""
+    """A vote that is still open after so many levels leaves the sift stage. This changes no
+    vote."""
 
 
 class VotesConfig(_Table):
-    """How many votes, at which sigmas, and what is certified from them."""
+    """This table says how many votes are cast, at which sigmas, and what is certified from them."""
 
     sigmas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25,)
-    """Smoothing noise levels, pixel units."""
+    """Every image is certified at each of these smoothing noises, in pixel units."""
     n0: Count = 100
-    """Selection votes of an image, which choose its class."""
+    """So many selection votes choose an image's class."""
     n: Count = 1000
-    """Estimation votes of an image; for sequential the most."""
+    """So many estimation votes bound the probability of that class. For sequential it is the most
+    that an image gets."""
     alpha: Fraction = 0.001
-    """Failure probability of one certificate."""
+    """A certificate is wrong with at most this probability."""
     bound: Literal["clopper-pearson", "two-class", "sequential", "lipschitz", "local"] = (
         "clopper-pearson"
     )
-    """From votes, or (lipschitz, local) of the plain classifier without votes, method dc."""
+    """Certificates follow from votes by one of the first three bounds, or without votes, for the
+    plain classifier of method dc, by lipschitz or local."""
     radii: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (
         0.0,
         0.25,
@@ -188,75 +222,90 @@ class VotesConfig(_Table):
         0.75,
         1.0,
     )
-    """Radii of the table, pixel units; sequential stops an image once the largest is certified."""
+    """The report's table has these radii, in pixel units. For sequential an image stops once the
+    largest is certified."""
     estimate: Literal["complete", "target"] = "complete"
-    """What an estimation vote says: its class, or only whether it is the chosen one (cheaper)."""
+    """An estimation vote names its class (complete), or says only whether that is the chosen one
+    (target), which is cheaper."""
     unit: Count = 100
-    """Votes that are stored and resumed together; sequential looks at the end of each unit."""
+    """Votes are stored and resumed so many together. The sequential bound looks at the end of each
+    unit."""
     futility: Fraction = 0.05
-    """Posterior probability of a radius below which sequential gives it up; no risk to validity."""
+    """The sequential bound gives up a radius whose posterior probability falls below this. Its
+    certificates are valid whatever the number."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of all noise."""
+    """All noise is drawn from this seed."""
 
 
 class PlainConfig(_Table):
-    """Draws of a run without votes (bounds lipschitz and local)."""
+    """This table says how many draws a run without votes takes (bounds lipschitz and local)."""
 
     draws: Count = 2048
-    """Noise draws of an image, fixed before the first one."""
+    """An image's losses are bounded from so many noise draws, fixed before the first one."""
     unit: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Draws that are summed, stored and resumed together."""
+    """Draws are summed, stored and resumed so many together."""
 
 
 class NumericsConfig(_Table):
-    """What a vote's last bits depend on; written once into a run, adopted by every resume."""
+    """A vote's last bits depend on this table.
+
+    It is written into a run once, and every resume adopts it.
+    """
 
     batch: Annotated[int, Field(ge=1, le=65536)] = 128
-    """Rows of a batch."""
+    """A batch has so many rows."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What the network computes in; its input, its output and all sums are wider."""
+    """The network computes in this type. Its input, its output and all sums are wider."""
     channels_last: bool = False
-    """Keep images and filters in memory pixel by pixel: faster on some devices."""
+    """Images and filters lie in memory pixel by pixel, which is faster on some devices."""
     compile: bool = False
-    """Compile the networks: a minute or so at each worker's start, needs a C++ compiler."""
+    """The networks are compiled, which takes a minute or so at each worker's start and needs a C++
+    compiler."""
 
 
 class ExecutionConfig(_Table):
-    """How the work is carried out; nothing here changes a vote."""
+    """This table says how the work is carried out. Nothing in it changes a vote."""
 
     stages: Literal["split", "fused"] = "fused"
-    """Whether open votes go back to the driver after the sift stage."""
+    """Votes that are open after the sift stage go back to the driver (split), or are finished by
+    the same worker (fused)."""
     actors: Count | None = None
-    """Workers; by default one per GPU, or per CPU core where there is none."""
+    """So many workers are started. By default there is one for each GPU, or for each CPU core where
+    there is no GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the networks live."""
+    """The networks live on this device. With auto it is the GPU where there is one."""
     gpus_per_actor: Annotated[float, Field(gt=0, le=8)] = 1.0
-    """Share of a GPU for each worker."""
+    """Each worker gets this share of a GPU."""
     calibrate: Literal["auto", "always", "never"] = "auto"
-    """Whether a new run measures what [numerics] leaves open; auto: where it is long enough."""
+    """A new run measures what [numerics] leaves open: always, never, or (auto) where the run is
+    long enough."""
     dtypes: Annotated[
         tuple[Literal["float32", "bfloat16", "float16"], ...], Field(min_length=1)
     ] = ("float32",)
-    """What calibration may choose to compute in; with less than float32 some votes change."""
+    """Calibration chooses among these types to compute in. With less than float32 some votes
+    change."""
     memory_limit: Positive | None = None
-    """GiB that a worker may take when it is calibrated; by default 0.8 of its share of the free."""
+    """A worker may take so many GiB when it is calibrated. By default it may take 0.8 of its share
+    of the free memory."""
     item_s: Annotated[float, Field(gt=0, le=600)] = 5.0
-    """Seconds of work in one call of a worker."""
+    """One call of a worker holds work for about so many seconds."""
     flush_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    """Seconds that finished votes may wait in memory before they are stored."""
+    """Finished votes wait in memory for so many seconds at most before they are stored."""
     start_timeout_s: Positive = 600.0
-    """Seconds that a worker may take to load."""
+    """A worker may take so many seconds to load."""
     stall_timeout_s: Positive = 1800.0
-    """Seconds without a worker at work or loading, and of calibration, after which the run ends."""
+    """The run ends after so many seconds without a worker that works or loads. Calibration may take
+    as long."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """What fsspec's filesystem takes, for every remote address of the run; never stored."""
+    """fsspec's filesystem gets these options for every remote address of the run. They are never
+    stored."""
 
 
 class Config(_Table):
     """One run: dataset, model, method, votes; and how it is carried out."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Of the run; its folder is runs/NAME by default."""
+    """The run has this name. By default its folder is runs/NAME."""
     dataset: DatasetConfig = DatasetConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
@@ -269,11 +318,8 @@ class Config(_Table):
     execution: ExecutionConfig = ExecutionConfig()
 
     @property
-    def without_votes(self) -> bool:
-        """Whether the plain classifier is certified, from its losses and without votes."""
-        return self.votes.bound in PLAIN_BOUNDS
-
-    @property
-    def direct(self) -> bool:
-        """Whether votes come from a trained classifier, without noise levels and sifting."""
-        return self.method.name in DIRECT_METHODS
+    def kind_name(self) -> Literal["diffusion", "trained", "losses"]:
+        """Whose votes are cast: a diffusion classifier's, a trained one's; or losses, no votes."""
+        if self.votes.bound in PLAIN_BOUNDS:
+            return "losses"
+        return "trained" if self.method.name in DIRECT_METHODS else "diffusion"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SELECTORS = ("first", "every", "ids", "sample")
+from diffcert_ray.config.selectors import the_selector
 
 
 def positions(where: str, ids: NDArray[np.int64], chosen: Mapping[str, Any]) -> NDArray[np.int64]:
@@ -24,15 +24,12 @@ def positions(where: str, ids: NDArray[np.int64], chosen: Mapping[str, Any]) -> 
     Raises:
         ValueError: two selectors, more images than there are, or unknown ids.
     """
-    selectors = [key for key in SELECTORS if key in chosen]
-    if len(selectors) > 1:
-        raise ValueError(f"dataset has {' and '.join(selectors)}: give one of them")
-    if "seed" in chosen and selectors != ["sample"]:
+    selector = the_selector(chosen)
+    if "seed" in chosen and selector != "sample":
         raise ValueError("dataset.seed is only for dataset.sample: remove it, or give sample")
     everything = np.arange(len(ids))
-    if not selectors:
+    if selector is None:
         return everything
-    selector = selectors[0]
     if selector == "ids":
         return _positions_of_ids(where, ids, chosen["ids"])
     number = _positive(selector, chosen[selector])

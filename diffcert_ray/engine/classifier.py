@@ -13,7 +13,6 @@ from diffcert_ray.votes.units import Item, Part, Unit
 if TYPE_CHECKING:
     from diffcert_ray.checkpoints.image_classifier import Network
     from diffcert_ray.denoisers.denoiser import Denoiser
-    from diffcert_ray.engine.classifier_votes import DirectClassifier
     from diffcert_ray.method.base_classifier import BaseClassifier
 
 PREDICT_VOTES = 4096  # votes that share batches when a batch of images is predicted
@@ -66,10 +65,10 @@ class Classifier:
 
     def _base_of(
         self, network: "Denoiser | None", classifier: "Network | None", device: str
-    ) -> "BaseClassifier | DirectClassifier":
+    ) -> "BaseClassifier":
         from diffcert_ray.checkpoints.image_classifier import ImageClassifier
-        from diffcert_ray.engine.classifier_votes import DirectClassifier
-        from diffcert_ray.method.base_classifier import base_classifier
+        from diffcert_ray.method.diffusion_base import base_classifier
+        from diffcert_ray.method.trained_base import TrainedBase
 
         config, about = self._config, self._config.classifier
         needs = {"classify": (False, True), "denoise-classify": (True, True)}
@@ -91,7 +90,7 @@ class Classifier:
             device=device,
         )
         seed, batch = config.votes.seed, config.numerics.batch
-        return DirectClassifier(wrapped, network, self.sigma, seed, batch, device)
+        return TrainedBase(wrapped, network, self.sigma, seed, batch, device)
 
     def votes(
         self, image: np.ndarray, image_id: int, stream: str, start: int, stop: int
@@ -114,7 +113,6 @@ class Classifier:
 
     def _cast(self, images: Mapping[Unit, np.ndarray]) -> np.ndarray:
         """All votes of some units, one after the other; images that share batches cost less."""
-        from diffcert_ray.engine.classifier_votes import DirectClassifier, evaluate_classifier_votes
         from diffcert_ray.engine.votes import evaluate_votes
 
         network = self._base.denoiser
@@ -125,11 +123,8 @@ class Classifier:
                 )
         parts = tuple(Part(unit, unit.start, unit.stop) for unit in images)
         pixels = {unit.image_id: image for unit, image in images.items()}
-        item, base = Item(0, self.sigma, parts), self._base
-        if isinstance(base, DirectClassifier):
-            winners, nfe = evaluate_classifier_votes(base, item, pixels.__getitem__)
-        else:
-            winners, nfe = evaluate_votes(base, item, pixels.__getitem__)
+        item = Item(0, self.sigma, parts)
+        winners, nfe = evaluate_votes(self._base, item, pixels.__getitem__)
         self.nfe += nfe
         return winners
 
@@ -191,9 +186,4 @@ class Classifier:
         Returns:
             Tensor [B, K], differentiable with respect to u.
         """
-        from diffcert_ray.engine.classifier_votes import DirectClassifier
-        from diffcert_ray.engine.votes import shared_noise_logits
-
-        if isinstance(self._base, DirectClassifier):
-            return self._base.logits(u)
-        return shared_noise_logits(self._base, u, draws, seed)
+        return self._base.clean_scores(u, draws, seed)

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from diffcert_ray.conventions import DENOISE, OPEN
 from diffcert_ray.denoisers.transfers import Coming, sent
-from diffcert_ray.engine.item_votes import HandedBack, Unpacked, Votes
+from diffcert_ray.engine.item_votes import CastVotes, HandedBack, Unpacked, Votes, packed
 from diffcert_ray.engine.lanes import Lanes, Rows
 from diffcert_ray.engine.row_queue import RowQueue
 from diffcert_ray.engine.watch import Watch, unwatched
-from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.diffusion_base import DiffusionBase
 from diffcert_ray.method.diffusion_classifier import row_losses, to_model_image
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.votes.units import Item
@@ -55,7 +55,7 @@ class ItemRun:
 
     def __init__(
         self,
-        base: BaseClassifier,
+        base: DiffusionBase,
         item: Item,
         image: Callable[[int], np.ndarray],
         watch: Watch = unwatched,
@@ -99,7 +99,7 @@ class ItemRun:
         self._target_scale = _table(plan.target_scale, 0.0, device)
         self._no_noise = torch.zeros((1, elements), device=device)
 
-    def finish(self) -> None:
+    def finish(self) -> CastVotes:
         """Evaluate until every vote has its class or is handed back."""
         under_way: deque[Chunk] = deque()
         with torch.inference_mode():
@@ -111,7 +111,9 @@ class ItemRun:
                 elif under_way:
                     self._settle(under_way.popleft())
                 else:
-                    return
+                    break
+        open_votes = packed(self.votes, self.back)
+        return CastVotes(self.votes, self.winner, self.nfe, self.padded, open_votes)
 
     # ---- votes enter -----------------------------------------------------------------------------
 

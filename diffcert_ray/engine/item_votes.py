@@ -77,6 +77,25 @@ class Votes:
 
 
 @dataclass(frozen=True)
+class CastVotes:
+    """What casting an item's votes gave.
+
+    Args:
+        votes: of the item.
+        winner: class of each vote, OPEN where it was handed back, int64 [N].
+        nfe: evaluations of each vote, int64 [N].
+        padded: rows that only filled batches.
+        open_votes: those handed back, or None.
+    """
+
+    votes: Votes
+    winner: np.ndarray
+    nfe: np.ndarray
+    padded: int
+    open_votes: OpenVotes | None = None
+
+
+@dataclass(frozen=True)
 class HandedBack:
     """The state of a vote that its sift stage left open.
 

@@ -33,9 +33,6 @@ def evaluate_loss_item(
     seed: int,
     batch: int,
     device: str = "cpu",
-    worker: str = "local",
-    numerics: str = "",
-    clock: Callable[[], float] = time.perf_counter,
 ) -> LossResult:
     """Evaluate one item.
 
@@ -47,21 +44,18 @@ def evaluate_loss_item(
         seed: of all noise.
         batch: rows of every batch.
         device: where the denoiser lives.
-        worker: name stored with the result.
-        numerics: numerics kind of this worker.
-        clock: seconds.
 
     Returns:
         The result, with a unit's share of the seconds by its share of the evaluations.
     """
-    started = clock()
+    started = time.perf_counter()
     units, classes = item.units, denoiser.num_classes
     draws = [np.arange(unit.start, unit.stop, dtype=np.int64) for unit in units]
     image_id = np.repeat([unit.image_id for unit in units], [len(d) for d in draws])
     losses = draw_losses(
         denoiser, image, image_id, np.concatenate(draws), s=s, seed=seed, batch=batch, device=device
     )
-    seconds, tallies, first = clock() - started, [], 0
+    seconds, tallies, first = time.perf_counter() - started, [], 0
     for unit in units:
         part = losses[first : first + unit.draws]
         first += unit.draws
@@ -74,9 +68,7 @@ def evaluate_loss_item(
         nfe=losses.size,
         padded=-losses.size % batch,
         seconds=seconds,
-        worker=worker,
         device=device,
-        numerics=numerics,
     )
 
 

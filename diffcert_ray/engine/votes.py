@@ -1,17 +1,17 @@
-"""Votes on one worker: an item in, its result out."""
+"""Votes on one worker: an item in, its result out, whatever the base classifier is."""
 
 import time
 from collections.abc import Callable
 
 import numpy as np
-from torch import Tensor
 
 from diffcert_ray.engine.item_run import ItemRun
-from diffcert_ray.engine.item_votes import packed
+from diffcert_ray.engine.item_votes import CastVotes
+from diffcert_ray.engine.trained_votes import cast_by_trained
 from diffcert_ray.engine.watch import Watch, unwatched
 from diffcert_ray.method.base_classifier import BaseClassifier
-from diffcert_ray.method.diffusion_classifier import class_logits
-from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.method.diffusion_base import DiffusionBase
+from diffcert_ray.method.trained_base import TrainedBase
 from diffcert_ray.votes.units import Item, Result
 
 
@@ -20,8 +20,6 @@ def evaluate_item(
     item: Item,
     image: Callable[[int], np.ndarray],
     *,
-    worker: str = "local",
-    numerics: str = "",
     clock: Callable[[], float] = time.perf_counter,
     watch: Watch = unwatched,
 ) -> Result:
@@ -31,8 +29,6 @@ def evaluate_item(
         base: the base classifier at the item's sigma.
         item: what to evaluate.
         image: image_id -> float32 [C, H, W] in [0, 1].
-        worker: name stored with the result.
-        numerics: numerics kind of this worker.
         clock: seconds.
         watch: told what is being done, for measurements.
 
@@ -47,18 +43,15 @@ def evaluate_item(
             f"item {item.item_id} is at sigma {item.sigma}, the worker at {base.sigma}"
         )
     started = clock()
-    run = ItemRun(base, item, image, watch)
-    run.finish()
+    cast = _cast(base, item, image, watch)
     return Result(
         item_id=item.item_id,
-        tallies=run.votes.tallies(run.winner, run.nfe),
-        open_votes=packed(run.votes, run.back),
-        nfe=int(run.nfe.sum()),
-        padded=run.padded,
+        tallies=cast.votes.tallies(cast.winner, cast.nfe),
+        open_votes=cast.open_votes,
+        nfe=int(cast.nfe.sum()),
+        padded=cast.padded,
         seconds=clock() - started,
-        worker=worker,
         device=base.device,
-        numerics=numerics,
     )
 
 
@@ -75,27 +68,17 @@ def evaluate_votes(
     Returns:
         int64 [N], classes in the order of the item's votes (-2: unresolved), and the evaluations.
     """
-    run = ItemRun(base, item, image)
-    run.finish()
-    return run.winner, int(run.nfe.sum())
+    cast = _cast(base, item, image, unwatched)
+    return cast.winner, int(cast.nfe.sum())
 
 
-def shared_noise_logits(base: BaseClassifier, u: Tensor, draws: int, seed: int) -> Tensor:
-    """Scores of clean inputs under noise that all inputs and classes share.
-
-    Args:
-        base: the base classifier; its sifting rule is not used.
-        u: tensor [B, C, H, W], model space.
-        draws: noise draws for each level, >= 1.
-        seed: of the noise.
-
-    Returns:
-        Tensor [B, K], differentiable with respect to u.
-    """
-    levels = len(base.plan.s)
-    source = NoiseSource(seed, base.sigma, int(np.prod(base.denoiser.image_shape)))
-    draw, level = np.divmod(np.arange(draws * levels), levels)
-    zero = np.zeros_like(draw)
-    noise = source.normal(zero, zero, draw, "internal", level, device=u.device)
-    eps = noise.reshape(draws, levels, *u.shape[1:]).to(u.dtype)
-    return class_logits(base.denoiser, u, base.plan, eps, unconditional=base.unconditional)
+def _cast(
+    base: BaseClassifier, item: Item, image: Callable[[int], np.ndarray], watch: Watch
+) -> CastVotes:
+    """The one place that knows how each kind of base classifier fills its batches."""
+    match base:
+        case DiffusionBase():
+            return ItemRun(base, item, image, watch).finish()
+        case TrainedBase():
+            return cast_by_trained(base, item, image)
+    raise TypeError(f"{type(base).__name__} is no base classifier")

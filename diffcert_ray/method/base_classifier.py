@@ -1,113 +1,95 @@
-"""The base classifier at one sigma: networks, method, noise levels and sifting rule together."""
+"""What any base classifier is at one sigma, whatever it is made of; chosen once, when loaded."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from diffcert_ray.config.tables import Config
-from diffcert_ray.conventions import to_model_space
+import torch
+from torch import Tensor
+
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.errors import ConfigError
-from diffcert_ray.method.diffusion_classifier import MethodPlan, method_plan
-from diffcert_ray.method.from_config import levels_and_sift
-from diffcert_ray.method.sift import Sift
 
 
 @dataclass(frozen=True)
-class BaseClassifier:
-    """Everything that decides one vote at one sigma.
+class Draws:
+    """The noise of M noisy copies of a point.
 
-    Args:
-        denoiser: the class-conditional network.
-        unconditional: the network of the one unconditional step (may be the same object).
-        plan: what is noised and the target, for every noise level that ``sift.order`` names.
-        sift: which levels are visited and which classes dropped.
-        sigma: smoothing noise, pixel units.
-        seed: of all noise.
-        batch: rows of every batch.
-        device: where the networks live.
-        short_batches: smaller sizes at which the network gives rows the same bits; rows left at an
-            item's end are evaluated in these.
+    Attributes:
+        smoothing: standard normal [M, C, H, W].
+        levels: noise level of each of L evaluations of a copy, int64 [M, L]; L is 0 where a trained
+            classifier votes.
+        internal: standard normal [M, L, C, H, W] of the network's images.
     """
 
-    denoiser: Denoiser
-    unconditional: Denoiser
-    plan: MethodPlan
-    sift: Sift
-    sigma: float
-    seed: int
-    batch: int
-    device: str = "cpu"
-    short_batches: tuple[int, ...] = ()
+    smoothing: Tensor
+    levels: Tensor
+    internal: Tensor
+
+
+class BaseClassifier(Protocol):
+    """Everything that decides one vote at one sigma: `DiffusionBase` or `TrainedBase`."""
 
     @property
-    def smoothed_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that smoothing noise is added to; radii are in their l2 norm."""
-        network = self.unconditional if self.plan.needs_denoised else self.denoiser
-        return network.image_shape
+    def denoiser(self) -> Denoiser | None:
+        """The denoiser, or None where there is none."""
+        ...
 
+    @property
+    def sigma(self) -> float:
+        """Smoothing noise, pixel units."""
+        ...
 
-def base_classifier(
-    config: Config,
-    denoiser: Denoiser,
-    sigma: float,
-    *,
-    unconditional: Denoiser | None = None,
-    device: str = "cpu",
-) -> BaseClassifier:
-    """Put a configuration and its networks together at one sigma.
+    @property
+    def seed(self) -> int:
+        """Of all noise."""
+        ...
 
-    Args:
-        config: the run's configuration.
-        denoiser: class-conditional, on ``device``.
-        sigma: smoothing noise, pixel units; 2 * sigma must lie below ``noise_levels.max``.
-        unconditional: network for the unconditional step of the apndc methods; by default the
-            denoiser itself, which then must have been trained with label dropout.
-        device: where the networks live.
+    @property
+    def device(self) -> str:
+        """Where the networks live."""
+        ...
 
-    Returns:
-        The base classifier.
+    @property
+    def most_nfe(self) -> int:
+        """Evaluations of a vote that ends nowhere early."""
+        ...
 
-    Raises:
-        ConfigError: no network for the unconditional step, one at another resolution, or a grid
-            that does not fit sigma.
-    """
-    levels, sift = levels_and_sift(config, sigma)
-    plan = method_plan(config.method.name, levels, to_model_space(sigma))
-    if plan.needs_denoised and unconditional is None and not denoiser.has_unconditional:
-        raise ConfigError(
-            f'method "{config.method.name}" needs one unconditional denoising step, but the '
-            "network "
-            f"of model.checkpoint = {config.model.checkpoint!r} was trained without label dropout; "
-            'set model.unconditional to an unconditional checkpoint, or method.name = "epndc"'
-        )
-    _check_resolutions(config, plan, denoiser, unconditional or denoiser)
-    return BaseClassifier(
-        denoiser=denoiser,
-        unconditional=unconditional or denoiser,
-        plan=plan,
-        sift=sift,
-        sigma=sigma,
-        seed=config.votes.seed,
-        batch=config.numerics.batch,
-        device=device,
-    )
+    def with_seed(self, seed: int) -> "BaseClassifier":
+        """The same with other noise."""
+        ...
 
+    def draw(self, copies: int, levels: int, like: Tensor, generator: torch.Generator) -> Draws:
+        """Noise of some copies, that is no vote's.
 
-def _check_resolutions(
-    config: Config, plan: MethodPlan, denoiser: Denoiser, unconditional: Denoiser
-) -> None:
-    """Only a network whose input is the denoised image alone may have another resolution."""
-    if unconditional.image_shape == denoiser.image_shape or not plan.needs_denoised:
-        return
-    shapes = f"{tuple(unconditional.image_shape)} and {tuple(denoiser.image_shape)}"
-    if config.model.resize is None:
-        raise ConfigError(
-            f"model.unconditional and model.checkpoint take images of {shapes}: set model.resize "
-            '("area", "bilinear" or "bicubic") to resize after denoising, or take networks of one '
-            "resolution"
-        )
-    if (plan.base, plan.target) != ("denoised", "denoised"):
-        raise ConfigError(
-            f'method "{config.method.name}" shows the noisy image to model.checkpoint, which takes '
-            f"another resolution than model.unconditional ({shapes}): only method.name = "
-            '"apndc" works with model.resize'
-        )
+        Args:
+            copies: M, noisy copies.
+            levels: L, noise levels that each copy is scored at (drawn by their weight).
+            like: an image [C, H, W] of the votes' resolution.
+            generator: of the noise, on the CPU.
+        """
+        ...
+
+    def scores(self, u: Tensor, draws: Draws, classes: Tensor | None = None) -> tuple[Tensor, int]:
+        """Scores of noisy copies, differentiable with respect to them, and the evaluations spent.
+
+        Of a diffusion classifier an unbiased estimate of its logits from a few noise levels, all
+        classes under the same noise; of a trained classifier its logits.
+
+        Args:
+            u: noisy copies [M, C, H, W], model space.
+            draws: their noise.
+            classes: int64 [K'], the classes to score; by default all.
+
+        Returns:
+            [M, K'], larger is better, and a count.
+        """
+        ...
+
+    def clean_scores(self, u: Tensor, draws: int, seed: int) -> Tensor:
+        """Scores [B, K] of clean inputs, differentiable; noise is shared by inputs and classes.
+
+        Args:
+            u: inputs [B, C, H, W], model space.
+            draws: noise draws for each level; none is needed by a trained classifier.
+            seed: of the noise.
+        """
+        ...

@@ -283,35 +283,6 @@ def class_logits(
     return -(weights[:, None] * mean_losses).sum(dim=1)
 
 
-def class_probabilities(
-    logits: Tensor, temperature: float = 1.0, log_prior: Tensor | None = None
-) -> Tensor:
-    """Class probabilities by Bayes' theorem from class scores.
-
-    They are the model's posterior only for the `elbo` density, with its spacing kept, and
-    temperature 1/D (the scores are means over D dimensions, log densities are sums).
-
-    Args:
-        logits: class scores [..., K].
-        temperature: what the scores are divided by, > 0.
-        log_prior: log probability of each class before seeing the image [K]; uniform by default.
-
-    Returns:
-        softmax(logits / temperature + log_prior), float64 [..., K].
-
-    Raises:
-        ValueError: the temperature is not above 0.
-
-    Source: Chen et al. 2024 (arXiv:2402.02316), diffusion classifier.
-    """
-    if not temperature > 0.0:
-        raise ValueError(f"temperature is {temperature}, it must be above 0 (1/D gives Bayes)")
-    scaled = logits.double() / temperature
-    if log_prior is not None:
-        scaled = scaled + log_prior.double()
-    return torch.softmax(scaled, dim=-1)
-
-
 def _image(which: Image, u_tau: Tensor, u_hat: Tensor | None, method: str) -> Tensor:
     if which == "noisy":
         return u_tau

@@ -5,7 +5,7 @@ import numpy as np
 from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import to_model_space
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.method.noise_levels import NoiseLevels, noise_levels
+from diffcert_ray.method.noise_levels import LOWEST_LEVEL, NoiseLevels, noise_levels
 from diffcert_ray.method.sift import Sift, exact_sift, full_sift, paired_z_sift, threshold_sift
 
 SIFTING_POINTS = 126  # the paper's grid for sifting, whatever the grid for refining
@@ -48,19 +48,6 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
     return joined, sift
 
 
-def largest_evaluations(config: Config, sigma: float, classes: int) -> int:
-    """Evaluations of one vote that drops no class early: the ceiling that a plan can promise.
-
-    Args:
-        config: the run's configuration.
-        sigma: smoothing noise, pixel units.
-        classes: number of classes K.
-    """
-    _, sift = levels_and_sift(config, sigma)
-    denoising = 1 if config.method.name.startswith("apndc") else 0
-    return denoising + len(sift.order) * classes
-
-
 def _grid(config: Config, sigma: float) -> NoiseLevels:
     grid = config.noise_levels
     return noise_levels(
@@ -100,7 +87,7 @@ def _lowest(config: Config, sigma: float) -> float:
     if grid.min is not None:
         return grid.min
     if config.method.name == "dc":
-        return 1e-4
+        return LOWEST_LEVEL
     if config.method.name == "epndc" and grid.weights != "reference":
         # The exact weight is infinite at s_tau; the paper's code skips the first five of 125 steps.
         return s_tau + 0.04 * (grid.max - s_tau)

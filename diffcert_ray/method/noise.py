@@ -108,7 +108,7 @@ class NoiseSource:
 
         Args:
             image_id: int64 [N], in [0, 2^32).
-            stream: int64 [N], index into work.STREAM_NAMES.
+            stream: int64 [N], index into conventions.STREAM_NAMES.
             vote: int64 [N], in [0, 2^32).
             purpose: one of PURPOSES; what the noise is for, so that no internal noise of the base
                 classifier equals a smoothing noise.

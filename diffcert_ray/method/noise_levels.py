@@ -1,7 +1,8 @@
-"""Noise levels: the grid of levels s, the weight of each, and the one conversion from sigma.
+"""Noise levels: the grid of levels s and the weight of each.
 
 Two spaces are in use. Pixel space: images in [0, 1], smoothing noise `sigma`. Model space:
-u = 2x - 1 in [-1, 1], noise levels `s`; the same noise is twice as large there, so s = 2 * sigma.
+u = 2x - 1 in [-1, 1], noise levels `s`; the same noise is twice as large there, so s = 2 * sigma
+(`conventions.to_model_space`).
 A class score is -sum_t weights[t] * loss_t, with the same levels and weights for every class.
 """
 
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 FloatArray = NDArray[np.float64]
+
+LOWEST_LEVEL = 1e-4
+"""Where a grid begins that nobody gave a minimum, model space: of "dc", which takes its input for
+clean (the released code's number), and so of certificates without votes."""
 
 GRIDS = ("linear", "quantile")
 WEIGHTS = ("edm", "elbo", "uniform", "linear-s", "reference")
@@ -57,7 +62,8 @@ def weight_density(weights: str, s: FloatArray) -> FloatArray:
         ValueError: an unknown name ("reference" is no density: its factors sit at several levels).
 
     Source: Karras et al. 2022 (arXiv:2206.00364), Table 1: P_mean -1.2, P_std 1.2, sigma_data 0.5;
-    1 / s^3 is the limit of `discrete_elbo_weights` over the interval (ours).
+    1 / s^3 is the limit, for short intervals and per length, of the exact weight of the interval
+    (sqrt(b), sqrt(c)] in EPNDC's bound, (c-a)(c-b) / (2 (b-a) c^2) with a = s_tau^2 (ours).
     """
     require_known("weights", weights, tuple(_DENSITIES))
     return _DENSITIES[weights](np.asarray(s, dtype=np.float64))
@@ -177,39 +183,6 @@ def reference_levels(method: str, points: int, *, s_lo: float, s_max: float) -> 
     interval_factor = (c - a) * (lower + upper) ** 2 / (4.0 * c * (b - a))
     weights = _edm_lambda(lower) * _reference_p(lower) * spacing * interval_factor
     return NoiseLevels(s=upper, weights=weights)
-
-
-def discrete_elbo_weights(s_grid: FloatArray, s_tau: float) -> NoiseLevels:
-    """Exact weights of the discrete evidence lower bound on the denoising errors.
-
-    The interval (s_t, s_{t+1}) contributes weight x ||D(z; s_{t+1}, y) - target||^2 (summed over
-    the dimensions), with weight (c-a)(c-b) / (2 (b-a) c^2), a = s_tau^2, b = s_t^2, c = s_{t+1}^2.
-    It is infinite for s_t = s_tau, so a first interval that begins there is excluded.
-
-    Args:
-        s_grid: interval ends, model space, strictly ascending, the first >= s_tau.
-        s_tau: smoothing noise already in the input, model space, >= 0.
-
-    Returns:
-        The upper ends s_{t+1} of the intervals with s_t > s_tau, and their weights.
-
-    Raises:
-        ValueError: the grid is too short, not ascending, or begins below s_tau.
-
-    Source: Chen et al. 2024 (arXiv:2402.02316), EPNDC; KL of two Gaussians with variance
-    (b-a)(c-b)/(c-a) whose means differ by (c-b)/c times D - target (ours).
-    """
-    s_grid = np.asarray(s_grid, dtype=np.float64)
-    if s_grid.ndim != 1 or s_grid.size < 2 or not np.all(np.diff(s_grid) > 0.0):
-        raise ValueError("s_grid must be at least two strictly ascending interval ends")
-    if s_grid[0] < s_tau or s_tau < 0.0:
-        raise ValueError(
-            f"s_grid begins at {s_grid[0]} and s_tau is {s_tau}: 0 <= s_tau <= s_grid[0] is needed"
-        )
-    if s_grid[0] == s_tau:
-        s_grid = s_grid[1:]
-    a, b, c = s_tau**2, s_grid[:-1] ** 2, s_grid[1:] ** 2
-    return NoiseLevels(s=s_grid[1:], weights=(c - a) * (c - b) / (2.0 * (b - a) * c**2))
 
 
 def require_known(what: str, name: str, known: Sequence[str]) -> None:

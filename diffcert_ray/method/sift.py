@@ -28,6 +28,8 @@ import numpy as np
 from diffcert_ray.conventions import NOT_TARGET, OPEN
 
 FULL_ROUND_LEVELS = 8  # `full` needs no decisions: rounds only bound the memory of the row queue
+EXACT_LEADER_LEVELS = 3  # at which `exact` evaluates all classes, to find a leader
+EXACT_ROUND_LEVELS = 4  # of each of its rounds for the classes that follow the leader
 
 
 @dataclass(frozen=True)
@@ -242,17 +244,16 @@ def visiting_order(levels: int, first: float = 1 / 3) -> np.ndarray:
     return np.concatenate([seen, missing])
 
 
-def growing_rounds(entries: int, first: int = 1) -> tuple[tuple[int, int], ...]:
-    """Rounds that end after first, 2 first + 1, ... entries: each as long as all before, plus one.
+def growing_rounds(entries: int) -> tuple[tuple[int, int], ...]:
+    """Rounds that end after 1, 3, 7, ... entries: each as long as all before it, plus one.
 
     Args:
         entries: E >= 1.
-        first: length of the first round, >= 1.
 
     Returns:
         (start, stop) pairs that cover 0..E.
     """
-    ends = [min(first, entries)]
+    ends = [1]
     while ends[-1] < entries:
         ends.append(min(2 * ends[-1] + 1, entries))
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
@@ -273,19 +274,17 @@ def full_sift(weights: np.ndarray) -> Sift:
     return Sift("full", np.arange(levels), weights, even_rounds(0, levels, FULL_ROUND_LEVELS))
 
 
-def exact_sift(weights: np.ndarray, *, first: int = 3, step: int = 4) -> Sift:
+def exact_sift(weights: np.ndarray) -> Sift:
     """The rule that returns the votes of ``full`` for fewer evaluations (ours).
 
     Args:
         weights: float64 [T], the levels' weights, >= 0.
-        first: levels at which all classes are evaluated, to find a leader.
-        step: levels in each round of the others.
     """
     levels = len(weights)
     # Heavy levels first, of equal ones the highest, where losses are largest: sums grow fastest.
     order = np.lexsort([-np.arange(levels), -weights])
-    first = min(first, levels)
-    rounds = ((0, first), (first, levels), *even_rounds(first, levels, step))
+    first = min(EXACT_LEADER_LEVELS, levels)
+    rounds = ((0, first), (first, levels), *even_rounds(first, levels, EXACT_ROUND_LEVELS))
     if first == levels:
         return Sift("exact", order, weights[order], rounds[:1])
     return Sift("exact", order, weights[order], rounds, leader_round=1)

@@ -10,11 +10,9 @@ from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import NO_SMOOTHING
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.method.noise_levels import noise_levels
+from diffcert_ray.method.noise_levels import LOWEST_LEVEL, noise_levels
 
 Array = NDArray[np.float64]
-
-LOWEST_LEVEL = 1e-4  # model space, where noise_levels.min is not given; as for the method dc
 
 
 @dataclass(frozen=True, eq=False)

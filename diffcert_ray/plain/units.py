@@ -78,9 +78,9 @@ class LossResult:
         nfe: evaluations of the denoiser.
         padded: rows evaluated only to fill fixed-shape batches.
         seconds: wall time on the worker.
-        worker: the worker's name.
         device: the device's name.
-        numerics: the worker's numerics kind.
+        worker: the worker's name, which the worker adds.
+        numerics: its numerics kind, likewise.
     """
 
     item_id: int
@@ -88,6 +88,6 @@ class LossResult:
     nfe: int
     padded: int
     seconds: float
-    worker: str
     device: str
-    numerics: str
+    worker: str = ""
+    numerics: str = ""

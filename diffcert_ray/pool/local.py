@@ -2,10 +2,28 @@
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:  # a worker brings torch, which planning and reporting do without
-    from diffcert_ray.engine.worker import WorkerSpec
+
+class LoadedWorker(Protocol):
+    """What a spec loads, such as ``diffcert_ray.engine.worker.Worker``."""
+
+    numerics: str
+    compiled: str
+
+    def evaluate(self, item: Any) -> Any:
+        """Evaluate one item."""
+        ...
+
+
+class Loads(Protocol):
+    """What is sent to the actors, such as ``diffcert_ray.engine.worker.WorkerSpec``."""
+
+    device: str
+
+    def load(self, name: str) -> LoadedWorker:
+        """Load networks and images in the process of the caller."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,7 @@ class LocalPool:
         name: the worker's name.
     """
 
-    def __init__(self, spec: "WorkerSpec", name: str = "local") -> None:
+    def __init__(self, spec: Loads, name: str = "local") -> None:
         self._worker = spec.load(name)
         self._items: deque[Any] = deque()
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 if "ray" not in sys.modules:  # Ray reads it while it is imported, and never again
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -28,7 +28,7 @@ from ray.util.metrics import Gauge as RayGauge
 
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.dispatch import Deadline, Dispatch
-from diffcert_ray.pool.local import PoolState
+from diffcert_ray.pool.local import LoadedWorker, Loads, PoolState
 from diffcert_ray.pool.starts import Starts, fitting, missing
 from diffcert_ray.votes.units import Item, Result
 
@@ -38,27 +38,6 @@ OBJECT_STORE_BYTES = 100 * 2**20  # only arguments and results above 100 kB go t
 TICK_S = 0.5  # how often deadlines and starts are looked at
 LOOK_AT_CLUSTER_S = 2.0
 CONNECT_S = 5.0
-
-
-class LoadedWorker(Protocol):
-    """What a spec loads, such as ``diffcert_ray.engine.worker.Worker``."""
-
-    numerics: str
-    compiled: str
-
-    def evaluate(self, item: Item) -> Result:
-        """Evaluate one item."""
-        ...
-
-
-class Loads(Protocol):
-    """What is sent to the actors, such as ``diffcert_ray.engine.worker.WorkerSpec``."""
-
-    device: str
-
-    def load(self, name: str) -> LoadedWorker:
-        """Load networks and images in the process of the caller."""
-        ...
 
 
 class _RemoteWorker:

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from diffcert_ray.certificates.fraction import check_fraction
 from diffcert_ray.certificates.radius import check_sigma
 from diffcert_ray.conventions import ABSTAIN
 from diffcert_ray.errors import LogError
@@ -73,8 +74,7 @@ def read_cohen_log(text: str, *, sigma: float, alpha: float = DEFAULT_ALPHA) -> 
         ValueError: sigma or alpha is out of range.
     """
     check_sigma(sigma)
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha={alpha!r} must lie in (0, 1)")
+    check_fraction("alpha", alpha)
     rows = _parsed(text)
     predicted = rows["predict"].to_numpy(dtype=np.int64)
     unknown = float("nan")

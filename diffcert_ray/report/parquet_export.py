@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.errors import ConfigError, CorruptImageError
+from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.stored import Run
-from diffcert_ray.run.verification import check_certifiable
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
 
 ROWS = 1000  # of a row group: what readers hold at once
@@ -46,8 +46,9 @@ def export_parquet(run: Run, path: Path) -> int:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
     check_certifiable(run, certificates.to_pandas())
     data = _dataset(run)
-    if not run.config.without_votes:
-        for name, column in zip(VOTES, _votes(run, certificates, data.num_classes), strict=True):
+    units = run.kind.votes_by_class(run.store)
+    if units is not None:
+        for name, column in zip(VOTES, _votes(units, certificates, data.num_classes), strict=True):
             certificates = certificates.append_column(name, column)
     schema = _schema(certificates.schema, data.class_names)
     partial = path.with_name(f".{path.name}.partial")
@@ -72,10 +73,8 @@ def _dataset(run: Run) -> Dataset:
     return data
 
 
-def _votes(run: Run, certificates: pa.Table, classes: int) -> tuple[pa.Array, pa.Array]:
+def _votes(units: pa.Table, certificates: pa.Table, classes: int) -> tuple[pa.Array, pa.Array]:
     """Stored estimation votes of each certificate's image and sigma, by class; the others."""
-    units = run.store.units(["sigma", "image_id", "stream", "classes", "counts"])
-    units = units.filter(pc.equal(units["stream"], "estimate")).combine_chunks()
     keys = list(zip(*(certificates[k].to_pylist() for k in ("sigma", "image_id")), strict=True))
     row_of = {key: row for row, key in enumerate(dict.fromkeys(keys))}
     asked = zip(*(units[k].to_pylist() for k in ("sigma", "image_id")), strict=True)

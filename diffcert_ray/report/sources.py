@@ -12,17 +12,13 @@ import tomli_w
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.plain.plan import plan_of_images
 from diffcert_ray.report.cohen_log import DEFAULT_ALPHA
 from diffcert_ray.report.gallery import Pictures
 from diffcert_ray.report.series import Series, distinct_names, series_of_log
-from diffcert_ray.run.loss_rows import estimates
+from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.stored import Run, open_run
-from diffcert_ray.run.stored_losses import read_losses
-from diffcert_ray.run.verification import check_certifiable
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
-UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
 
 
 @dataclass(frozen=True)
@@ -149,15 +145,7 @@ def _notes(run: Run, rows: pd.DataFrame, bound: str) -> list[str]:
         notes.append(
             f"{len(unread)} images could not be read and count as abstentions (image_id {shown})"
         )
-    return [*notes, _plain_estimates(run, bound)] if run.config.without_votes else notes
-
-
-def _plain_estimates(run: Run, bound: str) -> str:
-    """One line about the radii at the mean losses, which nothing guarantees."""
-    data = load_dataset(run.config.dataset, run.config.execution.storage_options)
-    plan = plan_of_images(run.config, data)
-    losses = read_losses(run.store, len(plan.s), plan.classes)
-    return estimates(plan, losses, data.image, "local" if bound == "local" else "lipschitz")
+    return [*notes, *run.kind.notes(run.config, run.store, bound)]
 
 
 def _identity(run: Run) -> list[tuple[str, str]]:
@@ -186,28 +174,7 @@ def _costs(run: Run, certificates: pd.DataFrame, asked: int) -> list[tuple[str, 
     """What the stored units say about cost, workers and repeats."""
     images = certificates[["sigma", "image_id"]].drop_duplicates()
     facts = [("certified", f"{len(images):,} of {asked:,} (images x sigmas)")]
-    if run.config.without_votes:
-        return facts
-    units = run.store.units(UNIT_FACTS).to_pandas()
-    cast = int((units["stop"] - units["start"]).sum())
-    kinds = units["numerics"].value_counts(sort=True)
-    shown = ", ".join(f"{kind} ({count:,} units)" for kind, count in kinds.items())
-    beyond = cast - _votes_counted(certificates)
-    return [
-        *facts,
-        ("votes cast", f"{cast:,}, in {len(units):,} units; {beyond:,} in no certificate"),
-        ("evaluations", f"{int(units['nfe'].sum()):,} NFE"),
-        ("worker time", f"{units['seconds'].sum() / 3600:,.3f} hours"),
-        ("workers", f"{units['worker'].nunique():,}, on {', '.join(sorted(set(units['device'])))}"),
-        ("numerics kinds", f"{len(kinds)}: {shown}"),
-        ("units that kinds disagree on", f"{run.store.differing:,} (the first stored one counts)"),
-    ]  # fmt: skip
-
-
-def _votes_counted(certificates: pd.DataFrame) -> int:
-    """Votes that certificates rest on; several bounds of an image share them."""
-    each = certificates.groupby(["sigma", "image_id"])[["n0", "n"]].max()
-    return int(each.sum().sum())
+    return [*facts, *run.kind.costs(run.store, certificates)]
 
 
 def _toml(config: Config) -> str:

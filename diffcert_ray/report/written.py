@@ -11,7 +11,7 @@ from diffcert_ray.report.files import report_files
 from diffcert_ray.report.published import PublishedRow, published_rows
 from diffcert_ray.report.sources import Sources, pictures_of, series_of_run
 from diffcert_ray.run.stored import Run
-from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.views import replace_view
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diffcert_ray.config.tables import Config, NumericsConfig
-from diffcert_ray.plain.plan import PlainPlan
-from diffcert_ray.votes.image import Plan
+from diffcert_ray.run.kind import Plan, kind_of
 
 if TYPE_CHECKING:
     from diffcert_ray.denoisers.denoiser import Denoiser
@@ -24,7 +23,6 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 SMALL_NFE = 500_000  # a run of fewer evaluations is not looked at: no network is loaded for it
 SHORT_S = 900.0  # seconds of a run, below which nothing is tried
-EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
 COMPILE_S = 60.0  # of each worker's start, before it is known
 COMPILED_GAIN = 1.3  # times as fast, before it is known
 CLEARLY = 3.0  # seconds that compiling must save for each second that it takes
@@ -68,21 +66,9 @@ def open_keys(config: Config) -> set[str]:
     return set(NumericsConfig.model_fields) - config.numerics.model_fields_set
 
 
-def planned_nfe(config: Config, plan: Plan | PlainPlan, classes: int) -> float:
-    """Evaluations of a run, about: exact without votes or sifting, else a guess.
-
-    Args:
-        config: of the run.
-        plan: what is asked of every image.
-        classes: of the network.
-    """
-    if isinstance(plan, PlainPlan):
-        return float(len(plan.image_ids) * plan.draws * len(plan.s) * plan.classes)
-    full = config.noise_levels.levels * classes + 1
-    # On digits a sifted vote evaluates each class three times on average.
-    shares = {"full": 1.0, "exact": EXACT_SHARE}
-    each = shares.get(config.sift.rule, min(1.0, 3 * classes / full)) * full
-    return float(len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n) * each)
+def planned_nfe(config: Config, plan: Plan, classes: int) -> float:
+    """Evaluations of a run, about: exact without votes or sifting, else a guess."""
+    return kind_of(config).planned_nfe(config, plan, classes)
 
 
 def is_wanted(config: Config, nfe: float, *, own_object: bool) -> bool:
@@ -94,7 +80,7 @@ def is_wanted(config: Config, nfe: float, *, own_object: bool) -> bool:
         own_object: the network is an object of the caller's, which "auto" leaves alone.
     """
     mode = config.execution.calibrate
-    if mode == "never" or config.direct or not open_keys(config):
+    if mode == "never" or not kind_of(config).calibrates or not open_keys(config):
         return False
     return mode == "always" or (nfe >= SMALL_NFE and not own_object)
 

@@ -1,7 +1,8 @@
-"""Certify a dataset: start a run, or continue it."""
+"""Certify a dataset: checked before anything starts, a run opened or continued, then driven."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,30 +10,35 @@ from typing import TYPE_CHECKING, Any
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, check_images, load_dataset
-from diffcert_ray.plain.plan import PlainPlan
-from diffcert_ray.run import calibration
-from diffcert_ray.run.loop import Driver, Outcome, Progress
+from diffcert_ray.pool.local import Pool
+from diffcert_ray.pool.usual import usual_pool
+from diffcert_ray.run.kind import Rows, kind_of
+from diffcert_ray.run.loop import Driver, Outcome, Progress, Work
 from diffcert_ray.run.opening import calibrated, open_or_create, store_options
-from diffcert_ray.run.plan import check_same_images, labels_of, plan_of
+from diffcert_ray.run.plan import labels_of, plan_of
 from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
-from diffcert_ray.run.recording import LossRows, VoteRows
-from diffcert_ray.run.resume import held_by, stages_of, stored_certificates, unfounded_certificates
+from diffcert_ray.run.resume import (
+    check_same_images,
+    stored_certificates,
+    unfounded_certificates,
+    unread_rows,
+)
 from diffcert_ray.run.stored import Run
-from diffcert_ray.run.vote_rows import unread_rows
+from diffcert_ray.storage.activity import OtherWriters
 from diffcert_ray.storage.asked_images import store_asked
 from diffcert_ray.storage.compaction import COMPACT_AT, compact
-from diffcert_ray.storage.location import open_location
-from diffcert_ray.storage.other_writers import OtherWriters
+from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.schemas import CertificateRow
-from diffcert_ray.storage.store import RunStore
-from diffcert_ray.storage.writer import Writer
-from diffcert_ray.votes.image import Plan
 
 if TYPE_CHECKING:
     from diffcert_ray.checkpoints.image_classifier import Network
     from diffcert_ray.denoisers.denoiser import Denoiser
+    from diffcert_ray.engine.worker import WorkerSpec
 
 RUNS_FOLDER = "runs"
+
+MakePool = Callable[["WorkerSpec", Config], Pool]
+"""From what each worker loads, and the run's configuration, to the workers."""
 
 
 def certify(
@@ -51,6 +57,7 @@ def certify(
     on_start: Callable[["Run"], None] = lambda run: None,
     on_calibrated: Callable[[str], None] = lambda said: None,
     should_stop: Callable[[], bool] = lambda: False,
+    pool: MakePool | None = None,
 ) -> Run:
     """Certify a dataset: start a run, or continue the one that is in the folder.
 
@@ -76,6 +83,7 @@ def certify(
         on_start: called once the run is open and before anything is evaluated.
         on_calibrated: called with one line on what a new, long run was measured to compute with.
         should_stop: asked about once a second; True stores what there is and ends the run.
+        pool: makes the workers, in place of this process (``local``) or of Ray's actors.
 
     Returns:
         The run; ``outcome.complete`` says whether every image has its certificate.
@@ -86,139 +94,229 @@ def certify(
         StoreError: the store cannot be written or trusted.
         PoolError: no worker can be had.
     """
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device, weights_of
-
-    settings = load_config(config, overrides)
-    given = settings.execution.storage_options
-    data = dataset if dataset is not None else load_dataset(settings.dataset, given)
-    weights = weights_of(settings, denoiser, classifier)
-    place = str(run) if run is not None else os.path.join(RUNS_FOLDER, settings.name)
-    device = resolve_device(settings.execution.device)
-    plan = plan_of(settings, data, images)
-    check_plan(settings, plan, data, denoiser, classifier)
-    checked = check_images(data, plan.image_ids)
-    plan, unreadable = leave_out_corrupt(settings, plan, checked)
-    image_sha = cache(lambda image_id: checked.shas.get(image_id) or data.image_sha(image_id))
-    options = store_options(settings, place)
-    nfe = calibration.planned_nfe(settings, plan, data.num_classes)
-    calibrate = partial(
-        calibrated,
-        open_location(place, options).check_writable,
-        nfe,
-        weights,
-        device,
-        denoiser,
+    checked = _checked(load_config(config, overrides), images, denoiser, dataset, classifier)
+    opened = _opened(
+        checked,
+        str(run) if run is not None else os.path.join(RUNS_FOLDER, checked.spec.config.name),
+        on_damaged,
         on_calibrated,
         local=local,
         address=address,
     )
-    store, document, settings = open_or_create(
-        place, settings, weights, data, options, calibrate, on_damaged=on_damaged
-    )
+    on_start(opened.run)
+    todo = _left_to_do(opened)
+    with opened.run.store.writer(flush_s=opened.spec.config.execution.flush_s) as writer:
+        if todo.work.all_stored():  # only certificates may be missing: no worker is needed
+            images_done: list[Any] = list(todo.work.finished_images)
+            writer.add_certificates(row for i in images_done if (row := todo.certificate(i)))
+            outcome = Outcome(complete=True)
+        else:
+            make = pool or partial(usual_pool, local=local, address=address)
+            watching = on_progress if local or pool else _exported(on_progress, opened)
+            outcome = _driven(opened, todo, writer, make, watching, should_stop)
+    outcome.unreadable = opened.unreadable
+    return replace(opened.run, outcome=outcome)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What is known to be right before anything starts or is written.
+
+    Args:
+        spec: what each worker loads.
+        data: the chosen images.
+        plan: what is asked of those that can be read.
+        unreadable: ids of the others.
+    """
+
+    spec: "WorkerSpec"
+    data: Dataset
+    plan: Any
+    unreadable: list[int]
+
+
+def _checked(
+    config: Config,
+    images: tuple[int, int] | None,
+    denoiser: "Denoiser | None",
+    dataset: Dataset | None,
+    classifier: "Network | None",
+) -> _Checked:
+    """Everything that can be checked without a run: settings, files, images, radii, device."""
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+
+    options = config.execution.storage_options
+    data = dataset if dataset is not None else load_dataset(config.dataset, options)
+    weights = weights_of(config, denoiser, classifier)
+    device = resolve_device(config.execution.device)
+    plan = plan_of(config, data, images)
+    check_plan(config, plan, data, denoiser, classifier)
+    read = check_images(data, plan.image_ids)
+    plan, unreadable = leave_out_corrupt(config, plan, read)
     spec = WorkerSpec(
-        settings,
+        config,
         weights,
         device,
         denoiser,
         dataset,
         classifier,
         fingerprint=data.fingerprint,
-        image_shas=checked.shas,
+        image_shas=read.shas,
     )
-    on_start(Run(place, store, document))
+    return _Checked(spec, data, plan, unreadable)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A run's folder that was made or continued, and what is asked of it.
+
+    Args:
+        run: the opened run.
+        spec: what each worker loads, with the run's [numerics].
+        data: the chosen images.
+        plan: what is asked of those that can be read.
+        unreadable: ids of the others.
+    """
+
+    run: Run
+    spec: "WorkerSpec"
+    data: Dataset
+    plan: Any
+    unreadable: list[int]
+
+
+def _opened(
+    checked: _Checked,
+    place: str,
+    on_damaged: str,
+    on_calibrated: Callable[[str], None],
+    *,
+    local: bool,
+    address: str | None,
+) -> _Opened:
+    """The run's folder: made with calibrated numerics, or continued with those that it has."""
+    spec, data = checked.spec, checked.data
+    options = store_options(spec.config, place)
+    location = open_location(place, options)
+    calibrate = partial(
+        calibrated,
+        location.check_writable,
+        kind_of(spec.config).planned_nfe(spec.config, checked.plan, data.num_classes),
+        spec.weights,
+        spec.device,
+        spec.denoiser,
+        on_calibrated,
+        local=local,
+        address=address,
+    )
+    store, document, config = open_or_create(
+        location, spec.config, spec.weights, data, options, calibrate, on_damaged=on_damaged
+    )
+    run = Run(place, store, document)
+    spec = replace(spec, config=config)
+    return _Opened(run, spec, data, checked.plan, checked.unreadable)
+
+
+@dataclass(frozen=True)
+class _ToDo:
+    """What a run still lacks.
+
+    Args:
+        work: hands out items and takes in their results.
+        rows: turns results and finished images into rows.
+        stored: (sigma, image_id, n) of certificates that stand.
+    """
+
+    work: Work
+    rows: Rows
+    stored: set[tuple[float, int, int]]
+
+    def certificate(self, image: Any) -> CertificateRow | None:
+        """The row of a finished image; None where it is stored already."""
+        row = self.rows.certificate(image)
+        return None if (row.sigma, row.image_id, row.n) in self.stored else row
+
+
+def _left_to_do(opened: _Opened) -> _ToDo:
+    """Compare what is asked with what is stored; images that cannot be read are certified here."""
+    store, data, plan, config = opened.run.store, opened.data, opened.plan, opened.spec.config
+    kind, votes_id, unreadable = opened.run.kind, opened.run.document.votes_id, opened.unreadable
     if store.loose_part_count() > COMPACT_AT:
         compact(store)
+    shas = opened.spec.image_shas
+    image_sha = cache(lambda image_id: shas.get(image_id) or data.image_sha(image_id))
     labels = labels_of(data)
-    stored = stored_certificates(store, plan, unreadable, votes_id=document.votes_id)
-    held = held_by(store, plan)
+    stored = stored_certificates(store, plan, unreadable, votes_id=votes_id)
+    held = kind.held(store, plan)
     check_same_images(held, set(labels).difference(unreadable), image_sha)
-    method, votes_id = settings.method.name, document.votes_id
-    unread = unread_rows(plan, unreadable, labels, method=method, votes_id=votes_id)
     if unreadable:
+        unread = unread_rows(
+            plan,
+            unreadable,
+            labels,
+            p_low=kind.unread_p_low,
+            method=config.method.name,
+            votes_id=votes_id,
+        )
         with store.writer() as writer:
             writer.add_certificates(r for r in unread if (r.sigma, r.image_id, r.n) not in stored)
-    stored -= unfounded_certificates(store, plan, stored, held)
-    stages = stages_of(settings, plan, held, stored)
-    rows: VoteRows | LossRows = VoteRows(method, votes_id, labels, image_sha)
-    if isinstance(plan, PlainPlan):
-        rows = LossRows(votes_id, labels, image_sha, data.image)
-
-    def certify_image(image: Any) -> CertificateRow | None:
-        row = rows.certificate(image)
-        return None if (row.sigma, row.image_id, row.n) in stored else row
-
-    with store.writer(flush_s=settings.execution.flush_s) as writer:
-        if stages.all_stored():  # only certificates may be missing: no worker is needed
-            finished: list[Any] = list(stages.finished_images)
-            writer.add_certificates(r for i in finished if (r := certify_image(i)))
-            return Run(place, store, document, Outcome(complete=True, unreadable=unreadable))
-        store.location.check_writable()  # before the first evaluation, not after it
-        store_asked(store.location, plan.sigmas, data.ids.tolist())
-        others = _other_writers(store, plan, writer)
-        progressed = _looking(others, on_progress)
-        pool = _pool(spec, settings, local=local, address=address)
-        try:
-            outcome = Driver(
-                stages,
-                pool,
-                writer,
-                partial(rows.record, writer),
-                certify_image,
-                item_s=settings.execution.item_s,
-                on_progress=progressed if local else _watched(progressed, settings.name),
-                should_stop=should_stop,
-            ).run()
-            others.look(now=True)
-        finally:
-            pool.close()
-    outcome.unreadable = unreadable
-    return Run(place, store, document, outcome)
+    stored -= unfounded_certificates(store, plan, stored, kind.votes_held(held))
+    certified = {(sigma, image_id) for sigma, image_id, _ in stored}
+    work = kind.work(config, plan, held, certified)
+    return _ToDo(work, kind.rows(config, votes_id, labels, image_sha, data.image), stored)
 
 
-def _other_writers(store: RunStore, plan: Plan | PlainPlan, writer: Writer) -> OtherWriters:
-    folder = "losses" if isinstance(plan, PlainPlan) else "units"
-    return OtherWriters(store.location, folder, writer, plan.image_ids.tolist(), plan.sigmas)
+def _driven(
+    opened: _Opened,
+    todo: _ToDo,
+    writer: Any,
+    make_pool: MakePool,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> Outcome:
+    """Evaluate what is left to do, and store it as it comes."""
+    store, plan, config = opened.run.store, opened.plan, opened.spec.config
+    store.location.check_writable()  # before the first evaluation, not after it
+    store_asked(store.location, plan.sigmas, opened.data.ids.tolist())
+    images = plan.image_ids.tolist()
+    others = OtherWriters(store.location, opened.run.kind.folder, writer, images, plan.sigmas)
 
-
-def _looking(
-    others: OtherWriters, on_progress: Callable[[Progress], None]
-) -> Callable[[Progress], None]:
-    """The same, with a look now and then at who else writes into the run."""
-
-    def looking(progress: Progress) -> None:
+    def progressed(progress: Progress) -> None:
         others.look()
         on_progress(progress)
 
-    return looking
+    pool = make_pool(opened.spec, config)
+    try:
+        outcome = Driver(
+            todo.work,
+            pool,
+            writer,
+            partial(todo.rows.record, writer),
+            todo.certificate,
+            item_s=config.execution.item_s,
+            on_progress=progressed,
+            should_stop=should_stop,
+        ).run()
+        others.look(now=True)
+    finally:
+        pool.close()
+    return outcome
 
 
-def _pool(spec: Any, settings: Config, *, local: bool, address: str | None) -> Any:
-    if local:
-        from diffcert_ray.pool.local import LocalPool
-
-        return LocalPool(spec)
-    from diffcert_ray.pool.ray_pool import RayPool
-
-    execution = settings.execution
-    return RayPool(
-        spec,
-        actors=execution.actors,
-        address=address,
-        gpus_per_actor=execution.gpus_per_actor,
-        start_timeout_s=execution.start_timeout_s,
-        stall_timeout_s=execution.stall_timeout_s,
-    )
-
-
-def _watched(on_progress: Callable[[Progress], None], run_name: str) -> Callable[[Progress], None]:
+def _exported(
+    on_progress: Callable[[Progress], None], opened: _Opened
+) -> Callable[[Progress], None]:
     """The same, with every progress also exported as metrics of the Ray cluster."""
     from diffcert_ray.pool.ray_pool import RayRecorder
     from diffcert_ray.run.monitoring import COUNTERS, GAUGES, Monitor
 
-    monitor = Monitor(RayRecorder(run_name, COUNTERS, GAUGES))
+    made: list[Monitor] = []  # when Ray is up
 
-    def watched(progress: Progress) -> None:
-        monitor(progress)
+    def exported(progress: Progress) -> None:
+        if not made:
+            made.append(Monitor(RayRecorder(opened.spec.config.name, COUNTERS, GAUGES)))
+        made[0](progress)
         on_progress(progress)
 
-    return watched
+    return exported

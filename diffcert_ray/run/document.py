@@ -9,9 +9,11 @@ from typing import Any
 
 import tomli_w
 
-from diffcert_ray.config.loading import canonical_hash, load_config, plan_identity, votes_identity
+from diffcert_ray.config.identity import canonical_hash, plan_identity, votes_identity
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config, NumericsConfig
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.run.kind import kind_of
 
 VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
 
@@ -135,20 +137,14 @@ class RunDocument:
                 f"this run folder holds votes of another configuration ({shown}); give another run "
                 "folder (--run), or the configuration that the run was started with"
             )
-        if self.config.without_votes:
-            self._check_same_draws(other)
-            fixed = ["alpha"]  # both plain bounds rest on the same intervals
-        else:
-            fixed = ["n0", "alpha", "bound"]
-        if not self.config.without_votes and self.config.votes.bound != "sequential":
-            fixed.append("n")  # counts extended after a look hold for no fixed-n bound
-        for key in fixed:
-            before, now = getattr(self.config.votes, key), getattr(other.config.votes, key)
+        kind = kind_of(self.config)
+        for key, before in kind.fixed(self.config).items():
+            now = kind.fixed(other.config).get(key)
             if before != now:
                 raise ConfigError(
-                    f"votes.{key} is {now!r}, but this run was started with {before!r}, and "
-                    "it is fixed "
-                    "before an image's first estimation vote; give another run folder (--run)"
+                    f"{key} is {now!r}, but this run was started with {before!r}, and it is fixed "
+                    "before an image's first estimation vote or draw; give another run folder "
+                    "(--run)"
                 )
         if self.dataset.get("fingerprint") != other.dataset.get("fingerprint"):
             raise ConfigError(
@@ -156,14 +152,6 @@ class RunDocument:
                 "was started "
                 f"with {self.dataset.get('fingerprint')}: the data has changed; give another "
                 "run folder"
-            )
-
-    def _check_same_draws(self, other: "RunDocument") -> None:
-        before, now = self.config.plain.draws, other.config.plain.draws
-        if before != now:
-            raise ConfigError(
-                f"plain.draws is {now}, but this run was started with {before}, and it is fixed "
-                "before the first draw; give another run folder (--run)"
             )
 
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from diffcert_ray.certificates.radius import largest_radius, round_radius_down
-from diffcert_ray.config.tables import Config
+from diffcert_ray.certificates.radius import largest_radius
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.units import LossItem, LossUnit
 from diffcert_ray.run.loss_rows import loss_row
@@ -17,7 +16,7 @@ from diffcert_ray.votes.stages import all_units
 from diffcert_ray.votes.units import Item, Part, Unit
 
 if TYPE_CHECKING:
-    from diffcert_ray.engine.worker import ClassifierWorker, Worker
+    from diffcert_ray.engine.worker import Worker
 
 STORED_BYTES_PER_UNIT = 230  # the digits run: 1,100 units in 36 small parts; large ones pack better
 TRIAL_S = 3.0
@@ -74,6 +73,10 @@ class Estimate:
         """Hours of one worker like this one, for all sigmas."""
         return sum(s.worker_hours for s in self.sigmas)
 
+    def said(self, name: str) -> str:
+        """One line beside the table of sigmas."""
+        return f"measured on {self.trial_votes} votes"
+
 
 @dataclass(frozen=True)
 class PlainEstimate:
@@ -101,6 +104,19 @@ class PlainEstimate:
     def worker_hours(self) -> float:
         """Hours of one worker like this one."""
         return self.nfe / self.nfe_per_s / 3600
+
+    @property
+    def sigmas(self) -> tuple[SigmaEstimate, ...]:
+        """None: there is no smoothing noise."""
+        return ()
+
+    def said(self, name: str) -> str:
+        """One line that says all."""
+        return (
+            f"{name}: {self.images:,} images, {self.draws:,} draws, exactly {self.nfe:,} NFE; "
+            f"certified without votes; {self.nfe_per_s:,.0f} NFE/s (measured on "
+            f"{self.trial_draws} draws)"
+        )
 
 
 @dataclass(frozen=True)
@@ -145,54 +161,9 @@ def bills(worker_hours: float, prices: Mapping[str, float], workers: int) -> lis
     ]
 
 
-def doubts(config: Config, plan: Plan, classes: int) -> list[str]:
-    """Settings that are allowed, and can hardly be meant.
-
-    Args:
-        config: the configuration.
-        plan: what it asks of the images.
-        classes: K.
-
-    Returns:
-        A sentence for each, with the remedy.
-    """
-    found = []
-    for sigma in plan.sigmas:
-        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
-        if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= ceiling]:
-            found.append(
-                f"at sigma {sigma:g} no image can reach radius {', '.join(beyond)}: n = {plan.n} "
-                f"at alpha {plan.alpha:g} certifies at most {round_radius_down(ceiling, 3)}; "
-                "raise votes.n, or leave out the sigma or the radius"
-            )
-    if plan.bound == "sequential" and plan.n < 5 * plan.unit:
-        found.append(
-            f"sequential looks every votes.unit = {plan.unit} votes, {plan.n // plan.unit} times "
-            f"up to votes.n = {plan.n}: it can hardly stop early; set votes.unit to "
-            f"{max(1, plan.n // 50)} or raise votes.n"
-        )
-    if plan.bound == "sequential" and max(plan.radii) == 0:
-        found.append(
-            "sequential stops an image once the largest of votes.radii is certified, and that is "
-            "0: certified radii will hardly exceed 0; add the radii that you want to know about"
-        )
-    if plan.estimate == "target" and (config.direct or config.sift.rule == "full"):
-        reason = f'method "{config.method.name}"' if config.direct else 'sift.rule "full"'
-        found.append(
-            f'votes.estimate = "target" saves no evaluation with {reason}, and forgets which other '
-            'classes were voted for: set "complete"'
-        )
-    if config.sift.rule == "threshold" and not config.direct and config.sift.keep >= classes:
-        found.append(
-            f"sift.keep = {config.sift.keep} of {classes} classes: the rule threshold never drops "
-            "one; set a smaller sift.keep"
-        )
-    return found
-
-
 def estimate(
     plan: Plan,
-    worker: "Worker | ClassifierWorker",
+    worker: "Worker",
     *,
     trial_s: float = TRIAL_S,
 ) -> Estimate:
@@ -222,7 +193,7 @@ def estimate(
                 tuple(r for r in plan.radii if r > 0 and r >= ceiling),
                 len(plan.image_ids) * (plan.n0 + plan.n),
                 nfe / votes,
-                worker.most_nfe(sigma),
+                worker.base(sigma).most_nfe,
                 nfe / seconds,
             )
         )

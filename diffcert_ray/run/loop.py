@@ -76,6 +76,10 @@ class Work(Protocol):
         """Whether nothing is left to do and nothing under way."""
         ...
 
+    def all_stored(self) -> bool:
+        """Whether nothing has to be evaluated: looks at images until one needs something."""
+        ...
+
     def take(self, nfe: float, workers: int = 1) -> Any | None:
         """The next item, of about ``nfe`` evaluations, or None if all there is is under way."""
         ...

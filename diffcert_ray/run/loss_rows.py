@@ -1,6 +1,7 @@
 """From stored losses to plain certificates, and to the estimates that are not certificates."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -8,11 +9,14 @@ import numpy as np
 from diffcert_ray.certificates.lipschitz import PlainCertificate, plain_certificate
 from diffcert_ray.certificates.radius import round_radius_down
 from diffcert_ray.conventions import ABSTAIN, NO_SMOOTHING
+from diffcert_ray.datasets.dataset import pixels_sha
+from diffcert_ray.errors import DatasetError
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.stages import ImageLosses
 from diffcert_ray.plain.units import LossResult, UnitLosses
 from diffcert_ray.run.stored_losses import StoredLosses
 from diffcert_ray.storage.schemas import CertificateRow, LossRow
+from diffcert_ray.storage.writer import Writer
 
 Bound = Literal["lipschitz", "local"]
 
@@ -154,3 +158,45 @@ def loss_row(losses: UnitLosses, result: LossResult, image_sha: str) -> LossRow:
         numerics=result.numerics,
         worker=result.worker,
     )
+
+
+@dataclass(frozen=True)
+class LossRows:
+    """Rows of a run of plain certificates, without votes.
+
+    Args:
+        votes_id: hash of what a loss depends on.
+        labels: image_id -> true class.
+        image_sha: image_id -> prefix of its pixels' sha256.
+        pixels: image_id -> float32 [C, H, W] in [0, 1].
+    """
+
+    votes_id: str
+    labels: Mapping[int, int]
+    image_sha: Callable[[int], str]
+    pixels: Callable[[int], np.ndarray]
+
+    def record(self, writer: Writer, result: LossResult, units: Sequence[UnitLosses]) -> None:
+        """Give the writer the units that a result completed.
+
+        Args:
+            writer: of the run's folder.
+            result: what the work item returned.
+            units: units that are complete now.
+        """
+        writer.add_losses(loss_row(u, result, self.image_sha(u.unit.image_id)) for u in units)
+
+    def certificate(self, image: ImageLosses) -> CertificateRow:
+        """The certificate of an image whose draws are all in.
+
+        Raises:
+            DatasetError: its pixels are not those that the draws were made for.
+        """
+        pixels, image_id = self.pixels(image.image_id), image.image_id
+        if pixels_sha(pixels) != self.image_sha(image_id):  # its radius is limited by its pixels
+            raise DatasetError(
+                f"image {image_id} has changed since the run was started: restore it, or give "
+                "another run folder (--run)"
+            )
+        found = image_certificate(image, pixels)
+        return plain_row(image, found, self.labels[image.image_id], votes_id=self.votes_id)

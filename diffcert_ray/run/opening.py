@@ -11,6 +11,7 @@ from diffcert_ray.datasets import Dataset
 from diffcert_ray.run import calibration
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.plan import about
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.store import RunStore
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_or_create(
-    place: str,
+    location: Location,
     settings: Config,
     weights: Mapping[str, str],
     data: Dataset,
@@ -30,11 +31,11 @@ def open_or_create(
     """The run's store and document, and the settings with the run's [numerics].
 
     Args:
-        place: the run's folder or its s3:// address.
+        location: the run's folder, opened once for all that follows.
         settings: of this start.
         weights: role -> sha256 of the model's files.
         data: the images.
-        options: storage options of the run's folder.
+        options: its storage options, which no document may hold.
         calibrated: the settings with [numerics] chosen; called if the run is new.
         on_damaged: "refuse" or "recompute", of RunStore.
 
@@ -43,13 +44,13 @@ def open_or_create(
         StoreError: the folder cannot be read or written.
     """
     described = about(data)
-    if not RunStore.exists(place, options):
+    if not RunStore.exists(location):
         settings = calibrated(settings)
-    if not RunStore.exists(place, options):  # nor did another driver start it meanwhile
+    if not RunStore.exists(location):  # nor did another driver start it meanwhile
         document = RunDocument.of(settings, weights, described)
-        store = RunStore.create(place, document.to_bytes(), options, on_damaged=on_damaged)
+        store = RunStore.create(location, document.to_bytes(), options, on_damaged=on_damaged)
         return store, document, settings
-    store = RunStore.open(place, options, on_damaged=on_damaged)
+    store = RunStore.open(location, on_damaged=on_damaged)
     document = RunDocument.from_bytes(store.run_document())
     document = document.with_storage_options(settings.execution.storage_options)
     settings = document.adopt_numerics(settings)

@@ -1,28 +1,23 @@
-"""What a configuration asks of a dataset, and whether the dataset is the one a run began with."""
+"""What a configuration asks of a dataset: its plan, for all chosen images or a range of them."""
 
-from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.plain.plan import PlainPlan, plain_plan
-from diffcert_ray.run.stored_losses import StoredLosses
-from diffcert_ray.storage.done_units import DoneUnits
-from diffcert_ray.votes.image import Plan
+from diffcert_ray.run.kind import kind_of
 
 
-def plan_of(
-    settings: Config, dataset: Dataset, images: tuple[int, int] | None = None
-) -> Plan | PlainPlan:
+def plan_of(settings: Config, dataset: Dataset, images: tuple[int, int] | None = None) -> Any:
     """What a configuration asks of a dataset's images.
 
     Args:
         settings: the configuration.
         dataset: the chosen images.
         images: positions start:stop in them, or None for all.
+
+    Returns:
+        The plan of the configuration's kind of run.
 
     Raises:
         ConfigError: the range is empty or goes beyond the subset.
@@ -36,21 +31,7 @@ def plan_of(
                 f"0 <= start < stop <= {len(ids)}"
             )
         ids = ids[start:stop]
-    if settings.without_votes:
-        return plain_plan(settings, ids, dataset.num_classes, int(np.prod(dataset.image_shape)))
-    votes = settings.votes
-    return Plan(
-        image_ids=ids,
-        sigmas=votes.sigmas,
-        n0=votes.n0,
-        n=votes.n,
-        unit=votes.unit,
-        alpha=votes.alpha,
-        bound=votes.bound,
-        radii=votes.radii,
-        estimate=votes.estimate,
-        futility=votes.futility,
-    )
+    return kind_of(settings).plan(settings, ids, dataset)
 
 
 def labels_of(data: Dataset) -> dict[int, int]:
@@ -68,22 +49,3 @@ def about(data: Dataset) -> dict[str, Any]:
         "image_shape": list(data.image_shape),
         "images": len(data),
     }
-
-
-def check_same_images(
-    held: DoneUnits | StoredLosses, known: set[int], image_sha: Callable[[int], str]
-) -> None:
-    """Refuse to continue with other pixels under a stored image_id.
-
-    Args:
-        held: what the store holds, with each image's pixel hash.
-        known: ids of the images at hand.
-        image_sha: image_id -> its pixel hash now.
-    """
-    for image_id, sha in held.image_sha.items():
-        if image_id in known and (found := image_sha(image_id)) != sha:
-            raise ConfigError(
-                f"image {image_id} has pixels {found}, but the run's votes were cast on "
-                f"{sha}: the data "
-                "has changed; give another run folder (--run), or restore the data"
-            )

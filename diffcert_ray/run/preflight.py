@@ -2,19 +2,16 @@
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffcert_ray.certificates.radius import largest_radius, required_n, round_radius_down
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import MAX_IMAGE_ID
 from diffcert_ray.datasets import Checked, Dataset
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.method.from_config import levels_and_sift
-from diffcert_ray.plain.plan import PlainPlan
-from diffcert_ray.votes.image import Plan
+from diffcert_ray.run.kind import Plan, kind_of
 
 if TYPE_CHECKING:
     from diffcert_ray.checkpoints.image_classifier import Network
@@ -24,13 +21,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AnyPlan = TypeVar("AnyPlan", bound=Plan | PlainPlan)
 SHOWN_IDS = 20
 
 
 def check_plan(
     config: Config,
-    plan: Plan | PlainPlan,
+    plan: Plan,
     dataset: Dataset,
     denoiser: "Denoiser | None" = None,
     classifier: "Network | None" = None,
@@ -48,11 +44,7 @@ def check_plan(
         ConfigError: radii out of reach of n and alpha; impossible noise levels; labels, image ids,
             shapes or classes that do not fit.
     """
-    if isinstance(plan, Plan):
-        check_radii(plan)
-        if not config.direct:
-            for sigma in plan.sigmas:
-                levels_and_sift(config, sigma)
+    kind_of(config).check(config, plan)
     labels = dataset.labels
     if len(labels) and not (labels.min() >= 0 and labels.max() < dataset.num_classes):
         raise ConfigError(
@@ -67,7 +59,7 @@ def check_plan(
             "addresses hold "
             f"0 to {MAX_IMAGE_ID}; number the images from 0"
         )
-    if config.direct:
+    if config.kind_name == "trained":
         _check_direct(config, dataset, denoiser, classifier)
         return
     shape, classes, name = _network_facts(config, denoiser)
@@ -120,7 +112,7 @@ def _check_direct(
         )
 
 
-def leave_out_corrupt(config: Config, plan: AnyPlan, checked: Checked) -> tuple[AnyPlan, list[int]]:
+def leave_out_corrupt(config: Config, plan: Any, checked: Checked) -> tuple[Any, list[int]]:
     """Do with corrupt images what ``dataset.on_corrupt`` says.
 
     Args:
@@ -147,26 +139,6 @@ def leave_out_corrupt(config: Config, plan: AnyPlan, checked: Checked) -> tuple[
     logger.warning("%s; each counts as an abstention", about)
     readable = plan.image_ids[~np.isin(plan.image_ids, corrupt)]
     return replace(plan, image_ids=readable), corrupt
-
-
-def check_radii(plan: Plan) -> None:
-    """Refuse radii that even unanimous votes could not certify at any of the sigmas.
-
-    Raises:
-        ConfigError: with the n that would do.
-    """
-    sigma = max(plan.sigmas)
-    ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
-    out_of_reach = [r for r in plan.radii if r > 0 and r >= ceiling]
-    if out_of_reach:
-        worst = max(out_of_reach)
-        needed = required_n(worst, sigma, plan.alpha, plan.bound)
-        raise ConfigError(
-            f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius "
-            f"{round_radius_down(ceiling, 3)} at sigma {sigma} (every vote agreeing), below "
-            f"the asked radius {worst}: set votes.n to {needed} or more, use a larger "
-            "sigma, or drop the radius from votes.radii"
-        )
 
 
 def _network_facts(config: Config, denoiser: "Denoiser | None") -> tuple[tuple[int, ...], int, str]:

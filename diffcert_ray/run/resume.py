@@ -1,31 +1,19 @@
-"""What a store already holds of a plan, and so what is left to do."""
+"""What a store already holds of a run: which certificates stand, and on the same images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from diffcert_ray.config.tables import Config
-from diffcert_ray.errors import StoreError
-from diffcert_ray.plain.plan import PlainPlan
-from diffcert_ray.plain.stages import LossStages
-from diffcert_ray.run.stored_losses import StoredLosses, read_losses
-from diffcert_ray.run.vote_rows import stored_units, unfounded, votes_held
-from diffcert_ray.storage.done_units import DoneUnits
+from diffcert_ray.conventions import ABSTAIN
+from diffcert_ray.errors import ConfigError, StoreError
+from diffcert_ray.run.kind import Held, Plan, VotesHeld
+from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.store import RunStore
-from diffcert_ray.votes.image import Plan
-from diffcert_ray.votes.stages import Stages
 
 Certified = set[tuple[float, int, int]]
 """(sigma, image_id, votes used) of certificates."""
 
 
-def held_by(store: RunStore, plan: Plan | PlainPlan) -> DoneUnits | StoredLosses:
-    """What the store holds for a plan; read once, since it may be large."""
-    if isinstance(plan, PlainPlan):
-        return read_losses(store, len(plan.s), plan.classes)
-    return store.done_units()
-
-
 def stored_certificates(
-    store: RunStore, plan: Plan | PlainPlan, unreadable: Sequence[int], *, votes_id: str
+    store: RunStore, plan: Plan, unreadable: Sequence[int], *, votes_id: str
 ) -> Certified:
     """(sigma, image_id, votes used) of the plan's certificates that are stored already.
 
@@ -53,9 +41,9 @@ def stored_certificates(
 
 def unfounded_certificates(
     store: RunStore,
-    plan: Plan | PlainPlan,
+    plan: Plan,
     stored: Certified,
-    held: DoneUnits | StoredLosses,
+    votes_held: VotesHeld,
 ) -> Certified:
     """The plan's certificates that rest on lost votes, to be made anew; refused unless asked for.
 
@@ -65,17 +53,20 @@ def unfounded_certificates(
         store: the run's folder.
         plan: what is certified now.
         stored: of ``stored_certificates``.
-        held: of ``held_by``.
+        votes_held: (sigma, image_id) -> stored selection and estimation votes.
 
     Raises:
         StoreError: there are some, and the store was opened with ``on_damaged="refuse"``.
     """
     planned = set(plan.image_ids.tolist())
-    votes = votes_held(held) if isinstance(held, DoneUnits) else held.draws_held()
-    found = unfounded((key for key in stored if key[1] in planned), votes, plan.n0)
+    found = {
+        (sigma, image_id, n)
+        for sigma, image_id, n in stored
+        if image_id in planned and not _founded(votes_held(sigma, image_id), plan.n0, n)
+    }
     if found and store.on_damaged == "refuse":
         sigma, image_id, n = min(found)
-        select, estimate = votes(sigma, image_id)
+        select, estimate = votes_held(sigma, image_id)
         raise StoreError(
             f"{len(found)} certificates in {store.address} rest on votes that are not stored, "
             f"first image {image_id} at sigma {sigma:g}: {select} + {estimate} votes are there of "
@@ -85,29 +76,68 @@ def unfounded_certificates(
     return found
 
 
-def stages_of(
-    settings: Config,
-    plan: Plan | PlainPlan,
-    held: DoneUnits | StoredLosses,
-    stored: Certified,
-) -> Stages | LossStages:
-    """What is left to do.
+def _founded(held: tuple[int, int], n0: int, n: int) -> bool:
+    select, estimate = held
+    return select >= n0 and estimate >= n
+
+
+def unread_rows(
+    plan: Plan,
+    image_ids: Iterable[int],
+    labels: Mapping[int, int],
+    *,
+    p_low: float,
+    method: str,
+    votes_id: str,
+) -> Iterator[CertificateRow]:
+    """Certificates of images that could not be read: abstentions without votes or evaluations.
 
     Args:
-        settings: of this start.
-        plan: what is certified now.
-        held: of ``held_by``.
-        stored: certificates that stand, of ``stored_certificates`` less the unfounded ones.
+        plan: what was asked.
+        image_ids: the images.
+        labels: true class by image_id.
+        p_low: what such a row has in this kind of run.
+        method: name of the base classifier.
+        votes_id: identity of the votes.
+
+    Yields:
+        A row for each sigma and image; no other row has ``nfe`` 0.
     """
-    certified = {(sigma, image_id) for sigma, image_id, _ in stored}
-    if isinstance(held, StoredLosses):
-        assert isinstance(plan, PlainPlan)
-        return LossStages(plan, held.of, certified=certified)
-    assert isinstance(plan, Plan)
-    return Stages(
-        plan,
-        stored_units(held, plan),
-        hand_back_levels=settings.sift.levels if settings.execution.stages == "split" else None,
-        # A sequential certificate may be of an earlier, smaller n: its image is looked at again.
-        certified=certified if plan.bound != "sequential" else (),
-    )
+    for sigma in plan.sigmas:
+        for image_id in image_ids:
+            yield CertificateRow(
+                sigma=sigma,
+                image_id=image_id,
+                label=labels[image_id],
+                predicted=ABSTAIN,
+                correct=False,
+                abstained=True,
+                radius=0.0,
+                p_low=p_low,
+                n_a=0,
+                n=0,
+                n0=plan.n0,
+                alpha=plan.alpha,
+                bound=plan.bound,
+                nfe=0,
+                seconds=0.0,
+                method=method,
+                votes_id=votes_id,
+            )
+
+
+def check_same_images(held: Held, known: set[int], image_sha: Callable[[int], str]) -> None:
+    """Refuse to continue with other pixels under a stored image_id.
+
+    Args:
+        held: what the store holds, with each image's pixel hash.
+        known: ids of the images at hand.
+        image_sha: image_id -> its pixel hash now.
+    """
+    for image_id, sha in held.image_sha.items():
+        if image_id in known and (found := image_sha(image_id)) != sha:
+            raise ConfigError(
+                f"image {image_id} has pixels {found}, but the run's votes were cast on "
+                f"{sha}: the data "
+                "has changed; give another run folder (--run), or restore the data"
+            )

@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 
 from diffcert_ray.config.tables import Config
-from diffcert_ray.conventions import NO_SMOOTHING
 from diffcert_ray.run.document import RunDocument
+from diffcert_ray.run.kind import Kind, kind_of
 from diffcert_ray.run.loop import Outcome
 from diffcert_ray.storage.asked_images import read_asked
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
@@ -38,6 +38,11 @@ class Run:
         """The configuration that the run was started with, and the storage options given now."""
         return self.document.config
 
+    @property
+    def kind(self) -> Kind:
+        """What is counted, stored and certified in this kind of run."""
+        return kind_of(self.config)
+
     def units(self) -> pd.DataFrame:
         """The stored units, each once: counts of votes, which all else is made of."""
         return self.store.units().to_pandas()
@@ -59,25 +64,17 @@ class Run:
         their votes (with ``sequential``, clear ones stop first), so that figures of those alone
         say too much. In a run folder without notes of what was asked, units tell what was begun.
         """
-        found = read_asked(self.store.location)
-        rows = [self.store.certificates()]
-        if self.config.without_votes:
-            first = {NO_SMOOTHING}
-            rows += [] if found else [self.store.losses()]
-        else:
-            first = set(self.config.votes.sigmas)
-            rows += [] if found else [self.store.units(["sigma", "image_id"])]
-        for table in rows:
-            losses = "sigma" not in table.column_names
-            columns = table.select(["image_id"] if losses else ["sigma", "image_id"]).to_pandas()
-            keys = columns.assign(sigma=NO_SMOOTHING) if losses else columns
-            for sigma, ids in keys.groupby("sigma")["image_id"]:
-                found.setdefault(float(str(sigma)), set()).update(ids.unique().tolist())
+        noted = read_asked(self.store.location)
+        rows = [self.store.certificates().select(["sigma", "image_id"]).to_pandas()]
+        rows += [] if noted else [self.kind.begun(self.store)]
+        for sigma, ids in pd.concat(rows).groupby("sigma")["image_id"]:
+            noted.setdefault(float(str(sigma)), set()).update(ids.unique().tolist())
+        first = self.kind.sigmas(self.config)
         # All of the first start's count, also where the note of its images is missing.
         least = int(self.document.dataset.get("images", 0))
         return {
-            sigma: max(len(found.get(sigma, ())), least if sigma in first else 0)
-            for sigma in sorted(first | set(found))
+            sigma: max(len(noted.get(sigma, ())), least if sigma in first else 0)
+            for sigma in sorted(first | set(noted))
         }
 
     def table(self, name: Literal["certificates", "units"] = "certificates") -> pa.Table:

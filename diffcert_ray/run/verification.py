@@ -1,118 +1,160 @@
-"""Verify a stored run: its certificates from its counts, a sample of units from its images."""
+"""Compare a run with what its counts give, and a sample of its units with what its images give."""
 
-import secrets
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from diffcert_ray.datasets import Dataset, load_dataset
-from diffcert_ray.plain.plan import PlainPlan
-from diffcert_ray.run.certifiable import check_complete_votes, check_fixed_n, check_own
-from diffcert_ray.run.document import RunDocument
-from diffcert_ray.run.loss_rows import plain_row, recompute_plain
-from diffcert_ray.run.plan import about, check_same_images, labels_of, plan_of
-from diffcert_ray.run.stored import Run
-from diffcert_ray.run.stored_losses import read_losses
-from diffcert_ray.run.vote_rows import (
-    recompute,
-    recompute_stopped,
-)
+from diffcert_ray.conventions import ABSTAIN
+from diffcert_ray.plain.units import LossItem, LossUnit
+from diffcert_ray.run.stored_losses import StoredLosses
 from diffcert_ray.storage.schemas import CertificateRow
-from diffcert_ray.votes.image import Plan
+from diffcert_ray.votes.units import Item, Part, Unit
 
 if TYPE_CHECKING:
-    from diffcert_ray.run.verify import Verification
+    from diffcert_ray.engine.worker import Worker
+
+LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in float32
+
+COMPARED = (
+    *("predicted", "radius", "p_low", "n_a", "n", "label", "correct", "abstained"),
+    *("alpha", "n0", "bound", "method", "votes_id"),
+)
+UNCERTIFIED = {"predicted": ABSTAIN, "abstained": True, "correct": False, "radius": 0.0}
+"""What the row of an image that could not be read has to say."""
 
 
-def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> "Verification":
-    """Recompute a run's certificates from its counts, and a sample of its units from its images.
-
-    Args:
-        run: an opened run whose checkpoint and dataset are at hand.
-        sample: units to evaluate again.
-        seed: of the choice; None draws one, so that nobody can know beforehand what is looked at.
-
-    Returns:
-        What was compared, the seed, and every difference.
-
-    Raises:
-        ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
-    """
-    from diffcert_ray.engine.worker import Worker, WorkerSpec, resolve_device, weights_of
-    from diffcert_ray.run.verify import Verification, compare_certificates, replay, replay_losses
-
-    settings, certificates = run.config, run.certificates()
-    weights = weights_of(settings)
-    data = load_dataset(settings.dataset.whole(), settings.execution.storage_options)
-    run.document.check_continues(RunDocument.of(settings, weights, about(data)))
-    certified = certificates.groupby("sigma")["image_id"].nunique().to_dict()
-    found, plain = Verification(), settings.without_votes
-    found.seed = secrets.randbelow(2**32) if seed is None else seed
-    found.missing = sum(n - certified.get(sigma, 0) for sigma, n in run.asked().items())
-    check_certifiable(run, certificates)
-    label = labels_of(data).__getitem__
-    if plain:
-        plan = plan_of(settings, data)
-        assert isinstance(plan, PlainPlan)
-        losses = read_losses(run.store, len(plan.s), plan.classes)
-        check_same_images(losses, set(data.ids.tolist()), data.image_sha)
-        for bound in ("lipschitz", "local"):
-            rows = [
-                plain_row(image, c, label(image.image_id), votes_id=run.document.votes_id)
-                for image, c in recompute_plain(plan, losses, data.image, bound)
-            ]
-            stored = certificates[certificates["bound"] == bound]
-            if bound == plan.bound or len(stored):
-                compare_certificates(stored, rows, found)
-    else:
-        check_same_images(run.store.done_units(), set(data.ids.tolist()), data.image_sha)
-        compare_certificates(certificates, _recomputed(run, data, certificates), found)
-    if sample:
-        device = resolve_device(settings.execution.device)
-        spec = WorkerSpec(settings, weights, device, dataset=data)
-        worker = spec.load("verify")
-        if plain:
-            assert isinstance(worker, Worker)  # a configuration without votes has method dc
-            replay_losses(losses, worker, found, sample=sample)
-        else:
-            replay(run.units(), worker, found, sample=sample)
-    return found
-
-
-def check_certifiable(run: Run, certificates: pd.DataFrame) -> None:
-    """Refuse certificates of another run, and those whose counts their bound does not hold for.
+@dataclass
+class Verification:
+    """What was compared, and every difference found.
 
     Args:
-        run: an opened run.
-        certificates: its certificates.
-
-    Raises:
-        ConfigError: another method, bound, alpha, n0 or other votes; fixed-n bounds on stopped or
-            extended counts; ``two-class`` on votes that only said whether they are their target.
+        certificates: certificates recomputed and compared.
+        units: units evaluated again.
+        votes: votes in them.
+        units_stored: all that there are.
+        missing: images (times sigmas) that were asked for and have no certificate.
+        seed: of the choice of units.
+        same_numerics: whether this machine's numerics kind is the stored units'.
+        differences: one sentence for each difference.
     """
-    check_own(certificates, run.config, run.document.votes_id)
-    if run.config.without_votes:
-        return
-    votes = run.config.votes
-    check_fixed_n(certificates, votes.bound, votes.n)
-    if (certificates["bound"] == "two-class").any():
-        check_complete_votes(certificates, run.store.units(["stream", "target"]).to_pandas())
+
+    certificates: int = 0
+    units: int = 0
+    votes: int = 0
+    units_stored: int = 0
+    missing: int = 0
+    seed: int = 0
+    same_numerics: bool = True
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def missed_share(self) -> float:
+        """A share of changed units, above which one would have been found with 95 % probability."""
+        if self.units >= self.units_stored:
+            return 0.0
+        return 1.0 - 0.05 ** (1.0 / self.units) if self.units else 1.0
+
+    def chosen(self, count: int, sample: int) -> list[int]:
+        """Positions of the units to evaluate again, ascending: ``sample`` of ``count``, or all."""
+        self.units_stored = count
+        return sorted(random.Random(self.seed).sample(range(count), min(sample, count)))
 
 
-def _recomputed(run: Run, data: Dataset, certificates: pd.DataFrame) -> list[CertificateRow]:
-    """The certificates that the votes of a run give."""
-    plan = plan_of(run.config, data)
-    assert isinstance(plan, Plan)
-    units = run.units()
-    images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
-    sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
-    plan = replace(plan, image_ids=images, sigmas=sigmas)
-    done, label = run.store.done_units(), labels_of(data).__getitem__
-    name, votes_id = run.config.method.name, run.document.votes_id
-    if plan.bound != "sequential":
-        return list(recompute(plan, done, label, method=name, votes_id=votes_id))
-    columns = [certificates[c].tolist() for c in ("sigma", "image_id", "n")]
-    stored = zip(*columns, strict=True)
-    return list(recompute_stopped(plan, done, stored, label, method=name, votes_id=votes_id))
+def compare_certificates(
+    stored: pd.DataFrame, recomputed: list[CertificateRow], found: Verification
+) -> None:
+    """Compare stored certificates with those that the counts give.
+
+    Args:
+        stored: the certificates table, one row for each sigma and image.
+        recomputed: rows made anew from the stored units.
+        found: where differences are noted.
+    """
+    keys = zip(stored["sigma"].tolist(), stored["image_id"].tolist(), strict=True)
+    rows = dict(zip(keys, stored[list(COMPARED)].to_dict("records"), strict=True))
+    for row in recomputed:
+        found.certificates += 1
+        kept = rows.pop((row.sigma, row.image_id), None)
+        where = f"image {row.image_id} at sigma {row.sigma:g}"
+        if kept is None:
+            found.differences.append(f"{where} has all its votes, but no certificate is stored")
+            continue
+        for name in COMPARED:
+            if not _same(kept[name], getattr(row, name)):
+                found.differences.append(
+                    f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
+                )
+    for (sigma, image_id), kept in rows.items():
+        if any(kept[name] != value for name, value in UNCERTIFIED.items()):
+            found.differences.append(
+                f"image {image_id} at sigma {sigma:g} has a certificate, but not the votes for it"
+            )
+
+
+def _same(stored: Any, recomputed: Any) -> bool:
+    """Whether two values are equal; p_low is no number in certificates without votes."""
+    return bool(stored == recomputed or (stored != stored and recomputed != recomputed))
+
+
+def replay(
+    units: pd.DataFrame,
+    worker: "Worker",
+    found: Verification,
+    *,
+    sample: int,
+) -> None:
+    """Evaluate a random sample of the stored units again and compare the counts.
+
+    Units of another numerics kind than this worker's may differ in rare votes; they are compared
+    too, and what differs is noted with that remark.
+
+    Args:
+        units: the stored units, all columns.
+        worker: loaded with the run's configuration.
+        found: where differences are noted.
+        sample: number of units, at most all.
+    """
+    for row in units.iloc[found.chosen(len(units), sample)].to_dict("records"):
+        unit = Unit(row["sigma"], row["image_id"], row["stream"], row["start"], row["stop"])
+        part = Part(unit, unit.start, unit.stop, row["target"])
+        tally = worker.cast_votes(Item(0, unit.sigma, (part,))).tallies[0]
+        stored = dict(zip(row["classes"].tolist(), row["counts"].tolist(), strict=True))
+        found.units += 1
+        found.votes += unit.votes
+        same = row["numerics"] == worker.numerics
+        found.same_numerics &= same
+        if dict(tally.counts) != stored:
+            remark = "" if same else " (another numerics kind: rare votes may differ)"
+            found.differences.append(
+                f"image {unit.image_id} at sigma {unit.sigma:g}, {unit.stream} votes "
+                f"{unit.start}:{unit.stop}: stored {stored}, evaluated again {tally.counts}{remark}"
+            )
+
+
+def replay_losses(
+    losses: StoredLosses, worker: "Worker", found: Verification, *, sample: int
+) -> None:
+    """Evaluate a random sample of the stored losses again and compare their sums.
+
+    Args:
+        losses: the run's losses.
+        worker: loaded with the run's configuration.
+        found: where differences are noted; draws count as votes.
+        sample: number of units, at most all.
+    """
+    keys = losses.units.tolist()
+    for row in found.chosen(len(keys), sample):
+        unit = LossUnit(*keys[row])
+        again = worker.draw_losses(LossItem(0, (unit,))).tallies[0]
+        found.units += 1
+        found.votes += unit.draws
+        gap = float(np.abs(again.sums - losses.sums[row]).max()) / unit.draws
+        # Losses lie in [0, 1]; another device rounds the network's last bits another way.
+        if gap > LOSS_TOLERANCE:
+            found.differences.append(
+                f"image {unit.image_id}, draws {unit.start}:{unit.stop}: a mean loss differs by "
+                f"{gap:.2g} when evaluated again (limit {LOSS_TOLERANCE:g})"
+            )

@@ -1,160 +1,47 @@
-"""Compare a run with what its counts give, and a sample of its units with what its images give."""
+"""Verify a stored run: its certificates from its counts, a sample of units from its images."""
 
-import random
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import secrets
 
-import numpy as np
-import pandas as pd
-
-from diffcert_ray.conventions import ABSTAIN
-from diffcert_ray.plain.units import LossItem, LossUnit
-from diffcert_ray.run.stored_losses import StoredLosses
-from diffcert_ray.storage.schemas import CertificateRow
-from diffcert_ray.votes.units import Item, Part, Unit
-
-if TYPE_CHECKING:
-    from diffcert_ray.engine.worker import ClassifierWorker, Worker
-
-LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in float32
-
-COMPARED = (
-    *("predicted", "radius", "p_low", "n_a", "n", "label", "correct", "abstained"),
-    *("alpha", "n0", "bound", "method", "votes_id"),
-)
-UNCERTIFIED = {"predicted": ABSTAIN, "abstained": True, "correct": False, "radius": 0.0}
-"""What the row of an image that could not be read has to say."""
+from diffcert_ray.datasets import load_dataset
+from diffcert_ray.run.certifiable import check_certifiable
+from diffcert_ray.run.document import RunDocument
+from diffcert_ray.run.plan import about, plan_of
+from diffcert_ray.run.resume import check_same_images
+from diffcert_ray.run.stored import Run
+from diffcert_ray.run.verification import Verification
 
 
-@dataclass
-class Verification:
-    """What was compared, and every difference found.
+def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verification:
+    """Recompute a run's certificates from its counts, and a sample of its units from its images.
 
     Args:
-        certificates: certificates recomputed and compared.
-        units: units evaluated again.
-        votes: votes in them.
-        units_stored: all that there are.
-        missing: images (times sigmas) that were asked for and have no certificate.
-        seed: of the choice of units.
-        same_numerics: whether this machine's numerics kind is the stored units'.
-        differences: one sentence for each difference.
+        run: an opened run whose checkpoint and dataset are at hand.
+        sample: units to evaluate again.
+        seed: of the choice; None draws one, so that nobody can know beforehand what is looked at.
+
+    Returns:
+        What was compared, the seed, and every difference.
+
+    Raises:
+        ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
     """
+    from diffcert_ray.engine.weights import weights_of
+    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
 
-    certificates: int = 0
-    units: int = 0
-    votes: int = 0
-    units_stored: int = 0
-    missing: int = 0
-    seed: int = 0
-    same_numerics: bool = True
-    differences: list[str] = field(default_factory=list)
-
-    @property
-    def missed_share(self) -> float:
-        """A share of changed units, above which one would have been found with 95 % probability."""
-        if self.units >= self.units_stored:
-            return 0.0
-        return 1.0 - 0.05 ** (1.0 / self.units) if self.units else 1.0
-
-    def chosen(self, count: int, sample: int) -> list[int]:
-        """Positions of the units to evaluate again, ascending: ``sample`` of ``count``, or all."""
-        self.units_stored = count
-        return sorted(random.Random(self.seed).sample(range(count), min(sample, count)))
-
-
-def compare_certificates(
-    stored: pd.DataFrame, recomputed: list[CertificateRow], found: Verification
-) -> None:
-    """Compare stored certificates with those that the counts give.
-
-    Args:
-        stored: the certificates table, one row for each sigma and image.
-        recomputed: rows made anew from the stored units.
-        found: where differences are noted.
-    """
-    keys = zip(stored["sigma"].tolist(), stored["image_id"].tolist(), strict=True)
-    rows = dict(zip(keys, stored[list(COMPARED)].to_dict("records"), strict=True))
-    for row in recomputed:
-        found.certificates += 1
-        kept = rows.pop((row.sigma, row.image_id), None)
-        where = f"image {row.image_id} at sigma {row.sigma:g}"
-        if kept is None:
-            found.differences.append(f"{where} has all its votes, but no certificate is stored")
-            continue
-        for name in COMPARED:
-            if not _same(kept[name], getattr(row, name)):
-                found.differences.append(
-                    f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
-                )
-    for (sigma, image_id), kept in rows.items():
-        if any(kept[name] != value for name, value in UNCERTIFIED.items()):
-            found.differences.append(
-                f"image {image_id} at sigma {sigma:g} has a certificate, but not the votes for it"
-            )
-
-
-def _same(stored: Any, recomputed: Any) -> bool:
-    """Whether two values are equal; p_low is no number in certificates without votes."""
-    return bool(stored == recomputed or (stored != stored and recomputed != recomputed))
-
-
-def replay(
-    units: pd.DataFrame,
-    worker: "Worker | ClassifierWorker",
-    found: Verification,
-    *,
-    sample: int,
-) -> None:
-    """Evaluate a random sample of the stored units again and compare the counts.
-
-    Units of another numerics kind than this worker's may differ in rare votes; they are compared
-    too, and what differs is noted with that remark.
-
-    Args:
-        units: the stored units, all columns.
-        worker: loaded with the run's configuration.
-        found: where differences are noted.
-        sample: number of units, at most all.
-    """
-    for row in units.iloc[found.chosen(len(units), sample)].to_dict("records"):
-        unit = Unit(row["sigma"], row["image_id"], row["stream"], row["start"], row["stop"])
-        part = Part(unit, unit.start, unit.stop, row["target"])
-        tally = worker.cast_votes(Item(0, unit.sigma, (part,))).tallies[0]
-        stored = dict(zip(row["classes"].tolist(), row["counts"].tolist(), strict=True))
-        found.units += 1
-        found.votes += unit.votes
-        same = row["numerics"] == worker.numerics
-        found.same_numerics &= same
-        if dict(tally.counts) != stored:
-            remark = "" if same else " (another numerics kind: rare votes may differ)"
-            found.differences.append(
-                f"image {unit.image_id} at sigma {unit.sigma:g}, {unit.stream} votes "
-                f"{unit.start}:{unit.stop}: stored {stored}, evaluated again {tally.counts}{remark}"
-            )
-
-
-def replay_losses(
-    losses: StoredLosses, worker: "Worker", found: Verification, *, sample: int
-) -> None:
-    """Evaluate a random sample of the stored losses again and compare their sums.
-
-    Args:
-        losses: the run's losses.
-        worker: loaded with the run's configuration.
-        found: where differences are noted; draws count as votes.
-        sample: number of units, at most all.
-    """
-    keys = losses.units.tolist()
-    for row in found.chosen(len(keys), sample):
-        unit = LossUnit(*keys[row])
-        again = worker.draw_losses(LossItem(0, (unit,))).tallies[0]
-        found.units += 1
-        found.votes += unit.draws
-        gap = float(np.abs(again.sums - losses.sums[row]).max()) / unit.draws
-        # Losses lie in [0, 1]; another device rounds the network's last bits another way.
-        if gap > LOSS_TOLERANCE:
-            found.differences.append(
-                f"image {unit.image_id}, draws {unit.start}:{unit.stop}: a mean loss differs by "
-                f"{gap:.2g} when evaluated again (limit {LOSS_TOLERANCE:g})"
-            )
+    config, kind, store, certificates = run.config, run.kind, run.store, run.certificates()
+    votes_id, weights = run.document.votes_id, weights_of(config)
+    data = load_dataset(config.dataset.whole(), config.execution.storage_options)
+    run.document.check_continues(RunDocument.of(config, weights, about(data)))
+    certified = certificates.groupby("sigma")["image_id"].nunique().to_dict()
+    verification = Verification(seed=secrets.randbelow(2**32) if seed is None else seed)
+    missing = (n - certified.get(sigma, 0) for sigma, n in run.asked().items())
+    verification.missing = sum(missing)
+    check_certifiable(run, certificates)
+    held = kind.held(store, plan_of(config, data))
+    check_same_images(held, set(data.ids.tolist()), data.image_sha)
+    kind.recompute(config, votes_id, store, held, data, certificates, verification)
+    if sample:
+        device = resolve_device(config.execution.device)
+        worker = WorkerSpec(config, weights, device, dataset=data).load("verify")
+        kind.replay(config, store, held, data, worker, verification, sample)
+    return verification

@@ -1,14 +1,15 @@
-"""Between votes and the store: units and certificates as rows, stored units as votes again."""
+"""Votes and the store: units and certificates as rows, stored units as votes again."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from diffcert_ray.conventions import ABSTAIN, STREAM_NAMES
-from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.schemas import CertificateRow, UnitRow
+from diffcert_ray.storage.writer import Writer
 from diffcert_ray.votes.image import ImageVotes, Plan, UnitCounts, Verdict
 from diffcert_ray.votes.stages import SettledUnit
 from diffcert_ray.votes.units import Unit
@@ -107,49 +108,6 @@ def certificate_row(
     )
 
 
-def unread_rows(
-    plan: Plan | PlainPlan,
-    image_ids: Iterable[int],
-    labels: Mapping[int, int],
-    *,
-    method: str,
-    votes_id: str,
-) -> Iterator[CertificateRow]:
-    """Certificates of images that could not be read: abstentions without votes or evaluations.
-
-    Args:
-        plan: what was asked.
-        image_ids: the images.
-        labels: true class by image_id.
-        method: name of the base classifier.
-        votes_id: identity of the votes.
-
-    Yields:
-        A row for each sigma and image; no other row has ``nfe`` 0.
-    """
-    for sigma in plan.sigmas:
-        for image_id in image_ids:
-            yield CertificateRow(
-                sigma=sigma,
-                image_id=image_id,
-                label=labels[image_id],
-                predicted=ABSTAIN,
-                correct=False,
-                abstained=True,
-                radius=0.0,
-                p_low=0.0 if isinstance(plan, Plan) else float("nan"),
-                n_a=0,
-                n=0,
-                n0=plan.n0,
-                alpha=plan.alpha,
-                bound=plan.bound,
-                nfe=0,
-                seconds=0.0,
-                method=method,
-                votes_id=votes_id,
-            )
-
-
 def recompute(
     plan: Plan, done: DoneUnits, label: Callable[[int], int], *, method: str, votes_id: str
 ) -> Iterator[CertificateRow]:
@@ -233,21 +191,35 @@ def votes_held(done: DoneUnits) -> Callable[[float, int], tuple[int, int]]:
     return of
 
 
-def unfounded(
-    stored: Iterable[tuple[float, int, int]],
-    held: Callable[[float, int], tuple[int, int]],
-    n0: int,
-) -> set[tuple[float, int, int]]:
-    """Stored certificates whose votes are not all stored: somebody lost or deleted units.
+@dataclass(frozen=True)
+class VoteRows:
+    """Rows of a run of votes.
 
     Args:
-        stored: (sigma, image_id, estimation votes used) of each.
-        held: (sigma, image_id) -> stored selection and estimation votes.
-        n0: selection votes of each.
+        method: name of the base classifier.
+        votes_id: hash of what a vote depends on.
+        labels: image_id -> true class.
+        image_sha: image_id -> prefix of its pixels' sha256.
     """
 
-    def founded(sigma: float, image_id: int, n: int) -> bool:
-        select, estimate = held(sigma, image_id)
-        return select >= n0 and estimate >= n
+    method: str
+    votes_id: str
+    labels: Mapping[int, int]
+    image_sha: Callable[[int], str]
 
-    return {key for key in stored if not founded(*key)}
+    def record(self, writer: Writer, result: Any, settled: Sequence[SettledUnit]) -> None:
+        """Give the writer the units that a result completed.
+
+        Args:
+            writer: of the run's folder.
+            result: what the work item returned; of votes, all is in ``settled``.
+            settled: units that are complete now.
+        """
+        writer.add_units(unit_row(s, self.image_sha(s.units.unit.image_id)) for s in settled)
+
+    def certificate(self, image: ImageVotes) -> CertificateRow:
+        """The certificate of an image whose votes are all in."""
+        verdict = image.verdict()
+        assert verdict is not None  # the stages hand over finished images only
+        label = self.labels[image.image_id]
+        return certificate_row(image, verdict, label, method=self.method, votes_id=self.votes_id)

@@ -12,21 +12,15 @@ from collections.abc import Iterable
 import numpy as np
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 
 FOLDER = "asked"
 
 
 def store_asked(location: Location, sigmas: Iterable[float], image_ids: Iterable[int]) -> None:
-    """Note once what a start asks for; the name is a hash, so that equal starts share a file.
+    """Note once what a start asks for: also the images that its other drivers work on.
 
-    Args:
-        location: the run's folder.
-        sigmas: smoothing noise levels, pixel units.
-        image_ids: the chosen images, those that other drivers of the same start work on too.
-
-    Raises:
-        StoreError: the folder cannot be written.
+    The file's name is a hash, so that equal starts share it.
     """
     ids = np.unique(np.fromiter(image_ids, np.int64))
     first = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 2) != 1)
@@ -41,15 +35,8 @@ def store_asked(location: Location, sigmas: Iterable[float], image_ids: Iterable
 
 
 def read_asked(location: Location) -> dict[float, set[int]]:
-    """The images that all starts asked for at each sigma; empty where no start noted any.
-
-    Args:
-        location: the run's folder.
-
-    Raises:
-        StoreError: a note cannot be read.
-    """
-    found: dict[float, set[int]] = {}
+    """The images that all starts asked for at each sigma; empty where no start noted any."""
+    images: dict[float, set[int]] = {}
     for name in location.list(FOLDER):
         try:
             asked = json.loads(location.read(name))
@@ -61,5 +48,5 @@ def read_asked(location: Location) -> dict[float, set[int]]:
                 "restore it from a copy, or delete it and start the run again as it was"
             ) from error
         for sigma in sigmas:
-            found.setdefault(sigma, set()).update(ids)
-    return found
+            images.setdefault(sigma, set()).update(ids)
+    return images

@@ -40,13 +40,10 @@ DECIDING_COLUMNS = {
 
 @dataclass(frozen=True)
 class CompactionReport:
-    """What a compaction did.
-
-    Args:
-        generation: that was written.
-    """
+    """What a compaction did."""
 
     generation: int
+    """Number of the generation that was written."""
     parts: int
     """Parts newly taken over."""
     rows: int
@@ -148,13 +145,7 @@ def write_rows(store: RunStore, rows: StoredRows, counted: Rows, prefix: str) ->
 
 
 def read_parts(store: RunStore, folder: str, names: Sequence[str]) -> pa.Table:
-    """All columns of some parts, rows in the order of the names.
-
-    Args:
-        store: the run.
-        folder: units, losses or certificates.
-        names: of the parts.
-    """
+    """All columns of the named parts, rows in the order of the names."""
     schema = SCHEMAS[folder]
     files = [StoredFile(name) for name in names]
     parts, damaged, vanished = read_files(store.location, files, schema, schema.names)
@@ -167,14 +158,7 @@ def read_parts(store: RunStore, folder: str, names: Sequence[str]) -> pa.Table:
 
 
 def write_file(store: RunStore, folder: str, table: pa.Table, stem: str) -> StoredFile:
-    """Store one compacted file.
-
-    Args:
-        store: the run.
-        folder: units, losses or certificates.
-        table: its rows.
-        stem: start of its name.
-    """
+    """Store one compacted file; its name is the stem with .parquet behind it."""
     schema = SCHEMAS[folder]
     data = encode(table.cast(schema).replace_schema_metadata(schema.metadata))
     name = f"{stem}.parquet"
@@ -183,13 +167,7 @@ def write_file(store: RunStore, folder: str, table: pa.Table, stem: str) -> Stor
 
 
 def with_folder(manifest: Manifest, rows: StoredRows, files: list[StoredFile]) -> Manifest:
-    """The manifest with what one folder's reading and writing adds.
-
-    Args:
-        manifest: of the generation being made.
-        rows: what was read of the folder.
-        files: what was written of it.
-    """
+    """The manifest with what was read of one folder, and the files that were written of it."""
     folder = rows.folder
     lost = {damage.name for damage in rows.damaged}
     kept = tuple(file for file in manifest.files[folder] if file.name not in lost)

@@ -69,61 +69,56 @@ def resolve_units(table: pa.Table, source: Callable[[int], str]) -> Resolution:
     Raises:
         StoreError: two deliveries of one kind differ, or one image_id has two pixel hashes.
     """
-    if table.num_rows == 0:
-        return Resolution(np.zeros(0, np.int64), 0)
-    order, first = grouped(packed_keys(table, UNIT_KEY))
-    check_images(table, order, source)
-    rows = order[first]
-    if len(rows) == len(order):
-        return Resolution(rows, 0)
-    group = np.cumsum(first) - 1
-    repeated = order[~first]
-    winners = rows[group[~first]]
-    check_repeats(table, np.concatenate([winners, repeated]), source)
-    differs = ~same_votes(table, winners, repeated)
-    return Resolution(rows, len(np.unique(winners[differs])))
+    return first_deliveries(table, source, UNIT_KEY, UNIT_KEY, same_votes, votes_differ)
 
 
 def resolve_losses(table: pa.Table, source: Callable[[int], str]) -> Resolution:
-    """Choose the delivery that counts for each row of losses: the first in the table.
+    """The same for each row of losses; the table has at least LOSS_DECIDING_COLUMNS.
 
     A unit's rows lie in one part, so that all of them are of one delivery.
+    """
+    return first_deliveries(table, source, LOSS_KEY, LOSS_UNIT_KEY, same_losses, losses_differ)
+
+
+def first_deliveries(
+    table: pa.Table,
+    source: Callable[[int], str],
+    key: tuple[str, ...],
+    unit_key: tuple[str, ...],
+    same: Callable[[pa.Table, Rows, Rows], Booleans],
+    differ: Callable[[pa.Table, Rows, Rows, Callable[[int], str]], str],
+) -> Resolution:
+    """The first row of each key, after repeats have been compared with it.
 
     Args:
-        table: at least LOSS_DECIDING_COLUMNS, rows in the order in which they were stored.
+        table: rows in the order in which they were stored.
         source: names the file of a row, for messages.
-
-    Returns:
-        The rows that count, and the number of units for which kinds returned other losses.
-
-    Raises:
-        StoreError: two deliveries of one kind differ, or one image_id has two pixel hashes.
+        key: columns that name a row.
+        unit_key: columns that name the unit that a row is of.
+        same: whether rows left[i] and right[i] hold the same.
+        differ: the message about rows of one kind that do not, from both rows of each pair.
     """
     if table.num_rows == 0:
         return Resolution(np.zeros(0, np.int64), 0)
-    order, first = grouped(packed_keys(table, LOSS_KEY))
+    order, first = grouped(packed_keys(table, key))
     check_images(table, order, source)
     rows = order[first]
     if len(rows) == len(order):
         return Resolution(rows, 0)
-    values = [table[name].to_numpy() for name in ("sum", "sumsq")]
-
-    def same(left: Rows, right: Rows) -> Booleans:
-        return np.logical_and.reduce([column[left] == column[right] for column in values])
-
-    by_kind, kind_first = grouped(packed_keys(table, (*LOSS_KEY, "numerics")))
-    reference = by_kind[kind_first][np.cumsum(kind_first) - 1]
-    wrong = np.flatnonzero(~same(reference, by_kind))
-    if len(wrong):
-        a, b = int(reference[wrong[0]]), int(by_kind[wrong[0]])
-        image_id, start, stop = (table[name][a].as_py() for name in LOSS_UNIT_KEY)
-        raise StoreError(
-            f"stored deliveries of losses of one numerics kind differ, first of image {image_id} "
-            f"draws {start}:{stop} in {source(a)} and {source(b)}: find the faulty device (column "
-            "device), then move its part out of the run"
-        )
-    differs = order[~same(rows[np.cumsum(first) - 1], order)]
-    return Resolution(rows, len(np.unique(packed_keys(table, LOSS_UNIT_KEY)[differs])))
+    winners, repeats = rows[np.cumsum(first) - 1][~first], order[~first]
+    compared = np.unique(np.concatenate([winners, repeats]))  # ascending: in the order of storage
+    part = table.select([*key, "numerics"]).take(pa.array(compared))
+    by_kind, kind_first = grouped(packed_keys(part, (*key, "numerics")))
+    others = compared[by_kind]
+    references = others[kind_first][np.cumsum(kind_first) - 1]
+    wrong = ~same(table, references, others)
+    if wrong.any():
+        raise StoreError(differ(table, references[wrong], others[wrong], source))
+    by_kinds = repeats[~same(table, winners, repeats)]
+    if not len(by_kinds):
+        return Resolution(rows, 0)
+    units = packed_keys(table.select(unit_key).take(pa.array(by_kinds)), unit_key)
+    return Resolution(rows, len(np.unique(units)))
 
 
 def resolve_certificates(table: pa.Table) -> Resolution:
@@ -135,39 +130,8 @@ def resolve_certificates(table: pa.Table) -> Resolution:
     return Resolution(order[last], 0)
 
 
-def check_repeats(table: pa.Table, rows: Rows, source: Callable[[int], str]) -> None:
-    """Refuse two deliveries of one unit and one kind that differ.
-
-    Args:
-        table: units.
-        rows: int64 [n], repeats of a key, in any order.
-        source: row -> the file that it came from.
-    """
-    rows = np.unique(rows)  # ascending: still in the order of storage
-    part = table.select([*UNIT_KEY, "numerics"]).take(pa.array(rows))
-    order, first = grouped(packed_keys(part, (*UNIT_KEY, "numerics")))
-    reference = rows[order[first]][np.cumsum(first) - 1]
-    wrong = np.flatnonzero(~same_votes(table, reference, rows[order]))
-    if not len(wrong):
-        return
-    a, b = int(reference[wrong[0]]), int(rows[order[wrong[0]]])
-    key = {name: table[name][a].as_py() for name in UNIT_KEY}
-    raise StoreError(
-        f"{len(wrong)} stored deliveries of one numerics kind differ, first the unit {key}: "
-        f"{votes_text(table, a)} in {source(a)}, {votes_text(table, b)} in {source(b)} (kind "
-        f"{table['numerics'][a].as_py()}). Votes of one kind must be equal: find the faulty device "
-        f"({source(b)} names it), then move the wrong part out of the run"
-    )
-
-
 def check_images(table: pa.Table, order: Rows, source: Callable[[int], str]) -> None:
-    """Refuse two pixel hashes for one image_id.
-
-    Args:
-        table: units or losses.
-        order: int64 [n], rows in the order of sigma and image_id.
-        source: row -> the file that it came from.
-    """
+    """Refuse two pixel hashes for one image_id in units or losses, given in the order of a key."""
     image = table["image_id"].to_numpy()[order]
     sha = dense(table["image_sha"])[order]
     change = np.ones(len(order), bool)
@@ -186,17 +150,40 @@ def check_images(table: pa.Table, order: Rows, source: Callable[[int], str]) -> 
 
 
 def same_votes(table: pa.Table, left: Rows, right: Rows) -> Booleans:
-    """Whether the counts of rows left[i] and right[i] are equal.
-
-    Args:
-        table: units.
-        left: rows, int64 [n].
-        right: rows, int64 [n].
-    """
+    """Whether the counts of the units in rows left[i] and right[i] are equal."""
     needed, inverse = np.unique(np.concatenate([left, right]), return_inverse=True)
     part = table.select(["classes", "counts"]).take(pa.array(needed))
     a, b = inverse[: len(left)], inverse[len(left) :]
     return Lists.of(part["classes"]).equal(a, b) & Lists.of(part["counts"]).equal(a, b)
+
+
+def same_losses(table: pa.Table, left: Rows, right: Rows) -> Booleans:
+    """Whether the sums and the sums of squares of rows left[i] and right[i] are equal."""
+    columns = [table[name].to_numpy() for name in ("sum", "sumsq")]
+    return np.logical_and.reduce([column[left] == column[right] for column in columns])
+
+
+def votes_differ(table: pa.Table, left: Rows, right: Rows, source: Callable[[int], str]) -> str:
+    """The message about deliveries of one kind whose counts differ."""
+    a, b = int(left[0]), int(right[0])
+    key = {name: table[name][a].as_py() for name in UNIT_KEY}
+    return (
+        f"{len(left)} stored deliveries of one numerics kind differ, first the unit {key}: "
+        f"{votes_text(table, a)} in {source(a)}, {votes_text(table, b)} in {source(b)} (kind "
+        f"{table['numerics'][a].as_py()}). Votes of one kind must be equal: find the faulty device "
+        f"({source(b)} names it), then move the wrong part out of the run"
+    )
+
+
+def losses_differ(table: pa.Table, left: Rows, right: Rows, source: Callable[[int], str]) -> str:
+    """The message about deliveries of one kind whose losses differ."""
+    a, b = int(left[0]), int(right[0])
+    image_id, start, stop = (table[name][a].as_py() for name in LOSS_UNIT_KEY)
+    return (
+        f"stored deliveries of losses of one numerics kind differ, first of image {image_id} "
+        f"draws {start}:{stop} in {source(a)} and {source(b)}: find the faulty device (column "
+        "device), then move its part out of the run"
+    )
 
 
 def votes_text(table: pa.Table, row: int) -> str:

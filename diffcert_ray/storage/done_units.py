@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from diffcert_ray.conventions import ALL_CLASSES
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.deliveries import Lists, dense
 
@@ -16,7 +15,7 @@ Integers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class UnitCounts:
+class UnitGroup:
     """The units of one sigma and stream, sorted by (image_id, start, stop, target).
 
     Unit i holds votes start[i]..stop[i]-1 of image image_id[i]; its counts are counts[o:p] for
@@ -51,55 +50,12 @@ class UnitCounts:
         part = slice(self.offsets[row], self.offsets[row + 1])
         return self.classes[part], self.counts[part]
 
-    def find(
-        self, image_id: Integers, start: Integers, stop: Integers, target: Integers
-    ) -> npt.NDArray[np.int64]:
-        """The unit with exactly this image, range and target, for each query; -1: none.
-
-        Args:
-            image_id: query images.
-            start: query first votes, broadcast with the others.
-            stop: query ends.
-            target: query targets, -1: all classes.
-
-        Returns:
-            Unit numbers in the broadcast shape.
-        """
-        images = np.searchsorted(self.images, image_id)
-        known = self.images[np.minimum(images, len(self.images) - 1)] == image_id
-        low = self.first[np.where(known, images, 0)]
-        high = np.where(known, self.first[np.where(known, images, 0) + 1], low)
-        query = np.broadcast_arrays(low, high, start, stop, target)
-        low, high = query[0].copy(), query[1]
-        end = high.copy()
-        # Binary search inside each image's units: a few steps, whatever the run's size.
-        while (open_ := low < end).any():
-            middle = (low + end) // 2
-            at = np.where(open_, middle, 0)
-            before = self._before(at, *query[2:])
-            low = np.where(open_ & before, middle + 1, low)
-            end = np.where(open_ & ~before, middle, end)
-        at = np.minimum(low, len(self) - 1)
-        found = (low < high) & (self.start[at] == query[2]) & (self.stop[at] == query[3])
-        return np.where(found & (self.target[at] == query[4]), low, -1)
-
-    def _before(
-        self, at: Integers, start: Integers, stop: Integers, target: Integers
-    ) -> npt.NDArray[np.bool_]:
-        """Whether unit `at` sorts before (start, stop, target)."""
-        by_target = self.target[at] < target
-        by_stop = np.where(self.stop[at] == stop, by_target, self.stop[at] < stop)
-        before: npt.NDArray[np.bool_] = np.where(
-            self.start[at] == start, by_stop, self.start[at] < start
-        )
-        return before
-
 
 @dataclass(frozen=True)
 class DoneUnits:
     """Stored units by (sigma, stream), and the pixel hash of each image that has any."""
 
-    groups: dict[tuple[float, str], UnitCounts]
+    groups: dict[tuple[float, str], UnitGroup]
     image_sha: dict[int, str]
 
     def __len__(self) -> int:
@@ -107,14 +63,7 @@ class DoneUnits:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "DoneUnits":
-        """Build from deduplicated units.
-
-        Args:
-            table: units sorted by UNIT_KEY, each key once, as the store returns them.
-
-        Returns:
-            The same units in flat arrays (about 66 bytes each).
-        """
+        """Build from units sorted by UNIT_KEY, each key once; about 66 bytes for each unit."""
         if table.num_rows == 0:
             return cls({}, {})
         sigma, stream = table["sigma"].to_numpy(), dense(table["stream"])
@@ -123,46 +72,16 @@ class DoneUnits:
         groups, images, rows = {}, [], []
         for low, high in pairwise(bounds):
             key = float(sigma[low]), str(table["stream"][low].as_py())
-            group = groups[key] = unit_counts(table.slice(low, high - low))
+            group = groups[key] = unit_group(table.slice(low, high - low))
             images.append(group.images)
             rows.append(low + group.first[:-1])
         ids, index = np.unique(np.concatenate(images), return_index=True)
         shas = table["image_sha"].take(pa.array(np.concatenate(rows)[index])).to_pylist()
         return cls(groups, dict(zip(ids.tolist(), shas, strict=True)))
 
-    def has(
-        self,
-        sigma: float,
-        image_id: Any,
-        stream: str,
-        start: Any,
-        stop: Any,
-        target: Any = ALL_CLASSES,
-    ) -> npt.NDArray[np.bool_]:
-        """Whether units are stored.
-
-        Args:
-            sigma: noise std, as configured.
-            image_id: one image or an array; broadcast with the next three, so that
-                `has(s, ids[:, None], "estimate", starts, stops)` is a bitmap [images, units].
-            stream: select or estimate.
-            start: first vote.
-            stop: vote after the last.
-            target: the class of a target-only unit, -1: all classes.
-
-        Returns:
-            Booleans in the broadcast shape (a 0-d one for scalars).
-        """
-        group = self.groups.get((float(sigma), stream))
-        query = [np.asarray(value) for value in (image_id, start, stop, target)]
-        if group is None:
-            return np.zeros(np.broadcast_shapes(*(value.shape for value in query)), bool)
-        found: npt.NDArray[np.bool_] = np.asarray(group.find(*query) >= 0)
-        return found
-
 
 def check_counts(table: pa.Table, classes: Lists, counts: Lists) -> None:
-    """Refuse units that no writer lets through, see ``schemas.check_unit``.
+    """Refuse units that no writer lets through, see ``schemas.check_unit``: changed since then.
 
     Args:
         table: units; at least image_id, start and stop.
@@ -195,17 +114,13 @@ def check_counts(table: pa.Table, classes: Lists, counts: Lists) -> None:
         )
 
 
-def unit_counts(table: pa.Table) -> UnitCounts:
-    """Flat arrays of the units of one sigma and stream; views of a table in one chunk.
-
-    Raises:
-        StoreError: a unit's counts are not its votes: it was changed since it was written.
-    """
+def unit_group(table: pa.Table) -> UnitGroup:
+    """Flat arrays of the units of one sigma and stream; views of a table in one chunk."""
     classes, counts = Lists.of(table["classes"]), Lists.of(table["counts"])
     check_counts(table, classes, counts)
     image_id = table["image_id"].to_numpy()
     first = np.flatnonzero(np.append(True, image_id[1:] != image_id[:-1]))
-    return UnitCounts(
+    return UnitGroup(
         image_id=image_id,
         start=table["start"].to_numpy(),
         stop=table["stop"].to_numpy(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import HIDDEN, probe_create_only, visible
+from diffcert_ray.storage.location import HIDDEN, probe_create_only, visible
 
 LOCAL_REMEDIES = {
     errno.ENOSPC: "the disk is full: free space there, or continue the run on another disk",
@@ -31,10 +31,6 @@ class LocalFolder:
 
     def create(self, name: str, data: bytes) -> None:
         """Publish a new file: temporary file beside it, fsync, hard link, fsync of the folder.
-
-        Args:
-            name: path relative to the folder.
-            data: the file's bytes.
 
         Raises:
             FileExistsError: the name is taken.

@@ -1,41 +1,72 @@
-"""The create-only folder at an address: a local path or an fsspec address."""
+"""What the store asks of a folder: files appear whole, once, and are never overwritten.
 
-import os
-from collections.abc import Mapping
-from typing import Any
+`create` publishes complete bytes under a new name in one atomic step or raises. That is what lets
+readers trust every file they can list.
+"""
+
+import contextlib
+import secrets
+from typing import Protocol
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
-from diffcert_ray.storage.local_folder import LocalFolder
-from diffcert_ray.storage.object_prefix import ObjectPrefix
 
-__all__ = ["Location", "StoreError", "open_location"]
+HIDDEN = "."  # names that begin so are unfinished or probes; no reader lists them
 
 
-def open_location(address: str, storage_options: Mapping[str, Any] | None = None) -> Location:
-    """The folder at an address; nothing is contacted yet.
+class Location(Protocol):
+    """What the store needs of a folder; names are paths relative to it, with '/'."""
 
-    Args:
-        address: a local path, `file://` address, or fsspec address such as `s3://bucket/prefix`.
-        storage_options: what fsspec's filesystem takes (endpoint_url, profile, key, secret, ...);
-            kept in memory only, never written or logged.
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        ...
 
-    Returns:
-        A location that may be pickled and used after a fork.
+    def create(self, name: str, data: bytes) -> None:
+        """Publish a new file in one atomic step; FileExistsError if the name is taken."""
+        ...
 
-    Raises:
-        ValueError: the address is empty, or options are given for a local folder.
-    """
-    address = str(address)
-    protocol, separator, rest = address.partition("://")
-    if not address or (separator and not rest.strip("/")):
-        raise ValueError(f"store address {address!r} names no folder: give a path or s3://b/prefix")
-    if separator and protocol != "file":
-        return ObjectPrefix(address.rstrip("/"), protocol, dict(storage_options or {}))
-    if storage_options:
-        raise ValueError(
-            f"storage options {sorted(storage_options)} given for the local folder {address!r}: "
-            "leave them out, or give an s3:// address"
+    def read(self, name: str) -> bytes:
+        """The whole file; FileNotFoundError if there is none."""
+        ...
+
+    def list(self, folder: str) -> list[str]:
+        """Sorted names of the files in a folder, as `read` takes them; empty if it is missing."""
+        ...
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove the file; nothing happens if it is missing."""
+        ...
+
+    def check_writable(self) -> None:
+        """Prove that files can be created, only once, and read back; else StoreError."""
+        ...
+
+
+def visible(folder: str, names: list[str]) -> list[str]:
+    """Names relative to the location, without hidden ones, sorted."""
+    prefix = f"{folder}/" if folder else ""
+    return sorted(prefix + name for name in names if not name.startswith(HIDDEN))
+
+
+def probe_create_only(location: Location) -> None:
+    """Create a probe, see a second create refused, read it back, and remove it."""
+    name = f"{HIDDEN}probe-{secrets.token_hex(8)}"
+    location.create(name, b"first")
+    try:
+        location.create(name, b"second")
+        refused = False
+    except FileExistsError:
+        refused = True
+    held = location.read(name)
+    with contextlib.suppress(StoreError):  # a store may forbid deletes: a probe of 5 bytes stays
+        location.delete(name)
+    if not refused or held != b"first":
+        raise StoreError(
+            f"{location.address} ignores create-only writes (If-None-Match), so two drivers could "
+            "overwrite each other: use a store that has them, such as S3, a recent MinIO or Ceph, "
+            "or a local folder"
         )
-    path = os.path.abspath(os.path.expanduser(rest if separator else address))
-    return LocalFolder(path)

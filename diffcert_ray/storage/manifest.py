@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.parts import StoredFile
 
 FOLDER = "compact"
@@ -90,16 +90,9 @@ class Manifests:
         return sorted(int(match[1]) for match in matches if match)
 
     def newest(self, skip_damaged: bool = False) -> Manifest:
-        """The manifest that readers use.
+        """The manifest that readers use, the newest; generation 0 if there is none.
 
-        Args:
-            skip_damaged: take the one before a damaged manifest instead of refusing.
-
-        Returns:
-            The newest manifest; generation 0 if there is none.
-
-        Raises:
-            StoreError: it is damaged and skip_damaged is False.
+        A damaged one is refused, or with skip_damaged the one before it is taken.
         """
         for generation in reversed(self.generations()):
             name = self.name(generation)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import probe_create_only, visible
+from diffcert_ray.storage.location import probe_create_only, visible
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,6 @@ class ObjectPrefix:
 
     def create(self, name: str, data: bytes) -> None:
         """Publish a new object by one conditional PUT.
-
-        Args:
-            name: path relative to the prefix.
-            data: the object's bytes.
 
         Raises:
             FileExistsError: the name is taken by another object.
@@ -106,14 +102,14 @@ class ObjectPrefix:
     def exists(self, name: str) -> bool:
         """Whether the object is there."""
 
-        def found() -> bool:
+        def is_there() -> bool:
             try:
                 self.filesystem().info(self._path(name), refresh=True)
             except FileNotFoundError:
                 return False
             return True
 
-        return self._retried(found, "look for", name)
+        return self._retried(is_there, "look for", name)
 
     def delete(self, name: str) -> None:
         """Remove the object; nothing happens if it is missing."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.schemas import PUBLISHED_KEY, SCHEMA_VERSION, VERSION_KEY
 
 READERS = 16  # files fetched at a time: enough to hide an object store's latency
@@ -46,13 +46,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class ReadPart:
-    """A file's rows with its name and the time of its publication (unix time, microseconds).
-
-    Args:
-        name: relative to the run.
-        published_us: unix time of its publication, microseconds.
-        table: its rows.
-    """
+    """A file's rows with its name and the unix time of its publication, microseconds."""
 
     name: str
     published_us: int
@@ -60,24 +54,14 @@ class ReadPart:
 
 
 def part_name(folder: str, writer: str, seq: int) -> str:
-    """The name of a writer's part; names of one writer sort in the order of publication.
-
-    Args:
-        folder: units, losses or certificates.
-        writer: the driver's random name.
-        seq: counted up from 0.
-    """
+    """The name of a writer's part; names of one writer sort in the order of publication."""
     return f"{folder}/part-{writer}-{seq:06d}.parquet"
 
 
 def missing_parts(names: Iterable[str]) -> list[str]:
-    """Parts that a writer must have published before others of its parts.
+    """Parts that a writer must have published before others: it numbers them without gaps.
 
-    Args:
-        names: names of parts that are stored, or were until a compaction took them over.
-
-    Returns:
-        The names of the gaps; a writer numbers its parts from 0 without gaps.
+    The names given are of parts that are stored, or were until a compaction took them over.
     """
     seen: dict[tuple[str, str], set[int]] = {}
     for name in names:
@@ -102,15 +86,6 @@ def encode(table: pa.Table) -> bytes:
 
 def decode(name: str, data: bytes, schema: pa.Schema, columns: Sequence[str]) -> ReadPart:
     """The rows of a file's bytes; strings come as dictionaries, to save memory.
-
-    Args:
-        name: for messages.
-        data: the file's bytes.
-        schema: the columns that the file must have.
-        columns: those to read.
-
-    Returns:
-        The rows with exactly the asked columns, in their order.
 
     Raises:
         StoreError: the file was written by a later version of the program.
@@ -143,12 +118,6 @@ def read_files(
     location: Location, files: Collection[StoredFile], schema: pa.Schema, columns: Sequence[str]
 ) -> tuple[list[ReadPart], list[Damage], list[str]]:
     """Fetch and decode files, many at a time.
-
-    Args:
-        location: the run's folder.
-        files: what to read.
-        schema: the columns that each must have.
-        columns: those to read.
 
     Returns:
         The rows in the order of `files`, the damaged files, and the names of vanished ones.

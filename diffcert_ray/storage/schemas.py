@@ -87,13 +87,7 @@ class CertificateRow:
 
 
 def column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
-    """A column that is never null, with its unit of measure or meaning in the metadata.
-
-    Args:
-        name: of the column.
-        kind: its Arrow type.
-        meaning: unit of measure, or what a value is.
-    """
+    """A column that is never null, with its unit of measure or meaning in the metadata."""
     return pa.field(name, kind, nullable=False, metadata={"unit": meaning})
 
 
@@ -170,14 +164,7 @@ UNIT_COUNT_COLUMNS = (*UNIT_KEY, "image_sha", "classes", "counts", "numerics")
 
 
 def check_unit(row: UnitRow) -> None:
-    """Refuse a unit that is not complete.
-
-    Args:
-        row: the unit about to be stored.
-
-    Raises:
-        ValueError: its stream is unknown, its range empty, or its counts do not add up to it.
-    """
+    """Refuse a unit that is not complete: an empty range, or counts that do not add up to it."""
     if row.stream not in STREAM_NAMES:
         raise ValueError(f"unit stream {row.stream!r}: use one of {', '.join(STREAM_NAMES)}")
     if not 0 <= row.start < row.stop:

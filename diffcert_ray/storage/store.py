@@ -10,21 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
-from diffcert_ray.storage.done_units import DoneUnits, UnitCounts
-from diffcert_ray.storage.location import open_location
+from diffcert_ray.storage.done_units import DoneUnits
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.manifest import FOLDER as COMPACTED
 from diffcert_ray.storage.manifest import Manifests
-from diffcert_ray.storage.parts import (
-    Damage,
-)
+from diffcert_ray.storage.open_location import open_location
+from diffcert_ray.storage.parts import Damage
 from diffcert_ray.storage.schemas import (
     CERTIFICATE_SCHEMA,
     LOSS_SCHEMA,
     UNIT_COUNT_COLUMNS,
     UNIT_SCHEMA,
-    CertificateRow,
-    UnitRow,
 )
 from diffcert_ray.storage.stored_rows import (
     SCHEMAS,
@@ -34,17 +30,6 @@ from diffcert_ray.storage.stored_rows import (
     read_once,
 )
 from diffcert_ray.storage.writer import Writer
-
-__all__ = [
-    "CertificateRow",
-    "DoneUnits",
-    "RunStore",
-    "StoreError",
-    "UnitCounts",
-    "UnitRow",
-    "Writer",
-    "open_location",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -74,19 +59,13 @@ class RunStore:
     @classmethod
     def create(
         cls,
-        address: str,
+        address: str | Location,
         run_document: bytes,
         storage_options: Mapping[str, Any] | None = None,
         *,
         on_damaged: OnDamaged = "refuse",
     ) -> "RunStore":
         """Start a run: prove that the folder is writable, then write run.toml, once.
-
-        Args:
-            address: local path or fsspec address.
-            run_document: the bytes of run.toml, without secrets.
-            storage_options: for the filesystem; kept in memory only.
-            on_damaged: "refuse" or "recompute".
 
         Returns:
             The store; also where a driver started at the same moment wrote the same document.
@@ -97,7 +76,7 @@ class RunStore:
             ValueError: the document contains a credential from the storage options.
         """
         refuse_secrets(run_document, storage_options or {})
-        location = open_location(address, storage_options)
+        location = _located(address, storage_options)
         location.check_writable()
         refuse_orphans(location)
         try:
@@ -113,32 +92,20 @@ class RunStore:
     @classmethod
     def open(
         cls,
-        address: str,
+        address: str | Location,
         storage_options: Mapping[str, Any] | None = None,
         *,
         on_damaged: OnDamaged = "refuse",
     ) -> "RunStore":
-        """Open a run that exists.
-
-        Args:
-            address: local path or fsspec address.
-            storage_options: for the filesystem; kept in memory only.
-            on_damaged: "refuse" or "recompute".
-
-        Returns:
-            The store.
-
-        Raises:
-            StoreError: there is no run, or the store cannot be read.
-        """
-        store = cls(open_location(address, storage_options), on_damaged)
+        """Open a run that exists; StoreError if there is none, or it cannot be read."""
+        store = cls(_located(address, storage_options), on_damaged)
         store.run_document()
         return store
 
     @staticmethod
-    def exists(address: str, storage_options: Mapping[str, Any] | None = None) -> bool:
+    def exists(address: str | Location, storage_options: Mapping[str, Any] | None = None) -> bool:
         """Whether the folder holds a run."""
-        return open_location(address, storage_options).exists(RUN_DOCUMENT)
+        return _located(address, storage_options).exists(RUN_DOCUMENT)
 
     @property
     def address(self) -> str:
@@ -161,26 +128,11 @@ class RunStore:
         clock: Callable[[], float] = time.monotonic,
         give_up_s: float = 300.0,
     ) -> Writer:
-        """A writer with a random name, for one driver.
-
-        Args:
-            flush_s: how long finished rows may wait in memory, seconds.
-            clock: monotonic seconds.
-            give_up_s: how long the store may stay unwritable, seconds.
-
-        Returns:
-            The writer; close it at the end.
-        """
+        """A writer with a random name, for one driver; close it at the end."""
         return Writer(self.location, flush_s=flush_s, give_up_s=give_up_s, clock=clock)
 
     def units(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The stored units, each once, sorted by key.
-
-        Args:
-            columns: of UNIT_SCHEMA; all by default.
-
-        Returns:
-            A table whose string columns are dictionaries.
+        """The stored units, each once, sorted by key; string columns are dictionaries.
 
         Raises:
             StoreError: a part is damaged (unless on_damaged is "recompute"), two deliveries of one
@@ -202,21 +154,6 @@ class RunStore:
         """The stored certificates, the last of each key, sorted by key."""
         return self._resolved("certificates", CERTIFICATE_SCHEMA.names)
 
-    def unit_files(self) -> list[str]:
-        """Full addresses of the files that hold the units, for pandas, pyarrow or DuckDB."""
-        return self._files("units")
-
-    def loss_files(self) -> list[str]:
-        """The same for the losses of a run without votes."""
-        return self._files("losses")
-
-    def _files(self, folder: str) -> list[str]:
-        listed = self.location.list(folder)
-        manifest = Manifests(self.location).newest(self.on_damaged == "recompute")
-        names = [file.name for file in manifest.files[folder]]
-        names += loose_parts(listed, manifest, folder)
-        return [f"{self.address}/{name}" for name in names]
-
     def loose_part_count(self) -> int:
         """Parts that no compaction has taken over; from 2,000 on, compact."""
         listed = {folder: self.location.list(folder) for folder in SCHEMAS}
@@ -224,14 +161,7 @@ class RunStore:
         return sum(len(loose_parts(names, manifest, f)) for f, names in listed.items())
 
     def read_rows(self, folder: str, columns: Sequence[str]) -> StoredRows:
-        """Read everything stored in a folder, repeats included.
-
-        Args:
-            folder: units, losses or certificates.
-            columns: what to read.
-
-        Returns:
-            The rows with the file of each.
+        """Read everything stored in units, losses or certificates, repeats included.
 
         Raises:
             StoreError: a part is damaged and on_damaged is "refuse".
@@ -275,11 +205,7 @@ def is_sorted_range(rows: np.ndarray, count: int) -> bool:
 
 
 def refuse_orphans(location: Location) -> None:
-    """Refuse a folder with rows but no run document: nothing says what their votes were cast with.
-
-    Raises:
-        StoreError: there are some.
-    """
+    """Refuse rows without a run document: nothing says what their votes were cast with."""
     left = [name for folder in (*SCHEMAS, COMPACTED) for name in location.list(folder)]
     if left and not location.exists(RUN_DOCUMENT):  # else another driver has just begun the run
         raise StoreError(
@@ -303,3 +229,8 @@ def refuse_secrets(document: bytes, storage_options: Mapping[str, Any]) -> None:
                 f"run.toml contains the value of the storage option {name!r}: leave storage "
                 "options out of it; credentials are never written into a run"
             )
+
+
+def _located(address: str | Location, storage_options: Mapping[str, Any] | None) -> Location:
+    """One folder, one client: who starts a run looks at it many times."""
+    return open_location(address, storage_options) if isinstance(address, str) else address

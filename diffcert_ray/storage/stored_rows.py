@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from diffcert_ray.storage.create_only import Location
 from diffcert_ray.storage.deliveries import (
     Resolution,
     resolve_certificates,
     resolve_losses,
     resolve_units,
 )
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.manifest import Manifest, Manifests
 from diffcert_ray.storage.parts import (
     PART_NAME,
@@ -110,12 +110,6 @@ def stored_rows(
     """Join the rows of compacted files and parts, in this order; empties both lists.
 
     Column after column, and what was joined is let go: the rows are in memory once, not twice.
-
-    Args:
-        folder: units, losses or certificates.
-        columns: to keep.
-        base: compacted files.
-        parts: those not taken over by a compaction.
     """
     everything, compacted = [*base, *parts], len(base)
     base.clear()
@@ -136,10 +130,7 @@ def column_by_column(
 ) -> pa.Table:
     """Change every column; each is let go, and taken out of ``waiting``, before the next.
 
-    Args:
-        waiting: the columns by name, in their order; nobody else should hold them.
-        schema: of the new table.
-        change: makes the new column.
+    Nobody else should hold the waiting columns.
     """
     return pa.table({name: change(waiting.pop(name)) for name in list(waiting)}, schema=schema)
 
@@ -149,12 +140,6 @@ def _in_one_piece(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def loose_parts(listed: Sequence[str], manifest: Manifest, folder: str) -> list[str]:
-    """The parts that the manifest does not name.
-
-    Args:
-        listed: names of the folder's files.
-        manifest: of the newest compaction.
-        folder: units, losses or certificates.
-    """
+    """The parts among a folder's listed files that the newest manifest does not name."""
     taken = set(manifest.sources[folder])
     return [name for name in listed if PART_NAME.match(name) and name not in taken]

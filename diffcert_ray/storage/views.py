@@ -1,6 +1,6 @@
 """Views of the stored truth, such as reports: the only files of a location that are replaced."""
 
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 
 
 def replace_view(location: Location, name: str, data: bytes) -> None:

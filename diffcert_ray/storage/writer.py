@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from diffcert_ray.errors import StoreError
-from diffcert_ray.storage.create_only import Location
+from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import (
     CertificateRow,
@@ -82,10 +82,7 @@ class Writer:
         return self._failing_since is not None
 
     def add_units(self, rows: Iterable[UnitRow]) -> None:
-        """Take complete units.
-
-        Args:
-            rows: the units; a repeat of a stored one does no harm.
+        """Take complete units; a repeat of a stored one does no harm.
 
         Raises:
             ValueError: a unit is not complete; none of `rows` is taken.
@@ -104,13 +101,7 @@ class Writer:
         self._take(self._certificates, list(rows))
 
     def flush(self, force: bool = False) -> bool:
-        """Publish the waiting rows when they have waited long enough.
-
-        Args:
-            force: publish now, and raise at once when that fails.
-
-        Returns:
-            Whether nothing is left waiting.
+        """Publish the waiting rows when they have waited long enough, or now; True if none is left.
 
         Raises:
             StoreError: the store is unwritable, with force at once, else for give_up_s. The rows
@@ -157,14 +148,7 @@ class Writer:
 
 
 class Buffer:
-    """The rows of one folder that wait to be stored, and the part being put.
-
-    Args:
-        location: the run's folder.
-        folder: units, losses or certificates.
-        writer: the driver's random name.
-        to_table: rows -> Arrow table.
-    """
+    """The rows of one folder that wait to be stored, and the part being put."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 from diffcert_ray.engine.speed import Forward, seconds
 from diffcert_ray.engine.votes import evaluate_item
 from diffcert_ray.engine.watch import Watch, unwatched
-from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.diffusion_base import DiffusionBase
 from diffcert_ray.votes.units import Item, Part, Result, Unit
 
 IMAGES = 16
@@ -62,7 +62,7 @@ class Engine:
     """
 
     def __init__(
-        self, base: BaseClassifier, image: Callable[[int], np.ndarray], image_ids: np.ndarray
+        self, base: DiffusionBase, image: Callable[[int], np.ndarray], image_ids: np.ndarray
     ) -> None:
         self._base, self._image = base, image
         self._ids = image_ids[:IMAGES].tolist()
@@ -95,7 +95,7 @@ class Engine:
 def compare(
     engine: Engine,
     bare: Forward,
-    base: BaseClassifier,
+    base: DiffusionBase,
     *,
     rounds: int,
     item_s: float,

@@ -16,7 +16,7 @@ from diffcert_ray.engine.speed import seconds
 COUNTED_ROWS = 2
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
-ROUNDS = 5
+ROUNDS = 5  # of a measurement, of which the fastest counts
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from diffcert_ray.engine.speed import (
     seconds,
     smallest_good_batch,
 )
-from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.diffusion_base import DiffusionBase
 from diffcert_ray.tools.bench_file import Measured, Memory
 from diffcert_ray.tools.comparison import Comparison, Engine, compare
 from diffcert_ray.tools.floor import Speeds, floor
@@ -60,7 +60,7 @@ class Subject:
     """
 
     name: str
-    base: BaseClassifier
+    base: DiffusionBase
     image: Callable[[int], np.ndarray]
     image_ids: np.ndarray
     dtype: str = "float32"

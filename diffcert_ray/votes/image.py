@@ -89,7 +89,6 @@ class Verdict:
         n: estimation votes used.
         nfe: evaluations for all votes of the image, used or not.
         seconds: worker time of all votes of the image.
-        unused_votes: votes evaluated beyond the look that stopped.
     """
 
     predicted: int
@@ -99,7 +98,6 @@ class Verdict:
     n: int
     nfe: int
     seconds: float
-    unused_votes: int
 
 
 class ImageVotes:
@@ -267,5 +265,4 @@ class ImageVotes:
         return self._verdict(predicted, found.radius, found.p_low, n_a, n)
 
     def _verdict(self, predicted: int, radius: float, p_low: float, n_a: int, n: int) -> Verdict:
-        unused = self._arrived - n
-        return Verdict(predicted, radius, p_low, n_a, n, self.nfe, self.seconds, unused)
+        return Verdict(predicted, radius, p_low, n_a, n, self.nfe, self.seconds)

@@ -174,9 +174,9 @@ class Result:
         nfe: evaluations of the denoiser for votes.
         padded: rows evaluated only to fill fixed-shape batches.
         seconds: wall time on the worker.
-        worker: the worker's name.
         device: the device's name.
-        numerics: the worker's numerics kind.
+        worker: the worker's name, which the worker adds.
+        numerics: its numerics kind, likewise.
     """
 
     item_id: int
@@ -185,6 +185,6 @@ class Result:
     nfe: int
     padded: int
     seconds: float
-    worker: str
     device: str
-    numerics: str
+    worker: str = ""
+    numerics: str = ""

@@ -9,7 +9,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.pool.ray_pool import RayPool
 from diffcert_ray.votes.units import Item, Part, Unit

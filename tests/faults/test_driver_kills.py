@@ -85,7 +85,9 @@ def kill_driver(world, folder: Path, book: Path, seed: int, *, local: bool) -> i
 def finish(world, folder: Path, book: Path, monkeypatch: pytest.MonkeyPatch):
     """The same command once more, in this process and undisturbed."""
     before, begun = stored_votes(folder), noted(book)
-    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
+    monkeypatch.setattr(
+        certification, "usual_pool", certification.usual_pool
+    )  # put back at the end
     note_evaluations(book)
     run = certify(tables(), folder, local=True, denoiser=world[0], dataset=world[1])
     assert run.outcome.complete

@@ -13,7 +13,8 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.pool.ray_pool import RayPool

@@ -120,7 +120,9 @@ def clean(world, tmp_path_factory):
 @pytest.fixture
 def book(tmp_path, monkeypatch) -> Path:
     """Where the workers note what they evaluate."""
-    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
+    monkeypatch.setattr(
+        certification, "usual_pool", certification.usual_pool
+    )  # put back at the end
     monkeypatch.setattr("diffcert_ray.run.loop.FIRST_ITEM_NFE", 0.0)  # put back, too
     small_items(200.0)
     note_evaluations(tmp_path / "evaluations")
@@ -153,10 +155,10 @@ def diffcert(world, tmp_path, monkeypatch, capsys, local_ray) -> Command:
 
 def misbehave(monkeypatch: pytest.MonkeyPatch, fault: str, mark: Path | None = None) -> None:
     """Until ``monkeypatch`` undoes it, let the workers of every pool misbehave."""
-    make = certification._pool
+    make = certification.usual_pool
     monkeypatch.setattr(
         certification,
-        "_pool",
+        "usual_pool",
         lambda spec, *given, **named: make(Misbehaving(spec, fault, mark), *given, **named),
     )
 

@@ -55,7 +55,9 @@ def address(request) -> str:
 @pytest.fixture
 def book(tmp_path, monkeypatch) -> Path:
     """Where this process's workers note what they evaluate."""
-    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
+    monkeypatch.setattr(
+        certification, "usual_pool", certification.usual_pool
+    )  # put back at the end
     note_evaluations(tmp_path / "evaluations")
     return tmp_path / "evaluations"
 

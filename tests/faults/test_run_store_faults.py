@@ -91,7 +91,9 @@ def place(request, tmp_path) -> Place:
 @pytest.fixture
 def book(tmp_path, monkeypatch) -> Path:
     """Where this process's workers note what they evaluate."""
-    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
+    monkeypatch.setattr(
+        certification, "usual_pool", certification.usual_pool
+    )  # put back at the end
     note_evaluations(tmp_path / "evaluations")
     return tmp_path / "evaluations"
 
@@ -194,10 +196,10 @@ class Meddled(LocalPool):
 def test_two_drivers_on_one_run_by_mistake_store_the_same_and_each_is_told(
     world, clean, place, book, monkeypatch, caplog
 ):
-    make, drivers = certification._pool, []
+    make, drivers = certification.usual_pool, []
 
     def another_driver() -> None:
-        monkeypatch.setattr(certification, "_pool", make)
+        monkeypatch.setattr(certification, "usual_pool", make)
         drivers.append(place.start(world))
 
     def made(spec, settings, **how):
@@ -206,7 +208,7 @@ def test_two_drivers_on_one_run_by_mistake_store_the_same_and_each_is_told(
         pool._worker = noting._worker
         return pool
 
-    monkeypatch.setattr(certification, "_pool", made)
+    monkeypatch.setattr(certification, "usual_pool", made)
     first = place.start(world)
     [second] = drivers
     assert first.outcome.complete
@@ -227,14 +229,14 @@ def test_two_drivers_on_one_run_by_mistake_store_the_same_and_each_is_told(
 def test_drivers_with_images_of_their_own_are_not_told_of_each_other(
     world, clean, place, book, monkeypatch, caplog
 ):
-    make = certification._pool
+    make = certification.usual_pool
 
     def another_driver() -> None:
-        monkeypatch.setattr(certification, "_pool", make)
+        monkeypatch.setattr(certification, "usual_pool", make)
         place.start(world, images=(3, 6))
 
     monkeypatch.setattr(
-        certification, "_pool", lambda spec, *_, **__: Meddled(spec, another_driver)
+        certification, "usual_pool", lambda spec, *_, **__: Meddled(spec, another_driver)
     )
     place.start(world, images=(0, 3))
     check_same(place, clean)
@@ -255,7 +257,7 @@ class Echo(LocalPool):
 
 
 def test_results_delivered_again_and_again_count_once(world, clean, place, monkeypatch):
-    monkeypatch.setattr(certification, "_pool", lambda spec, *_, **__: Echo(spec))
+    monkeypatch.setattr(certification, "usual_pool", lambda spec, *_, **__: Echo(spec))
     assert place.start(world).outcome.complete
     check_same(place, clean)
     raw = place.store.read_rows("units", ["image_id", "start"])
@@ -292,8 +294,10 @@ def test_disk_that_runs_full_ends_the_run_and_space_lets_the_same_command_contin
     place = Place(str(small_disk / "run"), {})
     monkeypatch.setattr(
         certification,
-        "_pool",
-        lambda spec, *a, _make=certification._pool, **b: full_after_three(_make(spec, *a, **b)),
+        "usual_pool",
+        lambda spec, *a, _make=certification.usual_pool, **b: full_after_three(
+            _make(spec, *a, **b)
+        ),
     )
 
     def full_after_three(pool):
@@ -322,7 +326,7 @@ def test_disk_that_runs_full_ends_the_run_and_space_lets_the_same_command_contin
     assert noted(book) == begun
     (small_disk / "stuff").unlink()
     monkeypatch.undo()
-    monkeypatch.setattr(certification, "_pool", certification._pool)
+    monkeypatch.setattr(certification, "usual_pool", certification.usual_pool)
     note_evaluations(book)
     assert place.start(world).outcome.complete
     assert noted(book) - begun == Counter(votes_of(counts_of(clean)) - before)

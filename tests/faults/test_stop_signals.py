@@ -101,7 +101,9 @@ def test_signal_stores_what_has_come_back_and_the_same_command_continues(
     open_ = open_units(begun)
     # Everything that was complete, and nothing half.
     assert stored == {vote for vote in begun if (*vote[:3], vote[3] // 10) not in open_}
-    monkeypatch.setattr(certification, "_pool", certification._pool)  # put back at the end
+    monkeypatch.setattr(
+        certification, "usual_pool", certification.usual_pool
+    )  # put back at the end
     note_evaluations(book)
     run = certify(tables(5.0), folder, local=True, denoiser=world[0], dataset=world[1])
     assert run.outcome.complete

@@ -13,7 +13,8 @@ import pytest
 import ray
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.worker import WorkerSpec, weights_of
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.dispatch import Deadline
 from diffcert_ray.pool.local import LocalPool

@@ -1,0 +1,104 @@
+"""The networks of a run once loaded: their numerics kind, and the base classifier at a sigma."""
+
+from dataclasses import replace
+from typing import Protocol
+
+from diffcert_ray.checkpoints.image_classifier import ImageClassifier
+from diffcert_ray.config.tables import Config
+from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.engine.numerics_kind import (
+    joint_kind,
+    kind_of_logits,
+    numerics_kind,
+    short_batches,
+)
+from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.diffusion_base import base_classifier
+from diffcert_ray.method.trained_base import TrainedBase
+
+
+class Networks(Protocol):
+    """What a worker holds on its device: `DiffusionNetworks` or `TrainedNetworks`."""
+
+    @property
+    def denoiser(self) -> Denoiser | None:
+        """The denoiser, or None where there is none."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where they live."""
+        ...
+
+    def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
+        """Hash of what they return for fixed probe batches; equal kinds give equal votes."""
+        ...
+
+    def base(self, sigma: float) -> BaseClassifier:
+        """The base classifier at a smoothing noise, pixel units."""
+        ...
+
+
+class DiffusionNetworks:
+    """The denoisers of a diffusion classifier.
+
+    Args:
+        config: of the run, with final [numerics].
+        denoiser: the class-conditional network.
+        unconditional: of the first step, or None: the same network.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(
+        self, config: Config, denoiser: Denoiser, unconditional: Denoiser | None, device: str
+    ) -> None:
+        self._config = config
+        self.denoiser, self.unconditional, self.device = denoiser, unconditional, device
+        # Compiled, each size would take a minute. In bfloat16 rounding hides another order of sums
+        # from most rows, so that a probe of some rows could not tell.
+        exact = config.numerics.dtype == "float32" and not config.numerics.compile
+        self.short_batches = short_batches(denoiser, config.numerics.batch, device) if exact else ()
+
+    def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
+        """Of all networks; their probes have their own shapes."""
+        networks = [n for n in (self.denoiser, self.unconditional) if n is not None]
+        batch = self._config.numerics.batch
+        return joint_kind([numerics_kind(n, batch, self.device) for n in networks])
+
+    def base(self, sigma: float) -> BaseClassifier:
+        """The diffusion classifier at a smoothing noise, pixel units."""
+        base = base_classifier(
+            self._config,
+            self.denoiser,
+            sigma,
+            unconditional=self.unconditional,
+            device=self.device,
+        )
+        return replace(base, short_batches=self.short_batches)
+
+
+class TrainedNetworks:
+    """A trained classifier, and the denoiser of its one step if it has one.
+
+    Args:
+        config: of the run, with final [numerics].
+        classifier: the trained classifier.
+        denoiser: for ``denoise-classify``, else None.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(
+        self, config: Config, classifier: ImageClassifier, denoiser: Denoiser | None, device: str
+    ) -> None:
+        self._config, self.classifier = config, classifier
+        self.denoiser, self.device = denoiser, device
+
+    def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
+        """Of the logits, the denoising step included."""
+        logits = self.base(self._config.votes.sigmas[0]).logits
+        return kind_of_logits(logits, image_shape, self._config.numerics.batch, self.device)
+
+    def base(self, sigma: float) -> TrainedBase:
+        """The classifier at a smoothing noise, pixel units."""
+        seed, batch = self._config.votes.seed, self._config.numerics.batch
+        return TrainedBase(self.classifier, self.denoiser, sigma, seed, batch, self.device)

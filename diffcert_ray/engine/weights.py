@@ -1,0 +1,94 @@
+"""Which networks a run computes with: the sha256 of every checkpoint or object, by role."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import nn
+
+from diffcert_ray.checkpoints.files import checkpoint_sha256
+from diffcert_ray.checkpoints.image_classifier import classifier_sha256, needed_checkpoint
+from diffcert_ray.config.model_files import model_files
+from diffcert_ray.config.tables import Config
+from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.gaussian import GaussianClasses
+from diffcert_ray.errors import ConfigError
+
+
+def weights_of(
+    config: Config, denoiser: Denoiser | None = None, classifier: nn.Module | None = None
+) -> dict[str, str]:
+    """The sha256 of every checkpoint of a run by role.
+
+    Args:
+        config: names the checkpoints.
+        denoiser: an object used in their place; its parameters (a torch module) or its ``means``
+            and ``tau`` (a Gaussian world) are hashed.
+        classifier: a torch module used in place of ``config.classifier``'s file.
+
+    Raises:
+        ConfigError: a pinned hash is another file's, an object has nothing to hash, or the method
+            needs a classifier and there is none, or none and there is one.
+    """
+    if config.kind_name == "trained":
+        return _trained_weights(config, denoiser, classifier)
+    if classifier is not None:
+        raise ConfigError(
+            f'a classifier was given, but method.name = "{config.method.name}" uses none: set '
+            '"classify" or "denoise-classify"'
+        )
+    if denoiser is not None:
+        return {"denoiser": _object_sha256(denoiser)}
+    return _denoiser_weights(config)
+
+
+def _trained_weights(
+    config: Config, denoiser: Denoiser | None, classifier: nn.Module | None
+) -> dict[str, str]:
+    about = config.classifier
+    weights: dict[str, str] = {}
+    if classifier is not None:
+        weights["classifier"] = _object_sha256(classifier)
+    else:
+        source = needed_checkpoint(config)
+        found = classifier_sha256(source, config.execution.storage_options)
+        weights["classifier"] = _as_pinned(source, found, about.sha256, "classifier.sha256")
+    if config.method.name == "denoise-classify" and denoiser is not None:
+        return weights | {"denoiser": _object_sha256(denoiser)}
+    return weights | _denoiser_weights(config)
+
+
+def _denoiser_weights(config: Config) -> dict[str, str]:
+    options = config.execution.storage_options
+    return {
+        role: _as_pinned(
+            file.source, checkpoint_sha256(file.source, options), file.sha256, file.sha256_key
+        )
+        for role, file in model_files(config).items()
+    }
+
+
+def _as_pinned(source: str, found: str, expected: str | None, key: str) -> str:
+    if expected is not None and expected.lower() != found:
+        raise ConfigError(
+            f"{key} is {expected}, but the file {source!r} has {found}: it is another file; "
+            "correct the path or the hash"
+        )
+    return found
+
+
+def _object_sha256(denoiser: Denoiser | nn.Module) -> str:
+    digest = hashlib.sha256(type(denoiser).__name__.encode())
+    if isinstance(denoiser, torch.nn.Module):
+        tensors = sorted(denoiser.state_dict().items())
+    elif isinstance(denoiser, GaussianClasses):
+        tensors = [("means", denoiser.means), ("tau", torch.tensor(denoiser.tau))]
+    else:
+        raise ConfigError(
+            f"a {type(denoiser).__name__} has no parameters to identify the run by: pass a torch "
+            "module, or a checkpoint in model.checkpoint"
+        )
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,32 @@
+"""The pool that a configuration asks for, unless a caller brings another."""
+
+from typing import Any
+
+from diffcert_ray.config.tables import Config
+from diffcert_ray.pool.local import LocalPool, Pool
+
+
+def usual_pool(
+    spec: Any, config: Config, *, local: bool = False, address: str | None = None
+) -> Pool:
+    """This process, or Ray's actors as [execution] says.
+
+    Args:
+        spec: what each worker loads, ``engine.worker.WorkerSpec``.
+        config: of the run.
+        local: evaluate in this process, without Ray.
+        address: of a Ray cluster to join; None starts one here.
+    """
+    if local:
+        return LocalPool(spec)
+    from diffcert_ray.pool.ray_pool import RayPool
+
+    execution = config.execution
+    return RayPool(
+        spec,
+        actors=execution.actors,
+        address=address,
+        gpus_per_actor=execution.gpus_per_actor,
+        start_timeout_s=execution.start_timeout_s,
+        stall_timeout_s=execution.stall_timeout_s,
+    )

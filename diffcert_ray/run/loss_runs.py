@@ -1,0 +1,164 @@
+"""Runs without votes, of the plain diffusion classifier: what `Kind` asks of them."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from diffcert_ray.config.tables import PLAIN_BOUNDS, Config
+from diffcert_ray.conventions import NO_SMOOTHING
+from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.errors import ConfigError
+from diffcert_ray.plain.plan import PlainPlan, plain_plan
+from diffcert_ray.plain.stages import LossStages
+from diffcert_ray.run.estimate import PlainEstimate, estimate_plain
+from diffcert_ray.run.loss_rows import LossRows, estimates, plain_row, recompute_plain
+from diffcert_ray.run.stored_losses import StoredLosses, read_losses
+from diffcert_ray.run.verification import Verification, compare_certificates, replay_losses
+from diffcert_ray.storage.schemas import LOSS_UNIT_KEY
+from diffcert_ray.storage.store import RunStore
+
+if TYPE_CHECKING:
+    from diffcert_ray.engine.worker import Worker
+
+
+@dataclass(frozen=True)
+class LossRuns:
+    """Implements `run.kind.Kind`; both plain bounds rest on the same losses."""
+
+    folder: str = "losses"
+    counted: str = "draws"
+    calibrates: bool = True
+    unread_p_low: float = float("nan")
+
+    def plan(self, config: Config, image_ids: np.ndarray, dataset: Dataset) -> PlainPlan:
+        """As `Kind.plan`."""
+        dimensions = int(np.prod(dataset.image_shape))
+        return plain_plan(config, image_ids, dataset.num_classes, dimensions)
+
+    def check(self, config: Config, plan: PlainPlan) -> None:
+        """As `Kind.check`: making the plan has checked its noise levels."""
+
+    def planned_nfe(self, config: Config, plan: PlainPlan, classes: int) -> float:
+        """As `Kind.planned_nfe`, exactly."""
+        return float(len(plan.image_ids) * plan.draws * len(plan.s) * plan.classes)
+
+    def estimate(
+        self, config: Config, plan: PlainPlan, worker: "Worker", classes: int
+    ) -> tuple[PlainEstimate, list[str]]:
+        """As `Kind.estimate`."""
+        return estimate_plain(plan, worker), []
+
+    def fixed(self, config: Config) -> Mapping[str, Any]:
+        """As `Kind.fixed`."""
+        return {"plain.draws": config.plain.draws, "votes.alpha": config.votes.alpha}
+
+    def sigmas(self, config: Config) -> set[float]:
+        """As `Kind.sigmas`."""
+        return {NO_SMOOTHING}
+
+    def begun(self, store: RunStore) -> pd.DataFrame:
+        """As `Kind.begun`."""
+        images = store.losses().select(["image_id"]).to_pandas()
+        return images.assign(sigma=NO_SMOOTHING)
+
+    def held(self, store: RunStore, plan: PlainPlan) -> StoredLosses:
+        """As `Kind.held`."""
+        return read_losses(store, len(plan.s), plan.classes)
+
+    def votes_held(self, held: StoredLosses) -> Callable[[float, int], tuple[int, int]]:
+        """As `Kind.votes_held`."""
+        return held.draws_held()
+
+    def work(
+        self,
+        config: Config,
+        plan: PlainPlan,
+        held: StoredLosses,
+        certified: Collection[tuple[float, int]],
+    ) -> LossStages:
+        """As `Kind.work`."""
+        return LossStages(plan, held.of, certified=certified)
+
+    def rows(
+        self,
+        config: Config,
+        votes_id: str,
+        labels: Mapping[int, int],
+        image_sha: Callable[[int], str],
+        pixels: Callable[[int], np.ndarray],
+    ) -> LossRows:
+        """As `Kind.rows`."""
+        return LossRows(votes_id, labels, image_sha, pixels)
+
+    def own(self, config: Config) -> Mapping[str, Collection[Any]]:
+        """As `Kind.own`."""
+        return {"bound": PLAIN_BOUNDS, "n0": (0,)}
+
+    def check_counts(self, config: Config, store: RunStore, certificates: pd.DataFrame) -> None:
+        """As `Kind.check_counts`: draws are fixed, and no unit can be extended."""
+
+    def recompute(
+        self,
+        config: Config,
+        votes_id: str,
+        store: RunStore,
+        held: StoredLosses,
+        data: Dataset,
+        certificates: pd.DataFrame,
+        verification: Verification,
+    ) -> None:
+        """As `Kind.recompute`: by the bound asked for, and by the other one if it is stored."""
+        plan = self.plan(config, data.ids, data)
+        labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
+        for bound in PLAIN_BOUNDS:
+            stored = certificates[certificates["bound"] == bound]
+            if bound == plan.bound or len(stored):
+                rows = [
+                    plain_row(image, c, labels[image.image_id], votes_id=votes_id)
+                    for image, c in recompute_plain(plan, held, data.image, bound)
+                ]
+                compare_certificates(stored, rows, verification)
+
+    def replay(
+        self,
+        config: Config,
+        store: RunStore,
+        held: StoredLosses,
+        data: Dataset,
+        worker: "Worker",
+        verification: Verification,
+        sample: int,
+    ) -> None:
+        """As `Kind.replay`."""
+        replay_losses(held, worker, verification, sample=sample)
+
+    def standing(self, config: Config, store: RunStore) -> tuple[int, int, tuple[str, ...]]:
+        """As `Kind.standing`."""
+        table = store.losses().select([*LOSS_UNIT_KEY, "numerics"]).to_pandas()
+        units = table.drop_duplicates(list(LOSS_UNIT_KEY))
+        kinds = tuple(sorted(map(str, units["numerics"].unique())))
+        return int((units["stop"] - units["start"]).sum()), config.plain.draws, kinds
+
+    def notes(self, config: Config, store: RunStore, bound: str) -> Iterable[str]:
+        """As `Kind.notes`: the radii at the mean losses, which nothing guarantees."""
+        data = load_dataset(config.dataset, config.execution.storage_options)
+        plan = self.plan(config, data.ids, data)
+        held = self.held(store, plan)
+        return [estimates(plan, held, data.image, b) for b in PLAIN_BOUNDS if b == bound]
+
+    def votes_by_class(self, store: RunStore) -> None:
+        """As `Kind.votes_by_class`."""
+
+    def check_attackable(self, address: str) -> None:
+        """As `Kind.check_attackable`."""
+        raise ConfigError(
+            f"run {address} has certificates of the plain classifier, without votes: "
+            f"python jobs/attack_plain.py {address} attacks those"
+        )
+
+    def costs(self, store: RunStore, certificates: pd.DataFrame) -> Iterable[tuple[str, str]]:
+        """As `Kind.costs`: not counted yet."""
+        return ()

@@ -1,0 +1,72 @@
+"""Whether votes can certify what is asked of them: refused where not, doubted where hardly."""
+
+from diffcert_ray.certificates.radius import largest_radius, required_n, round_radius_down
+from diffcert_ray.config.tables import Config
+from diffcert_ray.errors import ConfigError
+from diffcert_ray.votes.image import Plan
+
+
+def check_radii(plan: Plan) -> None:
+    """Refuse radii that even unanimous votes could not certify at any of the sigmas.
+
+    Raises:
+        ConfigError: with the n that would do.
+    """
+    sigma = max(plan.sigmas)
+    ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
+    out_of_reach = [r for r in plan.radii if r > 0 and r >= ceiling]
+    if out_of_reach:
+        worst = max(out_of_reach)
+        needed = required_n(worst, sigma, plan.alpha, plan.bound)
+        raise ConfigError(
+            f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius "
+            f"{round_radius_down(ceiling, 3)} at sigma {sigma} (every vote agreeing), below "
+            f"the asked radius {worst}: set votes.n to {needed} or more, use a larger "
+            "sigma, or drop the radius from votes.radii"
+        )
+
+
+def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[str]:
+    """Settings that are allowed, and can hardly be meant.
+
+    Args:
+        config: the configuration.
+        plan: what it asks of the images.
+        classes: K.
+        sifted: whether a rule of [sift] decides how many evaluations a vote takes.
+
+    Returns:
+        A sentence for each, with the remedy.
+    """
+    found: list[str] = []
+    for sigma in plan.sigmas:
+        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
+        if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= ceiling]:
+            found.append(
+                f"at sigma {sigma:g} no image can reach radius {', '.join(beyond)}: n = {plan.n} "
+                f"at alpha {plan.alpha:g} certifies at most {round_radius_down(ceiling, 3)}; "
+                "raise votes.n, or leave out the sigma or the radius"
+            )
+    if plan.bound == "sequential" and plan.n < 5 * plan.unit:
+        found.append(
+            f"sequential looks every votes.unit = {plan.unit} votes, {plan.n // plan.unit} times "
+            f"up to votes.n = {plan.n}: it can hardly stop early; set votes.unit to "
+            f"{max(1, plan.n // 50)} or raise votes.n"
+        )
+    if plan.bound == "sequential" and max(plan.radii) == 0:
+        found.append(
+            "sequential stops an image once the largest of votes.radii is certified, and that is "
+            "0: certified radii will hardly exceed 0; add the radii that you want to know about"
+        )
+    if plan.estimate == "target" and (not sifted or config.sift.rule == "full"):
+        reason = 'sift.rule "full"' if sifted else f'method "{config.method.name}"'
+        found.append(
+            f'votes.estimate = "target" saves no evaluation with {reason}, and forgets which other '
+            'classes were voted for: set "complete"'
+        )
+    if sifted and config.sift.rule == "threshold" and config.sift.keep >= classes:
+        found.append(
+            f"sift.keep = {config.sift.keep} of {classes} classes: the rule threshold never drops "
+            "one; set a smaller sift.keep"
+        )
+    return found

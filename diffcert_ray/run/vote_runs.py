@@ -1,0 +1,226 @@
+"""Runs of votes, by a diffusion classifier or a trained one: what `Kind` asks of them."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from diffcert_ray.config.tables import Config
+from diffcert_ray.datasets import Dataset
+from diffcert_ray.method.from_config import levels_and_sift
+from diffcert_ray.run.estimate import Estimate, estimate
+from diffcert_ray.run.reachable import check_radii, doubts
+from diffcert_ray.run.verification import Verification, compare_certificates, replay
+from diffcert_ray.run.vote_bounds import check_complete_votes, check_fixed_n
+from diffcert_ray.run.vote_rows import (
+    VoteRows,
+    recompute,
+    recompute_stopped,
+    stored_units,
+    votes_held,
+)
+from diffcert_ray.storage.done_units import DoneUnits
+from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.storage.store import RunStore
+from diffcert_ray.votes.image import Plan
+from diffcert_ray.votes.stages import Stages
+
+if TYPE_CHECKING:
+    from diffcert_ray.engine.worker import Worker
+
+EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
+UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
+
+
+@dataclass(frozen=True)
+class VoteRuns:
+    """Implements `run.kind.Kind`.
+
+    Args:
+        trained: votes of ``classify`` or ``denoise-classify``, which sift nothing.
+    """
+
+    trained: bool
+    folder: str = "units"
+    counted: str = "votes"
+    unread_p_low: float = 0.0
+
+    @property
+    def calibrates(self) -> bool:
+        """A trained classifier's votes are too cheap to look."""
+        return not self.trained
+
+    def plan(self, config: Config, image_ids: np.ndarray, dataset: Dataset) -> Plan:
+        """As `Kind.plan`."""
+        votes = config.votes
+        return Plan(
+            image_ids=image_ids,
+            sigmas=votes.sigmas,
+            n0=votes.n0,
+            n=votes.n,
+            unit=votes.unit,
+            alpha=votes.alpha,
+            bound=votes.bound,
+            radii=votes.radii,
+            estimate=votes.estimate,
+            futility=votes.futility,
+        )
+
+    def check(self, config: Config, plan: Plan) -> None:
+        """As `Kind.check`."""
+        check_radii(plan)
+        if not self.trained:
+            for sigma in plan.sigmas:
+                levels_and_sift(config, sigma)
+
+    def planned_nfe(self, config: Config, plan: Plan, classes: int) -> float:
+        """As `Kind.planned_nfe`: on digits a sifted vote evaluates each class three times."""
+        full = config.noise_levels.levels * classes + 1
+        shares = {"full": 1.0, "exact": EXACT_SHARE}
+        each = shares.get(config.sift.rule, min(1.0, 3 * classes / full)) * full
+        return float(len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n) * each)
+
+    def estimate(
+        self, config: Config, plan: Plan, worker: "Worker", classes: int
+    ) -> tuple[Estimate, list[str]]:
+        """As `Kind.estimate`."""
+        return estimate(plan, worker), doubts(config, plan, classes, sifted=not self.trained)
+
+    def fixed(self, config: Config) -> Mapping[str, Any]:
+        """As `Kind.fixed`: counts extended after a look hold for no fixed-n bound."""
+        votes = config.votes
+        fixed = {"votes.n0": votes.n0, "votes.alpha": votes.alpha, "votes.bound": votes.bound}
+        return fixed if votes.bound == "sequential" else fixed | {"votes.n": votes.n}
+
+    def sigmas(self, config: Config) -> set[float]:
+        """As `Kind.sigmas`."""
+        return set(config.votes.sigmas)
+
+    def begun(self, store: RunStore) -> pd.DataFrame:
+        """As `Kind.begun`."""
+        return store.units(["sigma", "image_id"]).to_pandas()
+
+    def held(self, store: RunStore, plan: Plan) -> DoneUnits:
+        """As `Kind.held`."""
+        return store.done_units()
+
+    def votes_held(self, held: DoneUnits) -> Callable[[float, int], tuple[int, int]]:
+        """As `Kind.votes_held`."""
+        return votes_held(held)
+
+    def work(
+        self,
+        config: Config,
+        plan: Plan,
+        held: DoneUnits,
+        certified: Collection[tuple[float, int]],
+    ) -> Stages:
+        """As `Kind.work`."""
+        return Stages(
+            plan,
+            stored_units(held, plan),
+            hand_back_levels=config.sift.levels if config.execution.stages == "split" else None,
+            # A sequential certificate may be of an earlier, smaller n: it is looked at again.
+            certified=certified if plan.bound != "sequential" else (),
+        )
+
+    def rows(
+        self,
+        config: Config,
+        votes_id: str,
+        labels: Mapping[int, int],
+        image_sha: Callable[[int], str],
+        pixels: Callable[[int], np.ndarray],
+    ) -> VoteRows:
+        """As `Kind.rows`."""
+        return VoteRows(config.method.name, votes_id, labels, image_sha)
+
+    def own(self, config: Config) -> Mapping[str, Collection[Any]]:
+        """As `Kind.own`."""
+        return {"bound": (config.votes.bound,), "n0": (config.votes.n0,)}
+
+    def check_counts(self, config: Config, store: RunStore, certificates: pd.DataFrame) -> None:
+        """As `Kind.check_counts`."""
+        check_fixed_n(certificates, config.votes.bound, config.votes.n)
+        if (certificates["bound"] == "two-class").any():
+            check_complete_votes(certificates, store.units(["stream", "target"]).to_pandas())
+
+    def recompute(
+        self,
+        config: Config,
+        votes_id: str,
+        store: RunStore,
+        held: DoneUnits,
+        data: Dataset,
+        certificates: pd.DataFrame,
+        verification: Verification,
+    ) -> None:
+        """As `Kind.recompute`: whatever image and sigma has units or a certificate."""
+        units = self.begun(store)
+        images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
+        sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
+        plan = replace(self.plan(config, images, data), sigmas=sigmas)
+        label = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True)).__getitem__
+        rows: Iterator[CertificateRow]
+        if plan.bound == "sequential":
+            columns = [certificates[c].tolist() for c in ("sigma", "image_id", "n")]
+            stopped = zip(*columns, strict=True)
+            method = config.method.name
+            rows = recompute_stopped(plan, held, stopped, label, method=method, votes_id=votes_id)
+        else:
+            rows = recompute(plan, held, label, method=config.method.name, votes_id=votes_id)
+        compare_certificates(certificates, list(rows), verification)
+
+    def replay(
+        self,
+        config: Config,
+        store: RunStore,
+        held: DoneUnits,
+        data: Dataset,
+        worker: "Worker",
+        verification: Verification,
+        sample: int,
+    ) -> None:
+        """As `Kind.replay`."""
+        replay(store.units().to_pandas(), worker, verification, sample=sample)
+
+    def standing(self, config: Config, store: RunStore) -> tuple[int, int, tuple[str, ...]]:
+        """As `Kind.standing`."""
+        units = store.units(["start", "stop", "numerics"]).to_pandas()
+        kinds = tuple(sorted(map(str, units["numerics"].unique())))
+        return int((units["stop"] - units["start"]).sum()), config.votes.n0 + config.votes.n, kinds
+
+    def notes(self, config: Config, store: RunStore, bound: str) -> Iterable[str]:
+        """As `Kind.notes`: the certificates say all."""
+        return ()
+
+    def votes_by_class(self, store: RunStore) -> pa.Table:
+        """As `Kind.votes_by_class`."""
+        units = store.units(["sigma", "image_id", "stream", "classes", "counts"])
+        return units.filter(pc.equal(units["stream"], "estimate")).combine_chunks()
+
+    def check_attackable(self, address: str) -> None:
+        """As `Kind.check_attackable`."""
+
+    def costs(self, store: RunStore, certificates: pd.DataFrame) -> Iterable[tuple[str, str]]:
+        """As `Kind.costs`."""
+        units = store.units(UNIT_FACTS).to_pandas()
+        cast = int((units["stop"] - units["start"]).sum())
+        kinds = units["numerics"].value_counts(sort=True)
+        shown = ", ".join(f"{kind} ({count:,} units)" for kind, count in kinds.items())
+        devices = ", ".join(sorted(set(units["device"])))
+        # Several bounds of an image share its votes.
+        used = certificates.groupby(["sigma", "image_id"])[["n0", "n"]].max()
+        beyond = cast - int(used.sum().sum())
+        return [
+            ("votes cast", f"{cast:,}, in {len(units):,} units; {beyond:,} in no certificate"),
+            ("evaluations", f"{int(units['nfe'].sum()):,} NFE"),
+            ("worker time", f"{units['seconds'].sum() / 3600:,.3f} hours"),
+            ("workers", f"{units['worker'].nunique():,}, on {devices}"),
+            ("numerics kinds", f"{len(kinds)}: {shown}"),
+            ("units that kinds disagree on", f"{store.differing:,} (the first stored one counts)"),
+        ]
