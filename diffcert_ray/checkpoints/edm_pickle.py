@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.errors import CheckpointError, explained
-from diffcert_ray.pickle_graph import Global, Made, PickleError, Stored, read_pickle_graph
+from diffcert_ray.pickle_graph import Made, PickleError, Stored, read_pickle_graph
 
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _PARAMETER = "torch._utils._rebuild_parameter"
@@ -264,8 +264,6 @@ def _storage(name: str, made: Any) -> Any:
         raise PickleError(f"the storage of {name!r} is not built as storages are")
     data = made.args[0]
     data = data.data if isinstance(data, Stored) else data
-    if isinstance(data, Made) and data.by == Global("_codecs.encode"):  # protocols 0 to 2
-        data = data.args[0].encode("latin-1") if data.args else b""
     if not isinstance(data, bytes | bytearray | memoryview):
         raise PickleError(f"the storage of {name!r} is no bytes")
     try:
