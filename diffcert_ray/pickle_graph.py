@@ -87,8 +87,7 @@ def read_pickle_graph(source: Path | bytes, allowed: Container[str]) -> Any:
         PickleError: a name that is not allowed, an opcode that is not data, a damaged or truncated
             pickle, or more objects than any checkpoint or dataset has.
     """
-    content = BytesIO(source) if isinstance(source, bytes) else _mapped(source)
-    view = memoryview(source if isinstance(source, bytes) else content)
+    content, view = _opened(source)
     machine = _Machine(allowed)
     try:
         for name, argument, position in _opcodes(content, view):
@@ -106,12 +105,15 @@ def read_pickle_graph(source: Path | bytes, allowed: Container[str]) -> Any:
     raise PickleError("damaged or truncated pickle: it ends before its last opcode")
 
 
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
+def _opened(source: Path | bytes) -> tuple[mmap.mmap | BytesIO, memoryview]:
+    if isinstance(source, bytes):
+        return BytesIO(source), memoryview(source)
+    with source.open("rb") as file:
         try:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
             raise PickleError("the file is empty") from None
+    return content, memoryview(content)
 
 
 def _opcodes(content: mmap.mmap | BytesIO, view: memoryview) -> Iterator[tuple[str, Any, int]]:

@@ -5,9 +5,8 @@ Only a state dict (.pt) without a configuration beside it has to be opened with 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -28,19 +27,7 @@ from diffcert_ray.denoisers.diffusers_configuration import (
     DiffusersConfiguration,
     read_diffusers_configuration,
 )
-from diffcert_ray.errors import CheckpointError
-
-__all__ = [
-    "FORMAT",
-    "CheckpointError",
-    "checkpoint_format",
-    "checkpoint_path",
-    "checkpoint_sha256",
-    "read_configuration",
-    "read_metadata",
-    "sha256_of_path",
-    "shipped_models",
-]
+from diffcert_ray.errors import CheckpointError, nearest
 
 FORMAT = 1
 
@@ -53,8 +40,13 @@ _PICKLE_PROTOCOLS = (2, 3, 4, 5)
 
 def shipped_models() -> dict[str, Path]:
     """The models that come with the package, by name."""
-    folder = Path(str(resources.files("diffcert_ray") / "models"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return shipped("models")
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """The safetensors files in a folder of the package, by name."""
+    path = Path(str(resources.files("diffcert_ray") / folder))
+    return {path.stem: path for path in sorted(path.glob("*.safetensors"))}
 
 
 def checkpoint_path(
@@ -77,24 +69,44 @@ def checkpoint_path(
     Raises:
         CheckpointError: no such model, file or folder.
     """
-    source = str(source)
-    shipped = shipped_models()
-    if source in shipped:
-        return shipped[source]
-    if source.startswith("file://"):
-        source = source.removeprefix("file://")
-    elif "://" in source:
-        known = cached_content(sha256) if sha256 else None
-        return known or local_copy(source, sha256_of_path, storage_options)
-    path = Path(source).expanduser()
+    source, known = str(source), shipped_models()
+    path = local_path(source, known, sha256_of_path, sha256, storage_options)
     if not path.exists():
-        near = difflib.get_close_matches(source, list(shipped), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise CheckpointError(
-            f"checkpoint {source!r} does not exist: {hint}give the path of a checkpoint, its "
-            f"address, or one of the shipped models: {', '.join(shipped) or 'none'}"
+            f"checkpoint {source!r} does not exist: give the path of a checkpoint, its address, or "
+            f"one of the shipped models{nearest(source, known)}"
         )
     return path
+
+
+def local_path(
+    source: str,
+    known: Mapping[str, Path],
+    sha256_of: Callable[[Path], str],
+    sha256: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> Path:
+    """Where a source is on this machine, fetched first if it is at a remote address.
+
+    Args:
+        source: name among ``known``, path, or an address that fsspec knows.
+        known: files by their names.
+        sha256_of: what identifies a local copy.
+        sha256: what that is known to be, or None; a copy that is here is then taken unasked.
+        storage_options: what fsspec's filesystem takes, for a remote address.
+
+    Returns:
+        A path; if one was given, nothing may be there.
+
+    Raises:
+        CheckpointError: nothing at the address, or it cannot be reached.
+    """
+    if source in known:
+        return known[source]
+    if "://" in source and not source.startswith("file://"):
+        copy = cached_content(sha256) if sha256 else None
+        return copy or local_copy(source, sha256_of, storage_options)
+    return Path(source.removeprefix("file://")).expanduser()
 
 
 def checkpoint_format(path: Path) -> CheckpointFormat:
@@ -167,6 +179,12 @@ def sha256_of_path(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes and nothing else, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _folder_sha256(folder: Path) -> str:
     names = sorted(
         found.relative_to(folder).as_posix()
@@ -177,9 +195,7 @@ def _folder_sha256(folder: Path) -> str:
     )
     digest = hashlib.sha256()
     for name in names:
-        one = hashlib.sha256()
-        _add_to(one, folder / name)
-        digest.update(f"{one.hexdigest()}  {name}\n".encode())
+        digest.update(f"{file_sha256(folder / name)}  {name}\n".encode())
     return digest.hexdigest()
 
 

@@ -6,22 +6,19 @@ Shape letters: B images, C H W image, K classes. Pixel units: images in [0, 1] b
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffcert_ray.checkpoints.cache import cached_content, local_copy
+from diffcert_ray.checkpoints.files import file_sha256, local_path, shipped
+from diffcert_ray.checkpoints.tensors import is_safetensors, safetensors_of, torch_tensors_of
 from diffcert_ray.config.tables import Config
 from diffcert_ray.denoisers.compiled import compile_classifier
-from diffcert_ray.errors import CheckpointError, ConfigError
+from diffcert_ray.errors import CheckpointError, ConfigError, nearest
 
 Network = nn.Module
 """What the Python API takes as a classifier: images [B, C, H, W] to logits [B, K]."""
@@ -31,7 +28,6 @@ METADATA_KEY = "diffcert_ray_classifier"
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INSIDE = ("state_dict", "model_state_dict", "model")
-_PREFIX = "module."  # what DataParallel puts before every name
 
 
 class ImageClassifier:
@@ -110,7 +106,7 @@ def load_classifier(
     if network is None:
         options = config.execution.storage_options
         path = classifier_path(needed_checkpoint(config), sha256, options)
-        found = _file_sha256(path)
+        found = file_sha256(path)
         if sha256 is not None and found != sha256.lower():
             raise CheckpointError(
                 f"classifier {about.checkpoint!r} has sha256 {found}, not {sha256}: this machine "
@@ -143,8 +139,7 @@ def needed_checkpoint(config: Config) -> str:
 
 def shipped_classifiers() -> dict[str, Path]:
     """The classifiers that come with the package, by name."""
-    folder = Path(str(resources.files("diffcert_ray") / "models" / "classifiers"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return shipped("models/classifiers")
 
 
 def classifier_path(
@@ -162,24 +157,19 @@ def classifier_path(
     Raises:
         CheckpointError: there is no such file.
     """
-    shipped = shipped_classifiers()
-    if source in shipped:
-        return shipped[source]
-    if "://" in source:
-        known = cached_content(sha256) if sha256 else None
-        return known or local_copy(source, _file_sha256, storage_options)
-    path = Path(source).expanduser()
+    known = shipped_classifiers()
+    path = local_path(source, known, file_sha256, sha256, storage_options)
     if not path.is_file():
         raise CheckpointError(
             f"classifier {source!r} is no file: give the path or address of a .safetensors or .pt "
-            f"state dict, or a shipped classifier: {', '.join(shipped) or 'none'}"
+            f"state dict, or the name of a shipped classifier{nearest(source, known)}"
         )
     return path
 
 
 def classifier_sha256(source: str, storage_options: Mapping[str, Any] | None = None) -> str:
     """The sha256 of a classifier's file (`sha256sum FILE`); arguments as `classifier_path`."""
-    return _file_sha256(classifier_path(source, storage_options=storage_options))
+    return file_sha256(classifier_path(source, storage_options=storage_options))
 
 
 def digits_convnet(num_classes: int = 10) -> nn.Module:
@@ -213,36 +203,10 @@ def _network(architecture: str | None, num_classes: int) -> nn.Module:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file; nothing in it is run."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    try:
-        if head[8:9] == b"{":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"classifier {path} is damaged ({error}): fetch the file again"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - whatever torch's loader meets in a hostile file
-        raise CheckpointError(
-            f"classifier {path} is refused by torch's weights-only loader, and nothing in it was "
-            f"run ({type(error).__name__}); save a plain state dict, best as safetensors"
-        ) from None
-    for _ in range(2):
-        inside = [found[k] for k in _INSIDE if isinstance(found, Mapping) and k in found]
-        found = next((i for i in inside if isinstance(i, Mapping)), found)
-    if not isinstance(found, Mapping) or not found or not _all_tensors(found):
-        raise CheckpointError(
-            f"classifier {path} holds no plain state dict: save network.state_dict()"
-        )
-    if all(name.startswith(_PREFIX) for name in found):
-        return {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
-    return dict(found)
-
-
-def _all_tensors(found: Mapping[Any, Any]) -> bool:
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
+    named = f"classifier {path}"
+    if is_safetensors(path):
+        return safetensors_of(path, named)
+    return torch_tensors_of(path, named, _INSIDE)
 
 
 def _fill(
@@ -288,8 +252,3 @@ def _check_output(
 def _per_channel(values: Sequence[float] | None, default: float, device: str) -> Tensor:
     given = torch.tensor([default] if values is None else list(values), dtype=torch.float32)
     return given.reshape(-1, 1, 1).to(device)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

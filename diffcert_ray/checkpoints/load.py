@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from diffcert_ray.checkpoints.configuration_text import METADATA_KEY, changed
@@ -19,19 +19,17 @@ from diffcert_ray.checkpoints.files import (
     FORMAT,
     checkpoint_format,
     checkpoint_path,
-    checkpoint_sha256,
     read_metadata,
     sha256_of_path,
 )
 from diffcert_ray.checkpoints.state_dict import read_state_dict
+from diffcert_ray.checkpoints.tensors import safetensors_of
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.diffusers_configuration import read_diffusers_configuration
 from diffcert_ray.denoisers.diffusers_denoiser import DiffusersDenoiser, load_diffusers
 from diffcert_ray.denoisers.edm import EdmDenoiser, NetworkDtype, check_dtype
 from diffcert_ray.denoisers.noise_steps import step_levels
 from diffcert_ray.errors import CheckpointError
-
-__all__ = ["CheckpointError", "checkpoint_sha256", "load_denoiser", "save_denoiser"]
 
 _NAMES_SHOWN = 3
 
@@ -103,7 +101,7 @@ def _read(
         state = read_state_dict(path, config)
         return state.configuration, state.tensors
     configuration = changed(path, read_metadata(path).get("configuration"), config)
-    return configuration, load_file(path, device="cpu")
+    return configuration, safetensors_of(path, f"checkpoint {path}")
 
 
 def _built(
