@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.denoisers.compiled import compile_denoiser
+from diffcert_ray.denoisers.device import compile_denoiser
 from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError

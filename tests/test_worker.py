@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.denoisers.device import resolve_device, set_up_torch
 from diffcert_ray.engine.weights import weights_of
-from diffcert_ray.engine.worker import WorkerSpec, resolve_device, set_up_torch
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError, ConfigError, DatasetError
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings, small_world

@@ -152,8 +152,9 @@ def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
 
 def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker":
     """The run's networks, as they are; not compiled, so that gradients pass through them."""
+    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.engine.worker import WorkerSpec
 
     settings = run.config
     weights = weights_of(settings, denoiser)

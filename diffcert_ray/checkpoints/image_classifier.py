@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffcert_ray.checkpoints.files import file_sha256, local_path, shipped
 from diffcert_ray.checkpoints.tensors import is_safetensors, safetensors_of, torch_tensors_of
 from diffcert_ray.config.tables import Config
-from diffcert_ray.denoisers.compiled import compile_classifier
+from diffcert_ray.denoisers.device import compile_classifier
 from diffcert_ray.errors import CheckpointError, ConfigError, nearest
 
 Network = nn.Module

@@ -143,8 +143,9 @@ def _checked(
     classifier: "Network | None",
 ) -> _Checked:
     """Everything that can be checked without a run: settings, files, images, radii, device."""
+    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.engine.worker import WorkerSpec
 
     options = config.execution.storage_options
     data = dataset if dataset is not None else load_dataset(config.dataset, options)

@@ -25,8 +25,9 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     Raises:
         ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
     """
+    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.engine.worker import WorkerSpec
 
     config, kind, store, certificates = run.config, run.kind, run.store, run.certificates()
     votes_id, weights = run.document.votes_id, weights_of(config)
