@@ -12,10 +12,10 @@ import pandas as pd
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.datasets.dataset import about, labels_of
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.document import RunDocument
-from diffcert_ray.run.plan import about, labels_of
 from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Run
 

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.dataset import frozen
+from diffcert_ray.datasets.pixels import frozen
 from diffcert_ray.datasets.selection import by_hash
 from diffcert_ray.datasets.source import Request, Split
 

@@ -9,8 +9,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.encoded import decode_image
-from diffcert_ray.datasets.pixels import first_shape, from_bytes
+from diffcert_ray.datasets.pixels import decode_image, first_shape, from_bytes
 from diffcert_ray.datasets.source import Ints, Request, Split
 from diffcert_ray.errors import DatasetError
 

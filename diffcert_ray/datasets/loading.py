@@ -12,12 +12,13 @@ import numpy as np
 
 from diffcert_ray.config.selectors import SELECTORS
 from diffcert_ray.datasets.cifar import read_cifar
-from diffcert_ray.datasets.dataset import Dataset, frozen
+from diffcert_ray.datasets.dataset import Dataset
 from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
 from diffcert_ray.datasets.image_folder import read_image_folder
 from diffcert_ray.datasets.labels import class_numbers
 from diffcert_ray.datasets.parquet import read_parquet
+from diffcert_ray.datasets.pixels import frozen
 from diffcert_ray.datasets.selection import positions
 from diffcert_ray.datasets.source import Request, Split
 from diffcert_ray.datasets.svhn import read_svhn

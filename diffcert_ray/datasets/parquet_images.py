@@ -9,9 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.encoded import decode_image
-from diffcert_ray.datasets.errors import UndecodableError
-from diffcert_ray.datasets.pixels import from_bytes
+from diffcert_ray.datasets.pixels import UndecodableError, decode_image, from_bytes
 from diffcert_ray.errors import DatasetError
 
 Shape = tuple[int, int, int]

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.dataset import Pixels
-from diffcert_ray.datasets.pixels import BytePixels
+from diffcert_ray.datasets.pixels import BytePixels, Pixels
 from diffcert_ray.datasets.place import Place
 from diffcert_ray.errors import DatasetError
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, check_images, load_dataset
+from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.pool.local import Pool
 from diffcert_ray.pool.usual import usual_pool
 from diffcert_ray.run.kind import Rows, kind_of
 from diffcert_ray.run.loop import Driver, Outcome, Progress, Work
 from diffcert_ray.run.opening import calibrated, open_or_create, store_options
-from diffcert_ray.run.plan import labels_of, plan_of
+from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
 from diffcert_ray.run.resume import (
     check_same_images,

@@ -3,9 +3,10 @@
 import secrets
 
 from diffcert_ray.datasets import load_dataset
+from diffcert_ray.datasets.dataset import about
 from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.document import RunDocument
-from diffcert_ray.run.plan import about, plan_of
+from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Run
 from diffcert_ray.run.verification import Verification
