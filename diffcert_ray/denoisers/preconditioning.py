@@ -6,7 +6,6 @@ D(u; s, y) = c_skip * u + c_out * F(c_in * u, c_noise, y). Every function maps n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -115,11 +114,3 @@ class StepLabels(nn.Module):
         if self.nearest:
             between = (between > 0.5).double()
         return (above - 1 + between).float()
-
-
-def vp_noise_level(t: float) -> float:
-    """Noise level s at time t in [0, 1] of the VP schedule (inverse of the t in c_noise).
-
-    Source: Karras et al. 2022 (arXiv:2206.00364), table 1, column "VP", sigma(t).
-    """
-    return math.sqrt(math.expm1(_BETA_D * t**2 / 2 + _BETA_MIN * t))
