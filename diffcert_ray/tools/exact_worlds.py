@@ -1,4 +1,4 @@
-"""Gaussian classes with their exact denoiser: a world in which every score has a closed form.
+"""Exact worlds: Gaussian classes with their exact denoiser, where every score has a closed form.
 
 Shapes: B rows, K classes, T levels, C H W image, D = C*H*W. Model space throughout. Class k is
 N(mu_k, tau^2 I). Images of such a world leave [-1, 1], so as pixels x = (u + 1) / 2 they leave
@@ -59,6 +59,10 @@ class GaussianClasses:
             A new world.
         """
         return GaussianClasses(self.means.to(device), self.tau)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What tells this world from others, as a torch module says it: means and tau."""
+        return {"means": self.means, "tau": torch.tensor(self.tau)}
 
     def __call__(self, u: Tensor, s: Tensor, y: Tensor | None = None) -> Tensor:
         """Posterior mean of the clean image.
