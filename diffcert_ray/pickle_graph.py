@@ -210,9 +210,9 @@ class _Machine:
 
     def _since_mark(self) -> list[Any]:
         start = self._marks.pop()
-        found = self._stack[start:]
+        values = self._stack[start:]
         del self._stack[start:]
-        return found
+        return values
 
     def mark(self, _: Any) -> None:
         self._marks.append(len(self._stack))

@@ -83,13 +83,13 @@ def convert(
         raise CheckpointError(f"checkpoint {str(source)!r} is no EDM or ADM network")
     made_from = {"file": Path(str(source)).name, "format": kind, "sha256": source_sha256}
     save_denoiser(output, denoiser, {"converted_from": made_from})
-    found = denoiser.configuration
+    configuration = denoiser.configuration
     return Converted(
         format=kind,
-        network=_described(found),
-        preconditioning=found.preconditioning,
-        image_shape=found.image_shape,
-        classes=found.label_dim,
+        network=_described(configuration),
+        preconditioning=configuration.preconditioning,
+        image_shape=configuration.image_shape,
+        classes=configuration.label_dim,
         parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
         source_sha256=source_sha256,
         output=output,

@@ -180,10 +180,10 @@ def _keywords(module: Made) -> dict[str, Any]:
 
 
 def _submodule(module: Made, name: str) -> Made:
-    found = _mapping(_parts(module)[1].get("_modules"), "_modules").get(name)
-    if not isinstance(found, Made):
+    part = _mapping(_parts(module)[1].get("_modules"), "_modules").get(name)
+    if not isinstance(part, Made):
         raise PickleError(f"its {_class_name(module)} has no part {name!r}")
-    return found
+    return part
 
 
 def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
@@ -267,13 +267,13 @@ def _storage(name: str, made: Any) -> Any:
     if not isinstance(data, bytes | bytearray | memoryview):
         raise PickleError(f"the storage of {name!r} is no bytes")
     try:
-        found = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+        storage = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever torch's loader meets in a hostile file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PickleError(f"the storage of {name!r} is refused by torch: {reason[:200]}") from None
-    if not isinstance(found, torch.storage.TypedStorage):
+    if not isinstance(storage, torch.storage.TypedStorage):
         raise PickleError(
-            f"the storage of {name!r} is a {type(found).__name__}: only typed storages are read"
+            f"the storage of {name!r} is a {type(storage).__name__}: only typed storages are read"
         )
-    flat = torch.empty(0, dtype=found.dtype)
-    return flat.set_(found._untyped_storage)
+    flat = torch.empty(0, dtype=storage.dtype)
+    return flat.set_(storage._untyped_storage)

@@ -187,11 +187,11 @@ def file_sha256(path: Path) -> str:
 
 def _folder_sha256(folder: Path) -> str:
     names = sorted(
-        found.relative_to(folder).as_posix()
-        for found in folder.rglob("*")
-        if found.suffix in FOLDER_SUFFIXES
-        and found.is_file()
-        and not any(part.startswith(".") for part in found.relative_to(folder).parts)
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix in FOLDER_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     digest = hashlib.sha256()
     for name in names:
@@ -219,15 +219,15 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
     """
     path = checkpoint_path(source)
     text = _metadata(path).get(METADATA_KEY)
-    found = read_json(path.with_suffix(".json"), path) if text is None else parsed(text, path)
-    if "model_type" in found:  # the bare configuration, as beside a state dict
-        return {"format": FORMAT, "configuration": found}
-    if found.get("format") != FORMAT:
+    content = read_json(path.with_suffix(".json"), path) if text is None else parsed(text, path)
+    if "model_type" in content:  # the bare configuration, as beside a state dict
+        return {"format": FORMAT, "configuration": content}
+    if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} has format {found.get('format')!r}: this version reads format "
+            f"checkpoint {path} has format {content.get('format')!r}: this version reads format "
             f"{FORMAT}"
         )
-    return found
+    return content
 
 
 def read_configuration(

@@ -72,8 +72,8 @@ class ImageClassifier:
                     f"{len(given)} numbers of mean or std for {x.shape[1]} channels: give one each"
                 )
         seen = ((x - self._mean) / self._std).to(self._dtype)
-        found: Tensor = self._network(seen)
-        return found.float()
+        logits: Tensor = self._network(seen)
+        return logits.float()
 
 
 def load_classifier(
@@ -106,10 +106,10 @@ def load_classifier(
     if network is None:
         options = config.execution.storage_options
         path = classifier_path(needed_checkpoint(config), sha256, options)
-        found = file_sha256(path)
-        if sha256 is not None and found != sha256.lower():
+        actual = file_sha256(path)
+        if sha256 is not None and actual != sha256.lower():
             raise CheckpointError(
-                f"classifier {about.checkpoint!r} has sha256 {found}, not {sha256}: this machine "
+                f"classifier {about.checkpoint!r} has sha256 {actual}, not {sha256}: this machine "
                 "has another file than the driver; copy the driver's here"
             )
         network = _network(about.architecture, num_classes)
@@ -235,15 +235,15 @@ def _check_output(
     shape = tuple(image_shape)
     try:
         with torch.inference_mode():
-            found = classifier(torch.zeros((1, *shape), device=device))
+            logits = classifier(torch.zeros((1, *shape), device=device))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as err:
         raise ConfigError(
             f"the classifier cannot take images {shape} (channels, height, width): {err}; choose "
             "a classifier made for them, and classifier.mean and std with one number a channel"
         ) from None
-    if tuple(found.shape) != (1, num_classes):
+    if tuple(logits.shape) != (1, num_classes):
         raise ConfigError(
-            f"the classifier returns {tuple(found.shape)} for an image of {num_classes} classes, "
+            f"the classifier returns {tuple(logits.shape)} for an image of {num_classes} classes, "
             f"it must be (1, {num_classes}): choose a classifier of the dataset's classes, or say "
             "with dataset.label_map and dataset.num_classes which of its classes they are"
         )

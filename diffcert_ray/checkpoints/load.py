@@ -73,9 +73,9 @@ def load_denoiser(
     """
     check_dtype(dtype)
     path = checkpoint_path(source, sha256, storage_options)
-    if sha256 is not None and (found := sha256_of_path(path)) != sha256.lower():
+    if sha256 is not None and (actual := sha256_of_path(path)) != sha256.lower():
         raise CheckpointError(
-            f"checkpoint {str(source)!r} has sha256 {found} but {sha256} was expected: it is "
+            f"checkpoint {str(source)!r} has sha256 {actual} but {sha256} was expected: it is "
             "another or a damaged file; fetch the right one, or state this hash if it is the right "
             "one"
         )
@@ -94,8 +94,8 @@ def _read(
     """Configuration and tensors of a checkpoint that is one file."""
     kind = checkpoint_format(path)
     if kind == "EDM pickle":
-        found, network = read_edm_pickle(path)
-        configuration = changed(path, found.model_dump(exclude_unset=True), config)
+        published, network = read_edm_pickle(path)
+        configuration = changed(path, published.model_dump(exclude_unset=True), config)
         return configuration, edm_tensors(path, network)
     if kind == "state dict":
         state = read_state_dict(path, config)
@@ -135,23 +135,23 @@ def _without_chain(
     levels = torch.from_numpy(
         step_levels(str(configuration.schedule), int(configuration.steps or 0)).copy()
     )
-    found = chain.double().flatten().flip(0)[1:]  # from the last step down to no noise at all
-    if found.shape != levels.shape or not torch.allclose(found, levels, rtol=1e-3):
+    saved = chain.double().flatten().flip(0)[1:]  # from the last step down to no noise at all
+    if saved.shape != levels.shape or not torch.allclose(saved, levels, rtol=1e-3):
         raise CheckpointError(f"checkpoint {source!r} has other noise steps than its configuration")
     return tensors
 
 
 def _check_tensors(
-    source: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+    source: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Raise unless names and shapes agree, and the fixed filters are what the network assumes."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    shared = [name for name in expected if name in found]
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    shared = [name for name in expected if name in tensors]
     misshapen = [
-        f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
+        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
         for name in shared
-        if found[name].shape != expected[name].shape
+        if tensors[name].shape != expected[name].shape
     ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:_NAMES_SHOWN])}"
@@ -168,7 +168,7 @@ def _check_tensors(
             f"{name} differs from the configured resample_filter"
             for name in shared
             if name.endswith("resample_filter")
-            and not torch.allclose(found[name].float(), expected[name].float(), atol=1e-6)
+            and not torch.allclose(tensors[name].float(), expected[name].float(), atol=1e-6)
         ][:_NAMES_SHOWN]
     if problems:
         raise CheckpointError(

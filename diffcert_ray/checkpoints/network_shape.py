@@ -94,12 +94,12 @@ def published_as(shape: Mapping[str, Any], *, openai: bool) -> tuple[str, dict[s
     Returns:
         Its name and configuration; None if there is none.
     """
-    found = {**_ABSENT, **shape}
+    wanted = {**_ABSENT, **shape}
     for name, settings in PUBLISHED.items():
         complete = {**_ABSENT, **settings}
         complete["attn_levels"] = _attention_levels(complete)
         if openai == ("norm_groups" in settings) and all(
-            complete.get(key) == value for key, value in found.items()
+            complete.get(key) == value for key, value in wanted.items()
         ):
             return name, dict(settings)
     return None
@@ -124,8 +124,8 @@ def edm_shape(tensors: Tensors) -> dict[str, Any]:
     """
     levels: dict[int, set[int]] = {}
     for name in tensors:
-        if found := re.match(r"model\.enc\.(\d+)x\d+_block(\d+)\.", name):
-            levels.setdefault(int(found[1]), set()).add(int(found[2]))
+        if block := re.match(r"model\.enc\.(\d+)x\d+_block(\d+)\.", name):
+            levels.setdefault(int(block[1]), set()).add(int(block[2]))
     resolutions = sorted(levels, reverse=True)
     if not resolutions or f"model.enc.{resolutions[0]}x{resolutions[0]}_conv.weight" not in tensors:
         raise CheckpointError("its tensors are not those of an EDM network")
@@ -190,9 +190,9 @@ def openai_shape(tensors: Tensors) -> dict[str, Any]:
     """
     count = len({name.split(".")[1] for name in tensors if name.startswith("input_blocks.")})
     ups = [
-        int(found[1])
+        int(up[1])
         for name in tensors
-        if (found := re.match(r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.weight$", name))
+        if (up := re.match(r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.weight$", name))
     ]
     per_level = min(ups) + 1 if ups else count
     if per_level < 2 or count % per_level:

@@ -67,8 +67,8 @@ def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> Stat
     name = None
     if settings:
         settings = _completed(path, shape, settings, openai=openai)
-    elif found := published_as(shape, openai=openai):
-        name, settings = found
+    elif published := published_as(shape, openai=openai):
+        name, settings = published
     else:
         raise _unknown(path, shape)
     configuration = changed(path, settings, None)

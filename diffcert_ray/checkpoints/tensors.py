@@ -54,33 +54,33 @@ def torch_tensors_of(path: Path, named: str, inside: tuple[str, ...]) -> dict[st
         CheckpointError: torch refuses the file, or it holds no state dict.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever torch's loader meets in a hostile file
         raise CheckpointError(
             f"{named} is refused by torch's weights-only loader, and nothing in it was run: "
             f"{_reason(error)}; save a plain state dict, or fetch the file again"
         ) from None
     for _ in range(2):
-        wrapped = next((found[key] for key in inside if _is_mapping(found, key)), None)
-        found = found if wrapped is None else wrapped
-    if not isinstance(found, Mapping) or not found:
+        wrapped = next((content[key] for key in inside if _is_mapping(content, key)), None)
+        content = content if wrapped is None else wrapped
+    if not isinstance(content, Mapping) or not content:
         raise CheckpointError(
-            f"{named} is no plain state dict: it holds a {type(found).__name__}, no state dict; "
+            f"{named} is no plain state dict: it holds a {type(content).__name__}, no state dict; "
             "save network.state_dict()"
         )
-    others = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
-    if others or not all(isinstance(key, str) for key in found):
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others or not all(isinstance(key, str) for key in content):
         raise CheckpointError(
             f"{named} is no plain state dict: {', '.join(others[:3])} are no tensors"
         )
     for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    return dict(found)
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return dict(content)
 
 
-def _is_mapping(found: Any, key: str) -> bool:
-    return isinstance(found, Mapping) and isinstance(found.get(key), Mapping)
+def _is_mapping(content: Any, key: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
 
 
 def _reason(error: Exception) -> str:

@@ -46,9 +46,9 @@ def check_images(data: Dataset, image_ids: Iterable[int]) -> Checked:
     Raises:
         OSError: a file cannot be read; that says nothing about an image.
     """
-    found = Checked({}, {})
+    checked = Checked({}, {})
     if data.in_memory:
-        return found
+        return checked
     shape = data.image_shape
     for image_id in sorted(int(i) for i in image_ids):
         try:
@@ -58,10 +58,10 @@ def check_images(data: Dataset, image_ids: Iterable[int]) -> Checked:
                     f"image {image_id} is {pixels.shape} (channels, height, width), the first "
                     f"readable one {shape}: store all at the size that the network takes"
                 )
-            found.shas[image_id] = pixels_sha(pixels)
+            checked.shas[image_id] = pixels_sha(pixels)
         except CorruptImageError as error:
-            found.corrupt[image_id] = str(error)
-    return found
+            checked.corrupt[image_id] = str(error)
+    return checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +84,14 @@ class ExpectedPixels:
         return self.pixels.shape
 
     def __getitem__(self, position: int, /) -> NDArray[np.float32]:
-        found, image_id = self.pixels[position], int(self.ids[position])
-        sha, expected = pixels_sha(found), self.shas.get(image_id)
+        pixels, image_id = self.pixels[position], int(self.ids[position])
+        sha, expected = pixels_sha(pixels), self.shas.get(image_id)
         if expected is not None and sha != expected:
             raise DatasetError(
                 f"image {image_id} has pixels {sha} on {socket.gethostname()}, but {expected} "
                 f"where the run was started: {_REMEDY}"
             )
-        return found
+        return pixels
 
 
 def as_expected(data: Dataset, fingerprint: str, shas: Mapping[int, str]) -> Dataset:

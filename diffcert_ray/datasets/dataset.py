@@ -70,13 +70,13 @@ class Dataset:
         Raises:
             ValueError: no such image in this part of the dataset.
         """
-        found = np.flatnonzero(self.ids == image_id)
-        if found.size == 0:
+        positions = np.flatnonzero(self.ids == image_id)
+        if positions.size == 0:
             raise ValueError(
                 f"image_id {image_id} is not among the {len(self)} chosen images of {self.name} "
                 f"{self.split}: take one from `ids`"
             )
-        return int(found[0])
+        return int(positions[0])
 
     def image(self, image_id: int) -> NDArray[np.float32]:
         """One image's pixels.

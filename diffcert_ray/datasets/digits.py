@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.datasets.pixels import frozen
+from diffcert_ray.datasets.reader import Request, Split
 from diffcert_ray.datasets.selection import by_hash
-from diffcert_ray.datasets.source import Request, Split
 
 TEST_IMAGES: Final = 360
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.datasets.pixels import decode_image, first_shape, from_bytes
-from diffcert_ray.datasets.source import Ints, Request, Split
+from diffcert_ray.datasets.reader import Ints, Request, Split
 from diffcert_ray.errors import DatasetError
 
 
@@ -57,13 +57,13 @@ def read_image_folder(request: Request) -> Split:
     """
     from torchvision.datasets import ImageFolder
 
-    place = request.place()
-    if not place.is_local:
+    files = request.files()
+    if not files.is_local:
         raise DatasetError(
-            f"dataset.path {place.address!r}: an image folder is read from a local path; for "
+            f"dataset.path {files.address!r}: an image folder is read from a local path; for "
             "object stores write the images as Parquet"
         )
-    root = os.path.expanduser(place.address.removeprefix("file://"))
+    root = os.path.expanduser(files.address.removeprefix("file://"))
     folder = root if request.split == "all" else os.path.join(root, request.split)
     if not os.path.isdir(folder):
         raise DatasetError(

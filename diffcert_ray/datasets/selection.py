@@ -66,14 +66,14 @@ def _positions_of_ids(
 ) -> NDArray[np.int64]:
     if len(asked) == 0 or len(set(asked)) != len(asked):
         raise ValueError(f"dataset.ids has {len(asked)} entries: give at least one, and none twice")
-    found = {int(image_id): position for position, image_id in enumerate(ids)}
-    missing = [image_id for image_id in asked if image_id not in found]
+    position_of = {int(image_id): position for position, image_id in enumerate(ids)}
+    missing = [image_id for image_id in asked if image_id not in position_of]
     if missing:
         raise ValueError(
             f"dataset.ids: {missing[0]} is not in {where} ({len(ids)} images, ids {ids.min()} to "
             f"{ids.max()}): take ids of that split"
         )
-    return np.array([found[image_id] for image_id in asked], dtype=np.int64)
+    return np.array([position_of[image_id] for image_id in asked], dtype=np.int64)
 
 
 def _positive(key: str, value: Any) -> int:

@@ -107,10 +107,10 @@ class StepLabels(nn.Module):
 
     def forward(self, s: Tensor) -> Tensor:
         """Map noise levels [B] to steps [B], float32; those outside the chain to its ends."""
-        place = s.double() if self.nearest else s.double().log()
-        above = torch.searchsorted(self.levels, place).clamp(1, len(self.levels) - 1)
+        sought = s.double() if self.nearest else s.double().log()
+        above = torch.searchsorted(self.levels, sought).clamp(1, len(self.levels) - 1)
         low, high = self.levels[above - 1], self.levels[above]
-        between = ((place - low) / (high - low)).clamp(0, 1)
+        between = ((sought - low) / (high - low)).clamp(0, 1)
         if self.nearest:
             between = (between > 0.5).double()
         return (above - 1 + between).float()

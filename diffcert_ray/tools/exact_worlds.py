@@ -150,14 +150,14 @@ class GaussianClasses:
         flat = u.double().flatten(1)
         variance = self.tau**2 + s.double().reshape(-1, 1) ** 2
         half_norms = 0.5 * mu.square().sum(dim=1)
-        found = []
+        means = []
         for rows, row_variance in zip(flat.split(_BLOCK), variance.split(_BLOCK), strict=True):
             missing = _BLOCK - rows.shape[0]
             block = torch.nn.functional.pad(rows, (0, 0, 0, missing))
             block_variance = torch.nn.functional.pad(row_variance, (0, 0, 0, missing), value=1.0)
             posterior = torch.softmax((block @ mu.T - half_norms) / block_variance, dim=1)
-            found.append((posterior @ mu)[: rows.shape[0]])
-        return torch.cat(found).reshape(u.shape)
+            means.append((posterior @ mu)[: rows.shape[0]])
+        return torch.cat(means).reshape(u.shape)
 
 
 def gaussian_world(

@@ -1,4 +1,4 @@
-"""Between a reader and the loader: what is asked of a reader, and the split that it found."""
+"""What a reader of published files is asked for, and the split that it gives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffcert_ray.datasets.data_files import DataFiles
 from diffcert_ray.datasets.pixels import BytePixels, Pixels
-from diffcert_ray.datasets.place import Place
 from diffcert_ray.errors import DatasetError
 
 Ints = NDArray[np.int64]
@@ -39,7 +39,7 @@ class Request:
     image_shape: tuple[int, int, int] | None = None
     storage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
-    def place(self) -> Place:
+    def files(self) -> DataFiles:
         """Where the files are.
 
         Raises:
@@ -50,7 +50,7 @@ class Request:
                 f"dataset {self.name!r} needs dataset.path: the folder (or s3:// prefix) that its "
                 "files are in"
             )
-        return Place(self.path, self.storage_options)
+        return DataFiles(self.path, self.storage_options)
 
     def check_split(self, *known: str) -> None:
         """Refuse a split that the dataset does not have."""
