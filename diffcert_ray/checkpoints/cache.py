@@ -35,11 +35,7 @@ def cache_folder() -> Path:
 def cached_content(sha256: str) -> Path | None:
     """The kept copy of a checkpoint with this hash, wherever it came from; None if there is none.
 
-    Args:
-        sha256: what `checkpoint_sha256` gives for it, 64 hex digits.
-
-    Returns:
-        Path of a file or folder. Its content is not hashed again here.
+    Its content is not hashed again here.
     """
     kept = cache_folder() / "content" / sha256.lower() / _NAME
     return kept if kept.exists() else None
@@ -59,9 +55,6 @@ def local_copy(
         address: fsspec address of a file (NAME.json beside it is fetched too) or of a folder.
         sha256_of: hash that identifies a local checkpoint.
         storage_options: what fsspec's filesystem takes, such as endpoint_url.
-
-    Returns:
-        Path of the local file or folder.
 
     Raises:
         CheckpointError: nothing there, an unknown kind of address, a store that cannot be reached,

@@ -16,18 +16,7 @@ METADATA_KEY = "diffcert"
 
 
 def read_json(path: Path, checkpoint: Path) -> dict[str, Any]:
-    """The JSON object that stands beside a checkpoint.
-
-    Args:
-        path: the JSON file.
-        checkpoint: to which it belongs, named in errors.
-
-    Returns:
-        The object.
-
-    Raises:
-        CheckpointError: no such file, or no JSON object.
-    """
+    """The JSON object that stands beside a checkpoint; CheckpointError if there is none."""
     try:
         return parsed(path.read_text("utf-8"), checkpoint)
     except FileNotFoundError:
@@ -48,19 +37,7 @@ def parsed(text: str, path: Path) -> dict[str, Any]:
 
 
 def changed(path: Path, stated: Any, config: Mapping[str, Any] | None) -> EdmConfiguration:
-    """A configuration found in a checkpoint, with some settings replaced.
-
-    Args:
-        path: the checkpoint, named in errors.
-        stated: what its configuration says, not validated yet.
-        config: settings that take the place of those found.
-
-    Returns:
-        The validated configuration.
-
-    Raises:
-        CheckpointError: it is not valid.
-    """
+    """The validated configuration that a checkpoint states, with the settings of ``config``."""
     try:
         if config and isinstance(stated, dict):
             stated = stated | dict(config)

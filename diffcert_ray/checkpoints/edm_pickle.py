@@ -77,10 +77,7 @@ _FIXED = {
 
 
 def read_edm_pickle(path: Path) -> tuple[EdmConfiguration, Made]:
-    """Read what network a published EDM checkpoint holds.
-
-    Args:
-        path: the .pkl file.
+    """What network a published EDM checkpoint (.pkl) holds.
 
     Returns:
         The configuration, and the module that holds the weights (see `edm_tensors`): the `ema`
@@ -104,14 +101,7 @@ def read_edm_pickle(path: Path) -> tuple[EdmConfiguration, Made]:
 
 
 def edm_tensors(path: Path, network: Made) -> dict[str, Any]:
-    """The weights of a network of `read_edm_pickle`.
-
-    Args:
-        path: the file, named in errors.
-        network: its second result.
-
-    Returns:
-        float tensors by the name they have in a state dict, such as "model.map_layer0.weight".
+    """The weights of a network of `read_edm_pickle`, by names such as "model.map_layer0.weight".
 
     Raises:
         CheckpointError: a tensor is not built in the published way, or its storage is too small.

@@ -63,9 +63,6 @@ def checkpoint_path(
             asking at the address.
         storage_options: what fsspec's filesystem takes, for a remote address.
 
-    Returns:
-        The path of an existing local file or folder.
-
     Raises:
         CheckpointError: no such model, file or folder.
     """
@@ -89,14 +86,11 @@ def local_path(
     """Where a source is on this machine, fetched first if it is at a remote address.
 
     Args:
-        source: name among ``known``, path, or an address that fsspec knows.
+        source: name among ``known``, path (at which there may be nothing), or fsspec address.
         known: files by their names.
         sha256_of: what identifies a local copy.
         sha256: what that is known to be, or None; a copy that is here is then taken unasked.
         storage_options: what fsspec's filesystem takes, for a remote address.
-
-    Returns:
-        A path; if one was given, nothing may be there.
 
     Raises:
         CheckpointError: nothing at the address, or it cannot be reached.
@@ -110,16 +104,12 @@ def local_path(
 
 
 def checkpoint_format(path: Path) -> CheckpointFormat:
-    """The format of a checkpoint, by its first bytes and never by its name.
+    """The format of a local checkpoint, by its first bytes and never by its name.
 
-    Args:
-        path: a local file or folder.
-
-    Returns:
-        One of "safetensors", "EDM pickle", "state dict" (torch.save) and "diffusers folder".
+    "state dict" is what torch.save wrote.
 
     Raises:
-        CheckpointError: none of them.
+        CheckpointError: no known format.
     """
     if path.is_dir():
         return "diffusers folder"
@@ -208,11 +198,7 @@ def _add_to(digest: Any, path: Path) -> None:
 def read_metadata(source: str | Path) -> dict[str, Any]:
     """What a safetensors checkpoint says of itself: "format", "configuration" and maybe "recipe".
 
-    Args:
-        source: as `checkpoint_path`.
-
-    Returns:
-        The JSON object kept in the file, or else in NAME.json beside it.
+    It stands in the file, or else in NAME.json beside it.
 
     Raises:
         CheckpointError: no such file, not safetensors, no configuration, or not format 1.
@@ -239,12 +225,8 @@ def read_configuration(
 
     Args:
         source: as `checkpoint_path`.
-        config: settings that replace or complete those found.
+        config: settings that replace or complete those of the file.
         storage_options: what fsspec's filesystem takes, for a remote address.
-
-    Returns:
-        The validated configuration; both kinds have `image_shape`, `label_dim`, `noise_range` and
-        `unconditional`.
 
     Raises:
         CheckpointError: nothing there, in no known format, refused, or the configuration is missing

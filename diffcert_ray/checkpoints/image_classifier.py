@@ -85,7 +85,7 @@ def load_classifier(
     device: str = "cpu",
     sha256: str | None = None,
 ) -> ImageClassifier:
-    """Load the classifier of a configuration and evaluate it once, so that misfits are found.
+    """Load the classifier of a configuration and evaluate it once, so that misfits are noticed.
 
     Args:
         config: its [classifier] names file, architecture and normalisation.
@@ -94,9 +94,6 @@ def load_classifier(
         network: an object in place of file and architecture.
         device: where it is to live.
         sha256: what the file's hash must be.
-
-    Returns:
-        The classifier.
 
     Raises:
         CheckpointError: no such file, refused, another hash, or tensors that do not fit.
@@ -122,11 +119,7 @@ def load_classifier(
 
 
 def needed_checkpoint(config: Config) -> str:
-    """The file of the classifier.
-
-    Raises:
-        ConfigError: none is named.
-    """
+    """The file of the classifier; ConfigError if none is named."""
     if config.classifier.checkpoint is None:
         shipped = ", ".join(shipped_classifiers()) or "none"
         raise ConfigError(
@@ -148,11 +141,6 @@ def classifier_path(
     storage_options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Find a classifier's file, fetching it first if it is at a remote address.
-
-    Args:
-        source: name of a shipped classifier, path, or an address that fsspec knows.
-        sha256: what its hash is known to be; a copy that this machine has is then taken.
-        storage_options: what fsspec's filesystem takes, for a remote address.
 
     Raises:
         CheckpointError: there is no such file.

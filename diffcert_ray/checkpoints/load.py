@@ -178,15 +178,12 @@ def _check_tensors(
 
 
 def save_denoiser(path: str | Path, denoiser: EdmDenoiser, metadata: Mapping[str, Any]) -> None:
-    """Write a denoiser as one safetensors file that `load_denoiser` reads.
+    """Write a denoiser as one safetensors file that `load_denoiser` reads, its weights as float32.
 
     Args:
         path: the file, ending in ".safetensors"; replaced if it exists, and only when complete.
-        denoiser: whose weights are written, as float32.
+        denoiser: whose weights are written.
         metadata: how it was made, JSON-able; kept in the file as "recipe".
-
-    Raises:
-        CheckpointError: the path does not end in ".safetensors".
     """
     path = Path(path)
     if path.suffix != ".safetensors":

@@ -85,14 +85,11 @@ _ABSENT = {
 
 
 def published_as(shape: Mapping[str, Any], *, openai: bool) -> tuple[str, dict[str, Any]] | None:
-    """The published checkpoint whose network has this shape.
+    """Name and configuration of the published checkpoint whose network has this shape, or None.
 
     Args:
         shape: of `edm_shape` or `openai_shape`.
         openai: whether the tensors have OpenAI's names.
-
-    Returns:
-        Its name and configuration; None if there is none.
     """
     wanted = {**_ABSENT, **shape}
     for name, settings in PUBLISHED.items():
@@ -111,13 +108,7 @@ def _attention_levels(settings: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def edm_shape(tensors: Tensors) -> dict[str, Any]:
-    """The configuration that EDM's names and shapes imply; preconditioning cannot be told.
-
-    Args:
-        tensors: by name, as in "model.enc.32x32_conv.weight".
-
-    Returns:
-        Settings of `EdmConfiguration`.
+    """The settings that EDM's names and shapes imply; preconditioning cannot be told.
 
     Raises:
         CheckpointError: names that such a network does not have.
@@ -173,16 +164,11 @@ def _song_shape(
 
 
 def openai_shape(tensors: Tensors) -> dict[str, Any]:
-    """The configuration that OpenAI's names and shapes imply.
+    """The settings that OpenAI's names and shapes imply.
 
     Neither the resolution, the number of heads and their order, nor the noise schedule can be told.
-
-    Args:
-        tensors: by name, as in "input_blocks.0.0.weight".
-
-    Returns:
-        Settings of `EdmConfiguration`, and "attn_levels": levels with attention, 0 the highest
-        resolution, in place of "attn_resolutions".
+    "attn_levels", the levels with attention (0 the highest resolution), stands for
+    "attn_resolutions".
 
     Raises:
         CheckpointError: names or shapes that such a network does not have, or has in a variant that

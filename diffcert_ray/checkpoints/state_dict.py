@@ -26,7 +26,6 @@ class StateDict:
     """What a state dict holds.
 
     Attributes:
-        configuration: of its network.
         tensors: by our names, as in "model.map_layer0.weight".
         published: name of the published checkpoint that it was recognised as; None if it was not
             recognised but described.
@@ -40,15 +39,9 @@ class StateDict:
 def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> StateDict:
     """Read a state dict of an EDM network, or of one of OpenAI's ADM networks.
 
-    The configuration is `config` or else NAME.json beside the file; what it leaves open is taken
-    from the tensors. With neither, the shape must be that of a published checkpoint.
-
-    Args:
-        path: the file.
-        config: settings of `EdmConfiguration`.
-
-    Returns:
-        Configuration and tensors; that they fit each other is not checked yet.
+    The configuration is ``config`` or else NAME.json beside the file; what it leaves open is taken
+    from the tensors. With neither, the shape must be that of a published checkpoint. That tensors
+    and configuration fit each other is not checked yet.
 
     Raises:
         CheckpointError: torch refuses the file, it holds no state dict, or its network is

@@ -18,20 +18,17 @@ _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: with the length of a JSON object, and its bracket."""
+    """Whether a file begins as safetensors do: the length of a JSON object, then its bracket."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def safetensors_of(path: Path, named: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """The tensors of a safetensors file, on the CPU; CheckpointError if it is damaged.
 
     Args:
         path: the file.
-        named: how an error calls it, such as "checkpoint PATH".
-
-    Raises:
-        CheckpointError: it is damaged.
+        named: how the error calls it, such as "checkpoint PATH".
     """
     try:
         return load_file(path, device="cpu")

@@ -21,7 +21,7 @@ _REMEDY = "let all nodes read one copy (a shared folder, s3://), or copy the dri
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What one pass over the images found.
+    """What one pass over the images gave.
 
     Attributes:
         shas: hash of the pixels by image id, see ``Dataset.image_sha``.
@@ -34,10 +34,6 @@ class Checked:
 
 def check_images(data: Dataset, image_ids: Iterable[int]) -> Checked:
     """Decode images that are not in memory yet, in the order of their ids.
-
-    Args:
-        data: the dataset.
-        image_ids: those that will be worked on.
 
     Returns:
         Hashes, so that nobody needs to read the images for them again, and corrupt images; empty
@@ -95,16 +91,13 @@ class ExpectedPixels:
 
 
 def as_expected(data: Dataset, fingerprint: str, shas: Mapping[int, str]) -> Dataset:
-    """The same dataset, if it is the one that the driver has.
+    """The same dataset with its pixels held to the driver's, if it is the one that the driver has.
 
     Args:
-        data: as this process found it.
+        data: as this process reads it.
         fingerprint: of the driver's.
         shas: ``pixels_sha`` of the driver's images by id, where the fingerprint does not cover
             pixels; each is compared when it is read.
-
-    Returns:
-        A dataset whose pixels are held to ``shas``.
 
     Raises:
         DatasetError: the fingerprint is another one.

@@ -70,15 +70,8 @@ _LAYOUTS: Final = {
 def read_cifar(request: Request) -> Split:
     """CIFAR-10 or CIFAR-100; image_id is the row in the split, batch after batch.
 
-    Args:
-        request: split "train" or "test"; its path is the folder of either version, or the folder
-            that this one was unpacked in.
-
-    Returns:
-        The split, in memory as bytes; both versions give the same one.
-
-    Raises:
-        DatasetError: no such files, or not in the format.
+    The path is the folder of either version, or the folder that this one was unpacked in. Both
+    versions give the same split, in memory as bytes.
     """
     request.check_split("test", "train")
     layout, files = _LAYOUTS[request.name], request.files()

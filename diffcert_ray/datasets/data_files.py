@@ -13,7 +13,7 @@ from diffcert_ray.errors import DatasetError
 
 @dataclasses.dataclass
 class DataFiles:
-    """A folder of files, or one; its filesystem is made once in each process that uses it, never pickled.
+    """A folder of files, or one; its filesystem is made once in each process, and never pickled.
 
     fsspec's own cache has one filesystem, and so one slowly made client, for each thread.
 
@@ -36,10 +36,10 @@ class DataFiles:
         return not separator or protocol == "file"
 
     def sizes(self, suffix: str) -> dict[str, int]:
-        """Sizes in bytes of all files whose name ends so, by path relative to the address.
+        """Bytes of all files whose name ends so, by path relative to the address.
 
         Raises:
-            DatasetError: there is no such folder or file.
+            DatasetError: there is no file at all.
         """
         filesystem, root = self._filesystem()
         listed = filesystem.find(root, detail=True)
@@ -59,11 +59,6 @@ class DataFiles:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file, or the bytes start:stop of it.
 
-        Args:
-            name: relative to the address.
-            start: first byte, or None: 0.
-            stop: byte after the last, or None: to the end.
-
         Raises:
             DatasetError: there is no such file.
             OSError: fewer bytes came than were asked for.
@@ -81,11 +76,7 @@ class DataFiles:
         return data
 
     def open(self, name: str) -> Any:
-        """A file opened for reading from its beginning on.
-
-        Raises:
-            DatasetError: there is no such file.
-        """
+        """A file opened for reading from its beginning on; DatasetError if there is none."""
         filesystem, root = self._filesystem()
         try:
             return filesystem.open(self._join(root, name), "rb")
@@ -121,11 +112,6 @@ class RangeFile(io.RawIOBase):
     """A file of known size of which every read is one request for exactly these bytes.
 
     fsspec's own file objects read ahead by megabytes; Parquet says exactly which bytes it needs.
-
-    Args:
-        files: where the file is.
-        name: the file, relative to the address.
-        size: its bytes.
     """
 
     def __init__(self, files: DataFiles, name: str, size: int) -> None:

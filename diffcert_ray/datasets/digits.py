@@ -14,16 +14,7 @@ TEST_IMAGES: Final = 360
 
 
 def read_digits(request: Request) -> Split:
-    """The digits; image_id is the row in scikit-learn's array.
-
-    Args:
-        request: split "test", "train" or "all".
-
-    Returns:
-        The split.
-
-    Raises:
-        DatasetError: another split.
+    """The digits, split "test", "train" or "all"; image_id is the row in scikit-learn's array.
 
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI; the copy
     in scikit-learn (1797 images, 16 grey levels above 0). The split is ours: it has none.

@@ -28,20 +28,11 @@ BLOCK_ROWS = 512  # decompressed at a time
 
 
 def read_downsampled_imagenet(request: Request) -> Split:
-    """Downsampled ImageNet; image_id is the row in the split, batch after batch.
+    """Downsampled ImageNet, split "val" or "train"; image_id is the row in it, batch after batch.
 
     Only the chosen rows are kept; the files are decompressed by blocks, once, up to the last of
-    them. The fingerprint rests on the labels and on the files' own checksums of their pixels.
-
-    Args:
-        request: name "imagenet64" or "imagenet32", split "val" or "train"; its path is the folder
-            of the .npz files.
-
-    Returns:
-        The split; it needs a label map.
-
-    Raises:
-        DatasetError: no such files, or not in the format.
+    them. The fingerprint rests on the labels and on the files' own checksums of their pixels. The
+    path is the folder of the .npz files. The split needs a label map.
     """
     request.check_split("val", "train")
     side = int(request.name.removeprefix("imagenet"))

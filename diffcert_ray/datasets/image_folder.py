@@ -43,17 +43,9 @@ def read_image_folder(request: Request) -> Split:
     """An image folder; image_id is the row in torchvision's listing of it.
 
     Classes are the sorted names of the sub-folders. Nothing is resized. The fingerprint rests on
-    the files' names and sizes: their pixels are hashed when they are read.
-
-    Args:
-        request: its path is a local folder; the split is a sub-folder of it that holds the classes'
-            folders, or "all" for the path itself.
-
-    Returns:
-        The split.
-
-    Raises:
-        DatasetError: no such folder, or no images in it.
+    the files' names and sizes: their pixels are hashed when they are read. The path is a local
+    folder; the split is a sub-folder of it that holds the classes' folders, or "all" for the path
+    itself.
     """
     from torchvision.datasets import ImageFolder
 

@@ -30,9 +30,6 @@ def class_numbers(
 
     Returns:
         int64 [K], the network's class of each; and names by the network's class.
-
-    Raises:
-        DatasetError: a class is missing, or two get the same number.
     """
     if isinstance(label_map, str):
         target, names = _sorted_wordnet_ids(label_map, len(class_names), first_label)

@@ -61,13 +61,8 @@ def read_parquet(request: Request) -> Split:
     folder of its name, in the order of their names; "all" is every file. An image is a PNG or JPEG
     (bytes, or the Hugging Face struct of bytes and path, whose path is never opened) or nested
     lists of numbers. The fingerprint rests on the files' names, sizes and footers (which hold row
-    counts, offsets and statistics), so that no pixels need be read for it.
-
-    Args:
-        request: its path is a .parquet file, or a folder or fsspec address of such files.
-
-    Returns:
-        The split.
+    counts, offsets and statistics), so that no pixels need be read for it. The path is a .parquet
+    file, or a folder or fsspec address of such files.
 
     Raises:
         DatasetError: no such files or columns, or columns of another type.

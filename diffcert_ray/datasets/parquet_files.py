@@ -128,11 +128,7 @@ class RowGroups:
 
 
 def open_row_groups(files: DataFiles, sizes: dict[str, int]) -> RowGroups:
-    """Read the footers of files.
-
-    Args:
-        files: where they are.
-        sizes: bytes of each, by name, in the order of their rows.
+    """Read the footers of files, given their bytes by name in the order of their rows.
 
     Raises:
         DatasetError: one is no Parquet file, or has other columns than the first.

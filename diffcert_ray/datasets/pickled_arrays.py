@@ -24,13 +24,12 @@ _MOST_DIMENSIONS: Final = 8
 def read_pickle(data: bytes, where: str) -> Any:
     """The data in a pickle of numbers, text, containers and numpy arrays.
 
+    Arrays, read-only, stand at its top or as values of a dictionary there. Text of Python 2 is
+    bytes.
+
     Args:
         data: the file's bytes.
         where: the file's name, for messages.
-
-    Returns:
-        What it holds; arrays, read-only, stand at its top or as values of a dictionary there. Text
-        of Python 2 is bytes.
 
     Raises:
         DatasetError: it asks for any other name, uses another instruction, or is damaged; nothing

@@ -70,11 +70,7 @@ class BytePixels:
 
 
 def first_shape(pixels: Pixels, count: int) -> tuple[int, int, int]:
-    """(C, H, W) of the first of ``count`` images that can be decoded.
-
-    Raises:
-        DatasetError: none can.
-    """
+    """(C, H, W) of the first of ``count`` images that can be decoded; DatasetError if none can."""
     reason = "there are none"
     for position in range(count):
         try:

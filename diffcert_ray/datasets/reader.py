@@ -22,8 +22,6 @@ class Request:
     """What a reader is asked for: the [dataset] table without the choice of images.
 
     Attributes:
-        name: the dataset's name.
-        split: which part of it.
         path: where its files are; None for data that comes with a package.
         image_column, label_column, id_column: Parquet columns, None for the usual names.
         image_shape: (C, H, W) where the files do not say it.
@@ -40,11 +38,7 @@ class Request:
     storage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def files(self) -> DataFiles:
-        """Where the files are.
-
-        Raises:
-            DatasetError: no path is given.
-        """
+        """The files at the path; DatasetError if none is given."""
         if not self.path:
             raise DatasetError(
                 f"dataset {self.name!r} needs dataset.path: the folder (or s3:// prefix) that its "
@@ -88,14 +82,7 @@ class Split:
 def split_of_bytes(
     request: Request, values: NDArray[np.uint8], labels: Ints, class_names: tuple[str, ...]
 ) -> Split:
-    """A split that is in memory; image_id is the row number.
-
-    Args:
-        request: names dataset and split.
-        values: uint8 [N, C, H, W].
-        labels: int64 [N].
-        class_names: one name per class.
-    """
+    """A split that is in memory, uint8 [N, C, H, W]; image_id is the row number."""
     digest = hashlib.sha256(f"{request.name} {request.split} {values.shape} uint8".encode())
     digest.update(labels.astype("<i8").tobytes())
     digest.update(np.ascontiguousarray(values).data)

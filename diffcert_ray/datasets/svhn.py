@@ -14,16 +14,9 @@ from diffcert_ray.errors import DatasetError
 
 
 def read_svhn(request: Request) -> Split:
-    """SVHN through scipy.io; image_id is the row in the file.
+    """SVHN through scipy.io, split "train", "test" or "extra"; image_id is the row in the file.
 
-    Args:
-        request: split "train", "test" or "extra"; its path is the folder of SPLIT_32x32.mat.
-
-    Returns:
-        The split, in memory as bytes.
-
-    Raises:
-        DatasetError: no such file, or not in the format.
+    The path is the folder of SPLIT_32x32.mat; the split is in memory as bytes.
     """
     request.check_split("test", "train", "extra")
     files, name = request.files(), f"{request.split}_32x32.mat"
