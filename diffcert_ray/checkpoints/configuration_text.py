@@ -36,7 +36,7 @@ def parsed(text: str, path: Path) -> dict[str, Any]:
     return content
 
 
-def changed(path: Path, stated: Any, config: Mapping[str, Any] | None) -> EdmConfiguration:
+def validated(path: Path, stated: Any, config: Mapping[str, Any] | None) -> EdmConfiguration:
     """The validated configuration that a checkpoint states, with the settings of ``config``."""
     try:
         if config and isinstance(stated, dict):

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from diffcert_ray.checkpoints.cache import FOLDER_SUFFIXES, cached_content, local_copy
 from diffcert_ray.checkpoints.configuration_text import (
     METADATA_KEY,
-    changed,
     no_configuration,
     parsed,
     read_json,
+    validated,
 )
 from diffcert_ray.checkpoints.edm_pickle import read_edm_pickle
 from diffcert_ray.denoisers.configuration import EdmConfiguration
@@ -237,9 +237,9 @@ def read_configuration(
     if kind == "diffusers folder":
         return read_diffusers_configuration(path, config)
     if kind == "EDM pickle":
-        return changed(path, read_edm_pickle(path)[0].model_dump(exclude_unset=True), config)
+        return validated(path, read_edm_pickle(path)[0].model_dump(exclude_unset=True), config)
     if kind == "safetensors":
-        return changed(path, read_metadata(path).get("configuration"), config)
+        return validated(path, read_metadata(path).get("configuration"), config)
     from diffcert_ray.checkpoints.state_dict import read_state_dict
 
     return read_state_dict(path, config).configuration

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from diffcert_ray.checkpoints.configuration_text import METADATA_KEY, changed
+from diffcert_ray.checkpoints.configuration_text import METADATA_KEY, validated
 from diffcert_ray.checkpoints.edm_pickle import edm_tensors, read_edm_pickle
 from diffcert_ray.checkpoints.files import (
     FORMAT,
@@ -95,12 +95,12 @@ def _read(
     kind = checkpoint_format(path)
     if kind == "EDM pickle":
         published, network = read_edm_pickle(path)
-        configuration = changed(path, published.model_dump(exclude_unset=True), config)
+        configuration = validated(path, published.model_dump(exclude_unset=True), config)
         return configuration, edm_tensors(path, network)
     if kind == "state dict":
         state = read_state_dict(path, config)
         return state.configuration, state.tensors
-    configuration = changed(path, read_metadata(path).get("configuration"), config)
+    configuration = validated(path, read_metadata(path).get("configuration"), config)
     return configuration, safetensors_of(path, f"checkpoint {path}")
 
 

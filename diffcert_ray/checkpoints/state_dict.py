@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from diffcert_ray.checkpoints.adm_names import from_openai_names
-from diffcert_ray.checkpoints.configuration_text import changed, read_json
+from diffcert_ray.checkpoints.configuration_text import read_json, validated
 from diffcert_ray.checkpoints.network_shape import edm_shape, openai_shape, published_as
 from diffcert_ray.checkpoints.tensors import torch_tensors_of
 from diffcert_ray.denoisers.configuration import PREDICTIONS, EdmConfiguration
@@ -64,7 +64,7 @@ def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> Stat
         name, settings = published
     else:
         raise _unknown(path, shape)
-    configuration = changed(path, settings, None)
+    configuration = validated(path, settings, None)
     if openai:
         tensors = from_openai_names(tensors, configuration)
     return StateDict(configuration, tensors, name)
