@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.conventions import DENOISE, OPEN
-from diffcert_ray.denoisers.transfers import Coming, sent
+from diffcert_ray.denoisers.device import Coming, sent
 from diffcert_ray.engine.item_votes import CastVotes, HandedBack, Unpacked, Votes, packed
 from diffcert_ray.engine.lanes import Lanes, Rows
 from diffcert_ray.engine.row_queue import RowQueue

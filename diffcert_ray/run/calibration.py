@@ -112,8 +112,8 @@ def calibrate(
     Raises:
         ValueError: not even the smallest batch fits into memory.
     """
+    from diffcert_ray.denoisers.device import set_up_torch
     from diffcert_ray.engine.speed import best_rate, smallest_good_batch
-    from diffcert_ray.engine.worker import set_up_torch
 
     set_up_torch()
     trial = _Trial(config, weights, device, nfe / workers, denoiser)
@@ -220,7 +220,7 @@ class _Trial:
         """Whether to compile, and why, in a few words."""
         from torch import nn
 
-        from diffcert_ray.denoisers.compiled import compilation_failures, compile_denoiser
+        from diffcert_ray.denoisers.device import compilation_failures, compile_denoiser
         from diffcert_ray.engine.forward import Forward, seconds
 
         if "compile" not in self._open:

@@ -9,7 +9,7 @@ import numpy as np
 from diffcert_ray.certificates.lipschitz import PlainCertificate, plain_certificate
 from diffcert_ray.certificates.radius import round_radius_down
 from diffcert_ray.conventions import ABSTAIN, NO_SMOOTHING
-from diffcert_ray.datasets.dataset import pixels_sha
+from diffcert_ray.datasets.pixels import pixels_sha
 from diffcert_ray.errors import DatasetError
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.stages import ImageLosses

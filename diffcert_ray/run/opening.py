@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.datasets.dataset import about
 from diffcert_ray.run import calibration
 from diffcert_ray.run.document import RunDocument
-from diffcert_ray.run.plan import about
 from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.store import RunStore
 
