@@ -48,8 +48,8 @@ def _trained_weights(
         weights["classifier"] = _object_sha256(classifier)
     else:
         source = needed_checkpoint(config)
-        found = classifier_sha256(source, config.execution.storage_options)
-        weights["classifier"] = _as_pinned(source, found, about.sha256, "classifier.sha256")
+        sha256 = classifier_sha256(source, config.execution.storage_options)
+        weights["classifier"] = _as_pinned(source, sha256, about.sha256, "classifier.sha256")
     if config.method.name == "denoise-classify" and denoiser is not None:
         return weights | {"denoiser": _object_sha256(denoiser)}
     return weights | _denoiser_weights(config)
@@ -65,13 +65,13 @@ def _denoiser_weights(config: Config) -> dict[str, str]:
     }
 
 
-def _as_pinned(source: str, found: str, expected: str | None, key: str) -> str:
-    if expected is not None and expected.lower() != found:
+def _as_pinned(source: str, actual: str, expected: str | None, key: str) -> str:
+    if expected is not None and expected.lower() != actual:
         raise ConfigError(
-            f"{key} is {expected}, but the file {source!r} has {found}: it is another file; "
+            f"{key} is {expected}, but the file {source!r} has {actual}: it is another file; "
             "correct the path or the hash"
         )
-    return found
+    return actual
 
 
 def _object_sha256(denoiser: Denoiser | nn.Module) -> str:

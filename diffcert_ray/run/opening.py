@@ -97,15 +97,15 @@ def calibrated(
         denoiser=denoiser,
     )
     if local or (address is None and device == "cpu"):
-        found = calibrate()
+        choice = calibrate()
     else:  # a worker's machine may be another one, and a GPU is to be free again when they start
         from diffcert_ray.pool.ray_pool import calibrate_on_worker
 
         gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
         limit_s = settings.execution.stall_timeout_s
-        found = calibrate_on_worker(calibrate, address=address, gpus=gpus, limit_s=limit_s)
-    on_calibrated(found.said)
-    return settings.model_copy(update={"numerics": found.numerics})
+        choice = calibrate_on_worker(calibrate, address=address, gpus=gpus, limit_s=limit_s)
+    on_calibrated(choice.said)
+    return settings.model_copy(update={"numerics": choice.numerics})
 
 
 def store_options(settings: Config, place: str) -> dict[str, Any] | None:

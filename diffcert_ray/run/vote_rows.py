@@ -28,7 +28,7 @@ def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[Uni
     wanted = {stream: set(plan.ranges(stream)) for stream in STREAM_NAMES}
 
     def units(sigma: float, image_id: int) -> list[UnitCounts]:
-        found = []
+        complete = []
         for stream in STREAM_NAMES:
             group = done.groups.get((sigma, stream))
             if group is None:
@@ -41,8 +41,8 @@ def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[Uni
                 unit = Unit(sigma, image_id, stream, start, stop)
                 tally = {int(c): int(n) for c, n in zip(classes, counts, strict=True)}
                 nfe, seconds = int(group.nfe[row]), float(group.seconds[row])
-                found.append(UnitCounts(unit, int(group.target[row]), tally, nfe, seconds))
-        return found
+                complete.append(UnitCounts(unit, int(group.target[row]), tally, nfe, seconds))
+        return complete
 
     return units
 
@@ -131,8 +131,8 @@ def recompute(
         for image_id in plan.image_ids.tolist():
             image = _image(ImageVotes(plan, sigma, image_id), units)
             if (verdict := image.verdict()) is not None:
-                found = label(image_id)
-                yield certificate_row(image, verdict, found, method=method, votes_id=votes_id)
+                true_class = label(image_id)
+                yield certificate_row(image, verdict, true_class, method=method, votes_id=votes_id)
 
 
 def recompute_stopped(

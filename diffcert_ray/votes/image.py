@@ -244,7 +244,7 @@ class ImageVotes:
             return None
         n_a, n = self._looks_a[-1], self._looks_n[-1]
         if self.plan.bound == "sequential":
-            found = certificate(
+            certified = certificate(
                 self._looks_a,
                 self._looks_n,
                 sigma=self.sigma,
@@ -253,7 +253,7 @@ class ImageVotes:
             )
         else:
             two = self.plan.bound == "two-class"
-            found = certificate(
+            certified = certificate(
                 n_a,
                 n,
                 sigma=self.sigma,
@@ -261,8 +261,8 @@ class ImageVotes:
                 alpha=self.plan.alpha,
                 bound=self.plan.bound,
             )
-        predicted = ABSTAIN if found.abstained else self.chosen
-        return self._verdict(predicted, found.radius, found.p_low, n_a, n)
+        predicted = ABSTAIN if certified.abstained else self.chosen
+        return self._verdict(predicted, certified.radius, certified.p_low, n_a, n)
 
     def _verdict(self, predicted: int, radius: float, p_low: float, n_a: int, n: int) -> Verdict:
         return Verdict(predicted, radius, p_low, n_a, n, self.nfe, self.seconds)
