@@ -190,7 +190,7 @@ class _Opened:
 
 def _opened(
     checked: _Checked,
-    place: str,
+    folder: str,
     on_damaged: str,
     on_calibrated: Callable[[str], None],
     *,
@@ -199,8 +199,8 @@ def _opened(
 ) -> _Opened:
     """The run's folder: made with calibrated numerics, or continued with those that it has."""
     spec, data = checked.spec, checked.data
-    options = store_options(spec.config, place)
-    location = open_location(place, options)
+    options = store_options(spec.config, folder)
+    location = open_location(folder, options)
     calibrate = partial(
         calibrated,
         location.check_writable,
@@ -215,7 +215,7 @@ def _opened(
     store, document, config = open_or_create(
         location, spec.config, spec.weights, data, options, calibrate, on_damaged=on_damaged
     )
-    run = Run(place, store, document)
+    run = Run(folder, store, document)
     spec = replace(spec, config=config)
     return _Opened(run, spec, data, checked.plan, checked.unreadable)
 

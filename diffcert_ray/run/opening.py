@@ -108,10 +108,10 @@ def calibrated(
     return settings.model_copy(update={"numerics": choice.numerics})
 
 
-def store_options(settings: Config, place: str) -> dict[str, Any] | None:
+def store_options(settings: Config, folder: str) -> dict[str, Any] | None:
     """Storage options of the run folder: those that open only its inputs are not the folder's."""
     inputs = [file.source for file in model_files(settings).values()]
     inputs += [settings.dataset.path or "", settings.classifier.checkpoint or ""]
-    if "://" not in place and any("://" in address for address in inputs):
+    if "://" not in folder and any("://" in address for address in inputs):
         return None
     return settings.execution.storage_options or None

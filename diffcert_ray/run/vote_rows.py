@@ -54,7 +54,7 @@ def unit_row(settled: SettledUnit, image_sha: str) -> UnitRow:
         settled: a unit whose votes are all in, and who cast them.
         image_sha: prefix of the pixels' hash.
     """
-    unit, counts = settled.units.unit, settled.units.counts
+    unit, counts = settled.counted.unit, settled.counted.counts
     classes = tuple(sorted(counts))
     return UnitRow(
         sigma=unit.sigma,
@@ -63,11 +63,11 @@ def unit_row(settled: SettledUnit, image_sha: str) -> UnitRow:
         stream=unit.stream,
         start=unit.start,
         stop=unit.stop,
-        target=settled.units.target,
+        target=settled.counted.target,
         classes=classes,
         counts=tuple(counts[c] for c in classes),
-        nfe=settled.units.nfe,
-        seconds=settled.units.seconds,
+        nfe=settled.counted.nfe,
+        seconds=settled.counted.seconds,
         device="+".join(sorted(settled.devices)),
         numerics="+".join(sorted(settled.numerics)),
         worker="+".join(sorted(settled.workers)),
@@ -215,7 +215,7 @@ class VoteRows:
             result: what the work item returned; of votes, all is in ``settled``.
             settled: units that are complete now.
         """
-        writer.add_units(unit_row(s, self.image_sha(s.units.unit.image_id)) for s in settled)
+        writer.add_units(unit_row(s, self.image_sha(s.counted.unit.image_id)) for s in settled)
 
     def certificate(self, image: ImageVotes) -> CertificateRow:
         """The certificate of an image whose votes are all in."""
