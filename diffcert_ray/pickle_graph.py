@@ -2,7 +2,8 @@
 
 The opcodes of a pickle are carried out on plain values and on placeholders. Where the real machine
 would import a name or call something, this one notes the name or the call. So nothing in a file can
-run, whatever it asks for; and a name that the caller did not allow is refused where it stands.
+run, whatever it asks for; and a name that the caller did not allow is refused where it stands. One
+call is understood: `_codecs.encode(TEXT, "latin1")`, by which protocols 0 to 2 spell bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pickletools
 import struct
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,6 +22,8 @@ _MAX_STACK = 100_000
 _MAX_SMALL = 1 << 20  # bytes of one argument that is not left in the file
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _KEYS = (str, int, float, bool, bytes, type(None))
+_ENCODE = "_codecs.encode"
+_LATIN_1 = ("latin1", "latin-1")
 _SHOWN = 80
 
 
@@ -57,7 +61,7 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Bytes that are left in the file.
+    """Bytes that are left where the pickle has them.
 
     Attributes:
         data: a read-only view of them; valid as long as it is referred to.
@@ -66,29 +70,27 @@ class Stored:
     data: memoryview
 
 
-def read_pickle_graph(path: Path, allowed: Container[str]) -> Any:
-    """Read the one object of a pickle file as a graph.
+def read_pickle_graph(source: Path | bytes, allowed: Container[str]) -> Any:
+    """Read the one object of a pickle as a graph.
 
     Args:
-        path: the file; read lazily, so large byte strings cost no memory until they are used.
+        source: the pickle; a file is read lazily, so that large byte strings cost no memory until
+            they are used.
         allowed: names ("module.name") that the pickle may refer to.
 
     Returns:
         Plain values (None, bool, int, float, str, bytes, tuple, list, dict, set), `Global`, `Made`,
-        and `Stored` for byte strings above 1 MiB.
+        and `Stored` for byte strings above 1 MiB. Text of Python 2 is bytes: nothing says in which
+        encoding it is.
 
     Raises:
         PickleError: a name that is not allowed, an opcode that is not data, a damaged or truncated
-            file, or more objects than any checkpoint has.
+            pickle, or more objects than any checkpoint or dataset has.
     """
-    with path.open("rb") as file:
-        try:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise PickleError("the file is empty") from None
+    content, view = _opened(source)
     machine = _Machine(allowed)
     try:
-        for name, argument, position in _opcodes(content):
+        for name, argument, position in _opcodes(content, view):
             try:
                 if machine.carry_out(name, argument):
                     return machine.result()
@@ -103,9 +105,19 @@ def read_pickle_graph(path: Path, allowed: Container[str]) -> Any:
     raise PickleError("damaged or truncated pickle: it ends before its last opcode")
 
 
-def _opcodes(content: mmap.mmap) -> Iterator[tuple[str, Any, int]]:
-    """(name, argument, position) of each opcode; large byte strings stay in the file."""
-    view = memoryview(content)
+def _opened(source: Path | bytes) -> tuple[mmap.mmap | BytesIO, memoryview]:
+    if isinstance(source, bytes):
+        return BytesIO(source), memoryview(source)
+    with source.open("rb") as file:
+        try:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise PickleError("the file is empty") from None
+    return content, memoryview(content)
+
+
+def _opcodes(content: mmap.mmap | BytesIO, view: memoryview) -> Iterator[tuple[str, Any, int]]:
+    """(name, argument, position) of each opcode; large byte strings stay where they are."""
     for _ in range(_MAX_OPCODES):
         position = content.tell()
         code = content.read(1)
@@ -114,26 +126,27 @@ def _opcodes(content: mmap.mmap) -> Iterator[tuple[str, Any, int]]:
         opcode = _OPCODES.get(code.decode("latin-1"))
         if opcode is None:
             raise PickleError(f"damaged pickle: unknown opcode {code!r} at byte {position}")
+        argument: Any = None
         if opcode.name in _BYTES:
-            yield opcode.name, _bytes(content, view, _BYTES[opcode.name]), position
-        else:
-            argument = None
-            if opcode.arg is not None:
-                argument = opcode.arg.reader(cast("IO[bytes]", content))
-            yield opcode.name, argument, position
-    raise PickleError(f"more than {_MAX_OPCODES:,} opcodes: no checkpoint has so many")
+            argument = _bytes(content, view, _BYTES[opcode.name])
+        elif opcode.arg is not None:
+            argument = opcode.arg.reader(cast("IO[bytes]", content))
+        yield opcode.name, argument, position
+    raise PickleError(f"more than {_MAX_OPCODES:,} opcodes: no checkpoint or dataset has so many")
 
 
-_BYTES = {"SHORT_BINBYTES": "<B", "BINBYTES": "<I", "BINBYTES8": "<Q", "BYTEARRAY8": "<Q"}
+_BYTES = {
+    "SHORT_BINBYTES": "<B", "BINBYTES": "<I", "BINBYTES8": "<Q", "BYTEARRAY8": "<Q",
+    "SHORT_BINSTRING": "<B", "BINSTRING": "<i",
+}  # fmt: skip
 
 
-def _bytes(content: mmap.mmap, view: memoryview, width: str) -> bytes | Stored:
+def _bytes(content: mmap.mmap | BytesIO, view: memoryview, width: str) -> bytes | Stored:
     length = struct.unpack(width, content.read(struct.calcsize(width)))[0]
     start = content.tell()
-    if length > len(content) - start:
+    if not 0 <= length <= len(view) - start:
         raise PickleError(
-            f"damaged or truncated pickle: {length:,} bytes announced, "
-            f"{len(content) - start:,} left"
+            f"damaged or truncated pickle: {length:,} bytes announced, {len(view) - start:,} left"
         )
     if length <= _MAX_SMALL:
         return content.read(length)
@@ -171,6 +184,8 @@ class _Machine:
             return False
         if name in _PUSHED:
             self._push(argument)
+        elif name == "STRING":  # text of Python 2
+            self._push(argument.encode("latin-1"))
         elif name in _CONSTANTS:
             self._push(_CONSTANTS[name]())
         elif name in _PUTS:
@@ -195,9 +210,9 @@ class _Machine:
 
     def _since_mark(self) -> list[Any]:
         start = self._marks.pop()
-        found = self._stack[start:]
+        values = self._stack[start:]
         del self._stack[start:]
-        return found
+        return values
 
     def mark(self, _: Any) -> None:
         self._marks.append(len(self._stack))
@@ -284,7 +299,8 @@ class _Machine:
 
     def call(self, _: Any) -> None:
         args, function = self._pop(), self._pop()
-        self._push(_made(function, args))
+        made = _made(function, args)
+        self._push(_encoded(args) if made.by.name == _ENCODE else made)
 
     def new(self, _: Any) -> None:
         args, cls = self._pop(), self._pop()
@@ -311,6 +327,13 @@ def _made(function: Any, args: Any) -> Made:
     if not isinstance(args, tuple):
         raise PickleError(f"it calls {function.name!r} with {_shown(args)} in place of a tuple")
     return Made(function, args)
+
+
+def _encoded(args: tuple[Any, ...]) -> bytes:
+    """The bytes that a pickle of protocol 0 to 2 has as a call of `_codecs.encode`."""
+    if len(args) != 2 or not isinstance(args[0], str) or args[1] not in _LATIN_1:
+        raise PickleError(f"it calls {_ENCODE!r} in another way than bytes need")
+    return args[0].encode("latin-1")
 
 
 def _key(value: Any) -> Any:
@@ -344,8 +367,8 @@ def _refusal(name: str, argument: Any) -> str:
 _IGNORED = ("PROTO", "FRAME")
 _PUSHED = (
     "BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT",
-    "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "STRING", "SHORT_BINSTRING",
-    "BINSTRING", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING",
+    "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8",
 )  # fmt: skip
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcert_ray.denoisers.gaussian import GaussianClasses, expected_log_densities
 from diffcert_ray.method.diffusion_classifier import (
     MethodPlan,
     denoised_image,
     network_input,
     target,
 )
+from diffcert_ray.tools.exact_worlds import GaussianClasses, expected_log_densities
 
 NODES = 96  # Gauss-Hermite nodes
 

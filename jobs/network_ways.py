@@ -16,11 +16,9 @@ from collections.abc import Callable
 
 import torch
 
-from diffcert_ray.denoisers.compiled import compile_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.denoisers.memory_format import keep_channels_last
+from diffcert_ray.denoisers.device import compile_denoiser, keep_channels_last, set_up_torch
 from diffcert_ray.engine.speed import Forward, seconds
-from diffcert_ray.engine.worker import set_up_torch
 from diffcert_ray.tools.scales import SCALES, random_network
 
 

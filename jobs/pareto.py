@@ -34,12 +34,12 @@ from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.compiled import compile_denoiser
-from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
+from diffcert_ray.denoisers.device import compile_denoiser
 from diffcert_ray.engine.votes import evaluate_votes
 from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.from_config import levels_and_sift
 from diffcert_ray.method.sift import Sift
+from diffcert_ray.tools.exact_worlds import gaussian_world, labelled_images
 from diffcert_ray.votes.units import Item, Part, Unit
 
 

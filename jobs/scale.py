@@ -34,7 +34,6 @@ from diffcert_ray import certify
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
-from diffcert_ray.denoisers.gaussian import gaussian_world
 from diffcert_ray.pool.local import PoolState
 from diffcert_ray.run.loop import Driver
 from diffcert_ray.run.plan import plan_of
@@ -43,6 +42,7 @@ from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import UNIT_SCHEMA, CertificateRow
 from diffcert_ray.storage.store import RunStore
+from diffcert_ray.tools.exact_worlds import gaussian_world
 from diffcert_ray.votes.image import ImageVotes, Plan
 from diffcert_ray.votes.stages import Stages, all_units
 from diffcert_ray.votes.units import Item, Result, Tally

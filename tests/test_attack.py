@@ -13,11 +13,11 @@ from diffcert_ray.attack.search import Effort, Search, unit
 from diffcert_ray.attack.smoothed import Smoothed
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import Dataset
-from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.run.certify import certify
 from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.tools.exact_worlds import GaussianClasses
 from tests.command_line import diffcert
 
 SIGMA, SIDE, DISTANCE = 0.25, 4, 0.35

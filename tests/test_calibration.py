@@ -224,7 +224,7 @@ def compiled(monkeypatch, rates):
     """Compiling is noted, not done."""
     networks: list = []
     monkeypatch.setattr(calibration._Trial, "_network", lambda self, way: Compilable())
-    monkeypatch.setattr("diffcert_ray.denoisers.compiled.compile_denoiser", networks.append)
+    monkeypatch.setattr("diffcert_ray.denoisers.device.compile_denoiser", networks.append)
     return networks
 
 
@@ -250,7 +250,7 @@ def test_a_run_too_short_for_compiling_does_not_try_it(compiled, monkeypatch):
 
 
 def test_a_machine_without_a_compiler_is_no_failure(compiled, monkeypatch):
-    from diffcert_ray.denoisers.compiled import compilation_failures
+    from diffcert_ray.denoisers.device import compilation_failures
 
     class Missing(compilation_failures()[-1]):
         def __init__(self) -> None:

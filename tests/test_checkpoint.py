@@ -136,7 +136,7 @@ def test_recipe_and_configuration_are_read_without_torch(saved):
     ("source", "message"),
     [
         ("digit", "did you mean 'digits'"),
-        ("nowhere/model.safetensors", "does not exist.*shipped models: digits"),
+        ("nowhere/model.safetensors", "does not exist.*shipped models: known are digits"),
     ],
 )
 def test_missing_checkpoint_is_refused(source, message):

@@ -11,6 +11,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
+from diffcert_ray.checkpoints import cache as checkpoint_cache
 from diffcert_ray.checkpoints.files import (
     checkpoint_format,
     checkpoint_path,
@@ -19,7 +20,6 @@ from diffcert_ray.checkpoints.files import (
 )
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.checkpoints.network_shape import PUBLISHED, edm_shape, published_as
-from diffcert_ray.denoisers import checkpoint_cache
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
 from diffcert_ray.errors import CheckpointError

@@ -8,12 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcert_ray.denoisers.gaussian import (
-    GaussianClasses,
-    finite_range_scores,
-    gaussian_world,
-    labelled_images,
-)
 from diffcert_ray.method.diffusion_classifier import (
     METHODS,
     class_logits,
@@ -25,6 +19,12 @@ from diffcert_ray.method.diffusion_classifier import (
     to_model_image,
 )
 from diffcert_ray.method.noise_levels import NoiseLevels, noise_levels
+from diffcert_ray.tools.exact_worlds import (
+    GaussianClasses,
+    finite_range_scores,
+    gaussian_world,
+    labelled_images,
+)
 
 S_TAU = 0.5
 LEVELS = NoiseLevels(s=np.array([0.6, 1.0, 2.5]), weights=np.array([0.5, 2.0, 0.25]))

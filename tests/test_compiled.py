@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.denoisers.compiled import compile_denoiser
+from diffcert_ray.denoisers.device import compile_denoiser
 from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError
@@ -56,7 +56,7 @@ def test_a_compiled_network_casts_the_same_votes_wherever_its_rows_stand():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
         compiled = worker(denoiser, compiled=True)
-    assert compiled.denoiser._compiled_call_impl is not None
+    assert compiled.networks.denoiser._compiled_call_impl is not None
     assert denoiser._compiled_call_impl is None  # the caller's own stays as it is
     assert not compiled.numerics.endswith("-positional")
     image_id = int(eager._dataset.ids[0])
@@ -105,7 +105,7 @@ def test_a_compiled_classifier_casts_the_same_votes(method):
         counts.append(
             dict(loaded.cast_votes(Item(0, sigma, (Part(unit, 0, 40),))).tallies[0].counts)
         )
-        networks.append(loaded._networks[0]._network._compiled_call_impl is not None)
+        networks.append(loaded.networks.classifier._network._compiled_call_impl is not None)
     assert networks == [False, True]
     assert len(counts[0]) > 1
     assert counts[0] == counts[1]

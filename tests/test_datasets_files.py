@@ -9,8 +9,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from diffcert_ray.datasets import check_images, load_dataset
-from diffcert_ray.datasets.encoded import decode_image
-from diffcert_ray.datasets.errors import UndecodableError
+from diffcert_ray.datasets.pixels import UndecodableError, decode_image
 from diffcert_ray.errors import CorruptImageError, DatasetError
 
 RANDOM = np.random.default_rng(11)

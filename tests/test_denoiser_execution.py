@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffcert_ray.denoisers.configuration import EdmConfiguration
+from diffcert_ray.denoisers.device import keep_channels_last
 from diffcert_ray.denoisers.edm import EdmDenoiser
-from diffcert_ray.denoisers.memory_format import keep_channels_last
 
 SMALL = {
     "img_resolution": 8, "img_channels": 1, "label_dim": 10, "model_channels": 16,

@@ -17,7 +17,6 @@ from diffcert_ray.denoisers.preconditioning import (
     edm_coefficients,
     ve_coefficients,
     vp_coefficients,
-    vp_noise_level,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "edm"
@@ -75,14 +74,6 @@ def test_label_minus_one_is_the_all_zero_label_row(name):
     denoiser, io = golden(name)
     none = torch.full((len(io["x"]),), NO_CLASS)
     assert deviation(denoiser(io["x"], io["sigma"], none), io["D_zero_label"]) < TOLERANCE
-
-
-@pytest.mark.parametrize("name", ["ddpmpp_cond", "ddpmpp_uncond", "ncsnpp_cond"])
-def test_augment_labels_agree_with_published_implementation(name):
-    denoiser, io = golden(name)
-    found = denoiser(io["x"], io["sigma"], io.get("labels"), io["augment_labels"])
-    assert deviation(found, io["D_augment"]) < TOLERANCE
-    assert deviation(io["D"], io["D_augment"]) > 100 * TOLERANCE  # so the comparison can fail
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,7 +175,8 @@ def test_edm_preconditioning_gives_unit_variance_in_and_out():
 
 def test_vp_time_inverts_the_noise_schedule():
     times = [0.01, 0.3, 0.7, 1.0]
-    s = torch.tensor([vp_noise_level(t) for t in times], dtype=torch.float64)
+    published = [math.sqrt(math.expm1(19.9 * t**2 / 2 + 0.1 * t)) for t in times]
+    s = torch.tensor(published, dtype=torch.float64)
     c_skip, c_out, c_in, c_noise = vp_coefficients(s, 0.5)
     torch.testing.assert_close(c_noise, 999 * torch.tensor(times, dtype=torch.float64))
     torch.testing.assert_close(c_in, 1 / torch.hypot(s, torch.ones_like(s)))

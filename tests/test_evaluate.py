@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET, STREAM_NAMES
-from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
 from diffcert_ray.engine.votes import evaluate_item, evaluate_votes
 from diffcert_ray.method.diffusion_base import DiffusionBase, base_classifier
 from diffcert_ray.method.diffusion_classifier import (
@@ -24,6 +23,7 @@ from diffcert_ray.method.diffusion_classifier import (
 )
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.method.sift import Sift
+from diffcert_ray.tools.exact_worlds import gaussian_world, labelled_images
 from diffcert_ray.votes.units import (
     Item,
     OpenVotes,

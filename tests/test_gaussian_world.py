@@ -17,15 +17,15 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.denoisers.gaussian import (
+from diffcert_ray.method.diffusion_classifier import MethodPlan, method_plan
+from diffcert_ray.method.noise_levels import NoiseLevels, noise_levels
+from diffcert_ray.tools.exact_worlds import (
     GaussianClasses,
     expected_squared_errors,
     finite_range_scores,
     gaussian_world,
     labelled_images,
 )
-from diffcert_ray.method.diffusion_classifier import MethodPlan, method_plan
-from diffcert_ray.method.noise_levels import NoiseLevels, noise_levels
 
 S_TAU, S_LO, S_MAX = 0.5, 0.55, 3.0
 SIZES = 2 ** np.arange(2, 10)  # T = 4 .. 512

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from diffcert_ray.denoisers.gaussian import gaussian_world, labelled_images
 from diffcert_ray.engine.votes import evaluate_votes
 from diffcert_ray.method.diffusion_base import base_classifier
+from diffcert_ray.tools.exact_worlds import gaussian_world, labelled_images
 from diffcert_ray.votes.units import Item, Part, Unit
 from jobs.pareto import WorldSettings, cast_in_full, compared, configuration, replay
 

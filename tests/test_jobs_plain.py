@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.plain.plan import PlainPlan
+from diffcert_ray.tools.exact_worlds import GaussianClasses
 from jobs.attack_plain import Attacker, into_box
 from jobs.lipschitz_constant import Measure, Score, climb, inside, measured, starts
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from diffcert_ray.config.identity import canonical_hash, votes_identity
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.denoisers.memory_format import keep_channels_last
+from diffcert_ray.denoisers.device import keep_channels_last
 from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError

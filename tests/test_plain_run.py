@@ -12,7 +12,6 @@ from diffcert_ray.certificates.betting import UnitSums
 from diffcert_ray.certificates.lipschitz import plain_certificate
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import Dataset
-from diffcert_ray.denoisers.gaussian import GaussianClasses, gaussian_world, labelled_images
 from diffcert_ray.engine.losses import (
     draw_losses,
     evaluate_loss_item,
@@ -32,6 +31,7 @@ from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.stored import open_run
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
 from diffcert_ray.storage.compaction import compact
+from diffcert_ray.tools.exact_worlds import GaussianClasses, gaussian_world, labelled_images
 
 DRAWS, UNIT, CLASSES = 80, 32, 4  # the last unit is shorter
 

@@ -10,13 +10,13 @@ from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
-from diffcert_ray.denoisers.gaussian import gaussian_world
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.engine.votes import evaluate_votes
 from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.report.sources import series_of_run
+from diffcert_ray.tools.exact_worlds import gaussian_world
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings
 

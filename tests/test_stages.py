@@ -91,7 +91,7 @@ def run_all(stages: Stages, *, nfe: float = 300.0, workers: int = 3, seed: int =
 
 
 def summary(settled) -> dict:
-    return {s.units.unit: (s.units.target, dict(s.units.counts)) for s in settled}
+    return {s.counted.unit: (s.counted.target, dict(s.counted.counts)) for s in settled}
 
 
 @pytest.mark.parametrize("nfe", [10.0, 300.0, 1e6])
@@ -99,9 +99,9 @@ def summary(settled) -> dict:
 def test_every_unit_is_settled_exactly_once_whatever_the_items_are(nfe, hand_back):
     stages = Stages(plan(), NOTHING_STORED, hand_back_levels=1 if hand_back else None)
     settled, _ = run_all(stages, nfe=nfe, hand_back=hand_back)
-    units = [s.units.unit for s in settled]
+    units = [s.counted.unit for s in settled]
     assert len(units) == len(set(units)) == 5 * 2 * (2 + 5)
-    assert all(sum(s.units.counts.values()) == s.units.unit.votes for s in settled)
+    assert all(sum(s.counted.counts.values()) == s.counted.unit.votes for s in settled)
     assert stages.images_done == stages.images_total == 10
     assert stages.votes_done == 5 * 2 * 130
 
@@ -117,8 +117,8 @@ def test_settled_counts_do_not_depend_on_item_size_order_or_hand_over():
 def test_target_votes_are_asked_only_after_the_class_is_chosen():
     settled, _ = run_all(Stages(plan(estimate="target"), NOTHING_STORED))
     for entry in settled:
-        expected = -1 if entry.units.unit.stream == "select" else entry.units.unit.image_id
-        assert entry.units.target == expected
+        expected = -1 if entry.counted.unit.stream == "select" else entry.counted.unit.image_id
+        assert entry.counted.target == expected
 
 
 def test_no_estimation_vote_is_handed_out_before_its_images_selection_is_in():
@@ -131,7 +131,7 @@ def test_no_estimation_vote_is_handed_out_before_its_images_selection_is_in():
             if part.unit.stream == "estimate":
                 assert selected[part.unit.sigma, part.unit.image_id] == 30
         for entry in stages.deliver(evaluate(item)):
-            unit = entry.units.unit
+            unit = entry.counted.unit
             if unit.stream == "select":
                 selected[unit.sigma, unit.image_id] += unit.votes
 
@@ -154,7 +154,7 @@ def test_a_second_delivery_of_a_result_changes_nothing():
 
 def test_stored_units_are_not_evaluated_again():
     first, _ = run_all(Stages(plan(), NOTHING_STORED))
-    kept = {s.units.unit: s.units for s in first if hash(s.units.unit) % 2}
+    kept = {s.counted.unit: s.counted for s in first if hash(s.counted.unit) % 2}
 
     def stored(sigma, image_id):
         return [u for k, u in kept.items() if (k.sigma, k.image_id) == (sigma, image_id)]
@@ -172,9 +172,9 @@ def test_a_finished_run_hands_out_nothing():
 
     def stored(sigma, image_id):
         return [
-            s.units
+            s.counted
             for s in first
-            if (s.units.unit.sigma, s.units.unit.image_id) == (sigma, image_id)
+            if (s.counted.unit.sigma, s.counted.unit.image_id) == (sigma, image_id)
         ]
 
     stages = Stages(plan(), stored)
@@ -210,8 +210,8 @@ def test_sequential_issues_at_most_one_items_worth_beyond_the_last_look():
         beyond = max((p.stop for p in item.parts if p.unit.stream == "estimate"), default=0)
         assert beyond <= prefix + 100 + 20  # an item of a hundred votes, rounded to units
         for entry in stages.deliver(evaluate(item)):
-            if entry.units.unit.stream == "estimate":
-                prefix = max(prefix, entry.units.unit.stop)
+            if entry.counted.unit.stream == "estimate":
+                prefix = max(prefix, entry.counted.unit.stop)
 
 
 def test_a_quarantined_item_costs_its_images_only():
@@ -263,8 +263,8 @@ def test_sequential_votes_ahead_of_the_looks_grow_with_the_votes_looked_at():
         if stops:
             ahead.append((prefix, max(stops) - prefix))
         for entry in stages.deliver(evaluate(item)):
-            if entry.units.unit.stream == "estimate":
-                prefix = max(prefix, entry.units.unit.stop)
+            if entry.counted.unit.stream == "estimate":
+                prefix = max(prefix, entry.counted.unit.stop)
     assert len(ahead) > 5
     assert [a for a in ahead if not 0 < a[1] <= max(a[0] // 4, 30) + 10] == []
 
@@ -273,8 +273,8 @@ def test_an_idle_worker_gets_votes_that_may_not_be_needed_but_no_more_than_an_it
     stages, prefix = sequential_stages(), 0
     while prefix < 200:
         for entry in stages.deliver(evaluate(stages.take(1000.0))):
-            if entry.units.unit.stream == "estimate":
-                prefix = max(prefix, entry.units.unit.stop)
+            if entry.counted.unit.stream == "estimate":
+                prefix = max(prefix, entry.counted.unit.stop)
     first, second = stages.take(1000.0, 2), stages.take(1000.0, 2)
     assert first is not None
     assert second is not None  # the first was all that the image needs before its next looks

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.denoisers.device import resolve_device, set_up_torch
 from diffcert_ray.engine.weights import weights_of
-from diffcert_ray.engine.worker import WorkerSpec, resolve_device, set_up_torch
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import CheckpointError, ConfigError, DatasetError
+from diffcert_ray.tools.exact_worlds import GaussianClasses
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import settings, small_world
 
@@ -21,6 +23,20 @@ def test_weights_name_the_file_and_an_objects_parameters():
     world = small_world()[0]
     assert weights_of(config, world) == weights_of(config, small_world()[0])
     assert weights_of(config, world) != weights_of(config, small_world(seed=1)[0])
+
+
+def test_an_objects_hash_stays_what_stored_runs_have():
+    module = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(module.weight, 0.5)
+    torch.nn.init.constant_(module.bias, 0.25)
+    for denoiser, sha256 in (
+        (
+            GaussianClasses(torch.arange(6, dtype=torch.float64).reshape(3, 1, 1, 2), 0.3),
+            "d8e3186c985a37e93e065ece74bab34d19924f980ad2538b4e130a3c4e012d3a",
+        ),
+        (module, "0a48532a963178570cc365e2bf7a8d346cf18bf4bdeb83b1899874b2bc228655"),
+    ):
+        assert weights_of(load_config({}), denoiser) == {"denoiser": sha256}
 
 
 def test_a_second_checkpoint_is_part_of_the_weights():

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from diffcert_ray.datasets import Dataset
-from diffcert_ray.denoisers.gaussian import GaussianClasses, gaussian_world, labelled_images
+from diffcert_ray.tools.exact_worlds import GaussianClasses, gaussian_world, labelled_images
 
 SETTINGS = {
     "name": "world",

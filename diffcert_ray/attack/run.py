@@ -12,10 +12,10 @@ import pandas as pd
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.datasets.dataset import about, labels_of
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.document import RunDocument
-from diffcert_ray.run.plan import about, labels_of
 from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Run
 from diffcert_ray.storage.views import replace_view
@@ -149,8 +149,9 @@ def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
 
 def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker":
     """The run's networks, as they are; not compiled, so that gradients pass through them."""
+    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.engine.worker import WorkerSpec
 
     settings = run.config
     weights = weights_of(settings, denoiser)

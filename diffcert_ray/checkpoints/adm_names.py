@@ -22,18 +22,12 @@ _REST = {
 def from_openai_names(
     tensors: Mapping[str, Tensor], configuration: EdmConfiguration
 ) -> dict[str, Tensor]:
-    """Rename the tensors of improved-diffusion, guided-diffusion or consistency_models.
+    """Rename the tensors of improved-diffusion, guided-diffusion or consistency_models to ours.
 
     The layers are the same and come in the same order; only where blocks are counted differs: there
     a level's last block also goes up, here going up begins the next level. Attention's 1d
-    convolutions become 2d ones, and the table of class embeddings a linear layer.
-
-    Args:
-        tensors: by OpenAI's names, as in "input_blocks.0.0.weight".
-        configuration: of the network.
-
-    Returns:
-        The tensors by our names, as in "model.enc.64x64_conv.weight"; unknown names are kept.
+    convolutions become 2d ones, and the table of class embeddings a linear layer. Unknown names are
+    kept.
     """
     prefixes = dict(_prefixes(configuration)) | _REST
     renamed = {}

@@ -35,14 +35,10 @@ def cache_folder() -> Path:
 def cached_content(sha256: str) -> Path | None:
     """The kept copy of a checkpoint with this hash, wherever it came from; None if there is none.
 
-    Args:
-        sha256: what `checkpoint_sha256` gives for it, 64 hex digits.
-
-    Returns:
-        Path of a file or folder. Its content is not hashed again here.
+    Its content is not hashed again here.
     """
-    found = cache_folder() / "content" / sha256.lower() / _NAME
-    return found if found.exists() else None
+    kept = cache_folder() / "content" / sha256.lower() / _NAME
+    return kept if kept.exists() else None
 
 
 def local_copy(
@@ -60,9 +56,6 @@ def local_copy(
         sha256_of: hash that identifies a local checkpoint.
         storage_options: what fsspec's filesystem takes, such as endpoint_url.
 
-    Returns:
-        Path of the local file or folder.
-
     Raises:
         CheckpointError: nothing there, an unknown kind of address, a store that cannot be reached,
             or a torn download.
@@ -73,16 +66,16 @@ def local_copy(
     cache = cache_folder()
     noted = cache / "address" / key
     with _only_one(cache / "locks" / f"{key}.lock", address):
-        if noted.exists() and (found := cached_content(noted.read_text("ascii"))) is not None:
-            return found
+        if noted.exists() and (kept := cached_content(noted.read_text("ascii"))) is not None:
+            return kept
         sha256 = _fetch(filesystem, files, cache, sha256_of)
         _write_whole(noted, sha256)
-    found = cached_content(sha256)
-    if found is None:
+    kept = cached_content(sha256)
+    if kept is None:
         raise CheckpointError(
             f"the copy of {address!r} in {cache} was removed meanwhile: try again"
         )
-    return found
+    return kept
 
 
 def _remote_files(address: str, options: Mapping[str, Any]) -> tuple[dict[str, str], Any]:
@@ -98,14 +91,14 @@ def _remote_files(address: str, options: Mapping[str, Any]) -> tuple[dict[str, s
         ) from None
     filesystem.invalidate_cache()
     try:
-        found = filesystem.exists(path)
+        exists = filesystem.exists(path)
     except Exception as error:  # noqa: BLE001 - whatever the client of a store raises
         raise CheckpointError(
             f"checkpoint {address!r} cannot be reached ({type(error).__name__}: {error}): see "
             "whether its store is there, and whether execution.storage_options (endpoint_url, for "
             "example) and the credentials are right"
         ) from None
-    if not found:
+    if not exists:
         raise CheckpointError(f"checkpoint {address!r} does not exist, or may not be read")
     if not filesystem.isdir(path):
         files = {_NAME: path}

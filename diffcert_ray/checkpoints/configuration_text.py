@@ -16,18 +16,7 @@ METADATA_KEY = "diffcert"
 
 
 def read_json(path: Path, checkpoint: Path) -> dict[str, Any]:
-    """The JSON object that stands beside a checkpoint.
-
-    Args:
-        path: the JSON file.
-        checkpoint: to which it belongs, named in errors.
-
-    Returns:
-        The object.
-
-    Raises:
-        CheckpointError: no such file, or no JSON object.
-    """
+    """The JSON object that stands beside a checkpoint; CheckpointError if there is none."""
     try:
         return parsed(path.read_text("utf-8"), checkpoint)
     except FileNotFoundError:
@@ -39,32 +28,20 @@ def read_json(path: Path, checkpoint: Path) -> dict[str, Any]:
 def parsed(text: str, path: Path) -> dict[str, Any]:
     """The JSON object in a text; CheckpointError, naming the checkpoint, if there is none."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path}: its configuration is no JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(f"checkpoint {path}: its configuration is no JSON object")
-    return found
+    return content
 
 
-def changed(path: Path, found: Any, config: Mapping[str, Any] | None) -> EdmConfiguration:
-    """A configuration found in a checkpoint, with some settings replaced.
-
-    Args:
-        path: the checkpoint, named in errors.
-        found: what its configuration says, not validated yet.
-        config: settings that take the place of those found.
-
-    Returns:
-        The validated configuration.
-
-    Raises:
-        CheckpointError: it is not valid.
-    """
+def validated(path: Path, stated: Any, config: Mapping[str, Any] | None) -> EdmConfiguration:
+    """The validated configuration that a checkpoint states, with the settings of ``config``."""
     try:
-        if config and isinstance(found, dict):
-            found = found | dict(config)
-        return EdmConfiguration.model_validate(found)
+        if config and isinstance(stated, dict):
+            stated = stated | dict(config)
+        return EdmConfiguration.model_validate(stated)
     except ValidationError as error:
         raise CheckpointError(
             f"checkpoint {path}: its configuration is not valid: {explained(error)}"

@@ -21,18 +21,14 @@ from diffcert_ray.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Converted:
-    """What was found in a checkpoint, and where it is now.
+    """What a checkpoint turned out to be, and where it is now.
 
     Attributes:
-        format: of the source.
         network: "SongUNet" or "DhariwalUNet", and the published checkpoint of this configuration.
-        preconditioning: as in `EdmConfiguration`.
-        image_shape: (C, H, W).
         classes: K; 0 for an unconditional network.
         parameters: number of weights.
         source_sha256: `checkpoint_sha256` of the source.
-        output: the file written.
-        output_sha256: its sha256, which identifies runs from now on.
+        output_sha256: the file's sha256, which identifies runs from now on.
     """
 
     format: str
@@ -54,14 +50,7 @@ def convert(
 ) -> Converted:
     """Read a checkpoint in any format and write it as safetensors with its configuration.
 
-    Args:
-        source: as `load_denoiser`.
-        output: the file to write, ending in ".safetensors"; it must not exist.
-        config: as `load_denoiser`.
-        storage_options: as `load_denoiser`.
-
-    Returns:
-        What was found.
+    Arguments are those of `load_denoiser`, and the file to write, which must not exist yet.
 
     Raises:
         CheckpointError: as `load_denoiser`; or the output exists; or the source is a diffusers
@@ -83,13 +72,13 @@ def convert(
         raise CheckpointError(f"checkpoint {str(source)!r} is no EDM or ADM network")
     made_from = {"file": Path(str(source)).name, "format": kind, "sha256": source_sha256}
     save_denoiser(output, denoiser, {"converted_from": made_from})
-    found = denoiser.configuration
+    configuration = denoiser.configuration
     return Converted(
         format=kind,
-        network=_described(found),
-        preconditioning=found.preconditioning,
-        image_shape=found.image_shape,
-        classes=found.label_dim,
+        network=_described(configuration),
+        preconditioning=configuration.preconditioning,
+        image_shape=configuration.image_shape,
+        classes=configuration.label_dim,
         parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
         source_sha256=source_sha256,
         output=output,

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.errors import CheckpointError, explained
-from diffcert_ray.pickle_graph import Global, Made, PickleError, Stored, read_pickle_graph
+from diffcert_ray.pickle_graph import Made, PickleError, Stored, read_pickle_graph
 
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _PARAMETER = "torch._utils._rebuild_parameter"
@@ -77,10 +77,7 @@ _FIXED = {
 
 
 def read_edm_pickle(path: Path) -> tuple[EdmConfiguration, Made]:
-    """Read what network a published EDM checkpoint holds.
-
-    Args:
-        path: the .pkl file.
+    """What network a published EDM checkpoint (.pkl) holds.
 
     Returns:
         The configuration, and the module that holds the weights (see `edm_tensors`): the `ema`
@@ -104,14 +101,7 @@ def read_edm_pickle(path: Path) -> tuple[EdmConfiguration, Made]:
 
 
 def edm_tensors(path: Path, network: Made) -> dict[str, Any]:
-    """The weights of a network of `read_edm_pickle`.
-
-    Args:
-        path: the file, named in errors.
-        network: its second result.
-
-    Returns:
-        float tensors by the name they have in a state dict, such as "model.map_layer0.weight".
+    """The weights of a network of `read_edm_pickle`, by names such as "model.map_layer0.weight".
 
     Raises:
         CheckpointError: a tensor is not built in the published way, or its storage is too small.
@@ -180,10 +170,10 @@ def _keywords(module: Made) -> dict[str, Any]:
 
 
 def _submodule(module: Made, name: str) -> Made:
-    found = _mapping(_parts(module)[1].get("_modules"), "_modules").get(name)
-    if not isinstance(found, Made):
+    part = _mapping(_parts(module)[1].get("_modules"), "_modules").get(name)
+    if not isinstance(part, Made):
         raise PickleError(f"its {_class_name(module)} has no part {name!r}")
-    return found
+    return part
 
 
 def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
@@ -264,18 +254,16 @@ def _storage(name: str, made: Any) -> Any:
         raise PickleError(f"the storage of {name!r} is not built as storages are")
     data = made.args[0]
     data = data.data if isinstance(data, Stored) else data
-    if isinstance(data, Made) and data.by == Global("_codecs.encode"):  # protocols 0 to 2
-        data = data.args[0].encode("latin-1") if data.args else b""
     if not isinstance(data, bytes | bytearray | memoryview):
         raise PickleError(f"the storage of {name!r} is no bytes")
     try:
-        found = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+        storage = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - whatever torch's loader meets in a hostile file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PickleError(f"the storage of {name!r} is refused by torch: {reason[:200]}") from None
-    if not isinstance(found, torch.storage.TypedStorage):
+    if not isinstance(storage, torch.storage.TypedStorage):
         raise PickleError(
-            f"the storage of {name!r} is a {type(found).__name__}: only typed storages are read"
+            f"the storage of {name!r} is a {type(storage).__name__}: only typed storages are read"
         )
-    flat = torch.empty(0, dtype=found.dtype)
-    return flat.set_(found._untyped_storage)
+    flat = torch.empty(0, dtype=storage.dtype)
+    return flat.set_(storage._untyped_storage)

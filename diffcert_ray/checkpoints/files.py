@@ -5,9 +5,8 @@ Only a state dict (.pt) without a configuration beside it has to be opened with 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from diffcert_ray.checkpoints.cache import FOLDER_SUFFIXES, cached_content, local_copy
 from diffcert_ray.checkpoints.configuration_text import (
     METADATA_KEY,
-    changed,
     no_configuration,
     parsed,
     read_json,
+    validated,
 )
 from diffcert_ray.checkpoints.edm_pickle import read_edm_pickle
 from diffcert_ray.denoisers.configuration import EdmConfiguration
@@ -28,19 +27,7 @@ from diffcert_ray.denoisers.diffusers_configuration import (
     DiffusersConfiguration,
     read_diffusers_configuration,
 )
-from diffcert_ray.errors import CheckpointError
-
-__all__ = [
-    "FORMAT",
-    "CheckpointError",
-    "checkpoint_format",
-    "checkpoint_path",
-    "checkpoint_sha256",
-    "read_configuration",
-    "read_metadata",
-    "sha256_of_path",
-    "shipped_models",
-]
+from diffcert_ray.errors import CheckpointError, nearest
 
 FORMAT = 1
 
@@ -53,8 +40,13 @@ _PICKLE_PROTOCOLS = (2, 3, 4, 5)
 
 def shipped_models() -> dict[str, Path]:
     """The models that come with the package, by name."""
-    folder = Path(str(resources.files("diffcert_ray") / "models"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return shipped("models")
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """The safetensors files in a folder of the package, by name."""
+    path = Path(str(resources.files("diffcert_ray") / folder))
+    return {path.stem: path for path in sorted(path.glob("*.safetensors"))}
 
 
 def checkpoint_path(
@@ -71,43 +63,53 @@ def checkpoint_path(
             asking at the address.
         storage_options: what fsspec's filesystem takes, for a remote address.
 
-    Returns:
-        The path of an existing local file or folder.
-
     Raises:
         CheckpointError: no such model, file or folder.
     """
-    source = str(source)
-    shipped = shipped_models()
-    if source in shipped:
-        return shipped[source]
-    if source.startswith("file://"):
-        source = source.removeprefix("file://")
-    elif "://" in source:
-        known = cached_content(sha256) if sha256 else None
-        return known or local_copy(source, sha256_of_path, storage_options)
-    path = Path(source).expanduser()
+    source, known = str(source), shipped_models()
+    path = local_path(source, known, sha256_of_path, sha256, storage_options)
     if not path.exists():
-        near = difflib.get_close_matches(source, list(shipped), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise CheckpointError(
-            f"checkpoint {source!r} does not exist: {hint}give the path of a checkpoint, its "
-            f"address, or one of the shipped models: {', '.join(shipped) or 'none'}"
+            f"checkpoint {source!r} does not exist: give the path of a checkpoint, its address, or "
+            f"one of the shipped models{nearest(source, known)}"
         )
     return path
 
 
-def checkpoint_format(path: Path) -> CheckpointFormat:
-    """The format of a checkpoint, by its first bytes and never by its name.
+def local_path(
+    source: str,
+    known: Mapping[str, Path],
+    sha256_of: Callable[[Path], str],
+    sha256: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> Path:
+    """Where a source is on this machine, fetched first if it is at a remote address.
 
     Args:
-        path: a local file or folder.
-
-    Returns:
-        One of "safetensors", "EDM pickle", "state dict" (torch.save) and "diffusers folder".
+        source: name among ``known``, path (at which there may be nothing), or fsspec address.
+        known: files by their names.
+        sha256_of: what identifies a local copy.
+        sha256: what that is known to be, or None; a copy that is here is then taken unasked.
+        storage_options: what fsspec's filesystem takes, for a remote address.
 
     Raises:
-        CheckpointError: none of them.
+        CheckpointError: nothing at the address, or it cannot be reached.
+    """
+    if source in known:
+        return known[source]
+    if "://" in source and not source.startswith("file://"):
+        copy = cached_content(sha256) if sha256 else None
+        return copy or local_copy(source, sha256_of, storage_options)
+    return Path(source.removeprefix("file://")).expanduser()
+
+
+def checkpoint_format(path: Path) -> CheckpointFormat:
+    """The format of a local checkpoint, by its first bytes and never by its name.
+
+    "state dict" is what torch.save wrote.
+
+    Raises:
+        CheckpointError: no known format.
     """
     if path.is_dir():
         return "diffusers folder"
@@ -167,19 +169,23 @@ def sha256_of_path(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes and nothing else, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _folder_sha256(folder: Path) -> str:
     names = sorted(
-        found.relative_to(folder).as_posix()
-        for found in folder.rglob("*")
-        if found.suffix in FOLDER_SUFFIXES
-        and found.is_file()
-        and not any(part.startswith(".") for part in found.relative_to(folder).parts)
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix in FOLDER_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     digest = hashlib.sha256()
     for name in names:
-        one = hashlib.sha256()
-        _add_to(one, folder / name)
-        digest.update(f"{one.hexdigest()}  {name}\n".encode())
+        digest.update(f"{file_sha256(folder / name)}  {name}\n".encode())
     return digest.hexdigest()
 
 
@@ -192,26 +198,22 @@ def _add_to(digest: Any, path: Path) -> None:
 def read_metadata(source: str | Path) -> dict[str, Any]:
     """What a safetensors checkpoint says of itself: "format", "configuration" and maybe "recipe".
 
-    Args:
-        source: as `checkpoint_path`.
-
-    Returns:
-        The JSON object kept in the file, or else in NAME.json beside it.
+    It stands in the file, or else in NAME.json beside it.
 
     Raises:
         CheckpointError: no such file, not safetensors, no configuration, or not format 1.
     """
     path = checkpoint_path(source)
     text = _metadata(path).get(METADATA_KEY)
-    found = read_json(path.with_suffix(".json"), path) if text is None else parsed(text, path)
-    if "model_type" in found:  # the bare configuration, as beside a state dict
-        return {"format": FORMAT, "configuration": found}
-    if found.get("format") != FORMAT:
+    content = read_json(path.with_suffix(".json"), path) if text is None else parsed(text, path)
+    if "model_type" in content:  # the bare configuration, as beside a state dict
+        return {"format": FORMAT, "configuration": content}
+    if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} has format {found.get('format')!r}: this version reads format "
+            f"checkpoint {path} has format {content.get('format')!r}: this version reads format "
             f"{FORMAT}"
         )
-    return found
+    return content
 
 
 def read_configuration(
@@ -223,12 +225,8 @@ def read_configuration(
 
     Args:
         source: as `checkpoint_path`.
-        config: settings that replace or complete those found.
+        config: settings that replace or complete those of the file.
         storage_options: what fsspec's filesystem takes, for a remote address.
-
-    Returns:
-        The validated configuration; both kinds have `image_shape`, `label_dim`, `noise_range` and
-        `unconditional`.
 
     Raises:
         CheckpointError: nothing there, in no known format, refused, or the configuration is missing
@@ -239,9 +237,9 @@ def read_configuration(
     if kind == "diffusers folder":
         return read_diffusers_configuration(path, config)
     if kind == "EDM pickle":
-        return changed(path, read_edm_pickle(path)[0].model_dump(exclude_unset=True), config)
+        return validated(path, read_edm_pickle(path)[0].model_dump(exclude_unset=True), config)
     if kind == "safetensors":
-        return changed(path, read_metadata(path).get("configuration"), config)
+        return validated(path, read_metadata(path).get("configuration"), config)
     from diffcert_ray.checkpoints.state_dict import read_state_dict
 
     return read_state_dict(path, config).configuration

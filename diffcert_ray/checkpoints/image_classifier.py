@@ -6,22 +6,19 @@ Shape letters: B images, C H W image, K classes. Pixel units: images in [0, 1] b
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diffcert_ray.checkpoints.cache import cached_content, local_copy
+from diffcert_ray.checkpoints.files import file_sha256, local_path, shipped
+from diffcert_ray.checkpoints.tensors import is_safetensors, safetensors_of, torch_tensors_of
 from diffcert_ray.config.tables import Config
-from diffcert_ray.denoisers.compiled import compile_classifier
-from diffcert_ray.errors import CheckpointError, ConfigError
+from diffcert_ray.denoisers.device import compile_classifier
+from diffcert_ray.errors import CheckpointError, ConfigError, nearest
 
 Network = nn.Module
 """What the Python API takes as a classifier: images [B, C, H, W] to logits [B, K]."""
@@ -31,7 +28,6 @@ METADATA_KEY = "diffcert_ray_classifier"
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INSIDE = ("state_dict", "model_state_dict", "model")
-_PREFIX = "module."  # what DataParallel puts before every name
 
 
 class ImageClassifier:
@@ -76,8 +72,8 @@ class ImageClassifier:
                     f"{len(given)} numbers of mean or std for {x.shape[1]} channels: give one each"
                 )
         seen = ((x - self._mean) / self._std).to(self._dtype)
-        found: Tensor = self._network(seen)
-        return found.float()
+        logits: Tensor = self._network(seen)
+        return logits.float()
 
 
 def load_classifier(
@@ -89,7 +85,7 @@ def load_classifier(
     device: str = "cpu",
     sha256: str | None = None,
 ) -> ImageClassifier:
-    """Load the classifier of a configuration and evaluate it once, so that misfits are found.
+    """Load the classifier of a configuration and evaluate it once, so that misfits are noticed.
 
     Args:
         config: its [classifier] names file, architecture and normalisation.
@@ -99,9 +95,6 @@ def load_classifier(
         device: where it is to live.
         sha256: what the file's hash must be.
 
-    Returns:
-        The classifier.
-
     Raises:
         CheckpointError: no such file, refused, another hash, or tensors that do not fit.
         ConfigError: unknown architecture, or other images or classes than the dataset's.
@@ -110,10 +103,10 @@ def load_classifier(
     if network is None:
         options = config.execution.storage_options
         path = classifier_path(needed_checkpoint(config), sha256, options)
-        found = _file_sha256(path)
-        if sha256 is not None and found != sha256.lower():
+        actual = file_sha256(path)
+        if sha256 is not None and actual != sha256.lower():
             raise CheckpointError(
-                f"classifier {about.checkpoint!r} has sha256 {found}, not {sha256}: this machine "
+                f"classifier {about.checkpoint!r} has sha256 {actual}, not {sha256}: this machine "
                 "has another file than the driver; copy the driver's here"
             )
         network = _network(about.architecture, num_classes)
@@ -126,11 +119,7 @@ def load_classifier(
 
 
 def needed_checkpoint(config: Config) -> str:
-    """The file of the classifier.
-
-    Raises:
-        ConfigError: none is named.
-    """
+    """The file of the classifier; ConfigError if none is named."""
     if config.classifier.checkpoint is None:
         shipped = ", ".join(shipped_classifiers()) or "none"
         raise ConfigError(
@@ -143,8 +132,7 @@ def needed_checkpoint(config: Config) -> str:
 
 def shipped_classifiers() -> dict[str, Path]:
     """The classifiers that come with the package, by name."""
-    folder = Path(str(resources.files("diffcert_ray") / "models" / "classifiers"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return shipped("models/classifiers")
 
 
 def classifier_path(
@@ -154,32 +142,22 @@ def classifier_path(
 ) -> Path:
     """Find a classifier's file, fetching it first if it is at a remote address.
 
-    Args:
-        source: name of a shipped classifier, path, or an address that fsspec knows.
-        sha256: what its hash is known to be; a copy that this machine has is then taken.
-        storage_options: what fsspec's filesystem takes, for a remote address.
-
     Raises:
         CheckpointError: there is no such file.
     """
-    shipped = shipped_classifiers()
-    if source in shipped:
-        return shipped[source]
-    if "://" in source:
-        known = cached_content(sha256) if sha256 else None
-        return known or local_copy(source, _file_sha256, storage_options)
-    path = Path(source).expanduser()
+    known = shipped_classifiers()
+    path = local_path(source, known, file_sha256, sha256, storage_options)
     if not path.is_file():
         raise CheckpointError(
             f"classifier {source!r} is no file: give the path or address of a .safetensors or .pt "
-            f"state dict, or a shipped classifier: {', '.join(shipped) or 'none'}"
+            f"state dict, or the name of a shipped classifier{nearest(source, known)}"
         )
     return path
 
 
 def classifier_sha256(source: str, storage_options: Mapping[str, Any] | None = None) -> str:
     """The sha256 of a classifier's file (`sha256sum FILE`); arguments as `classifier_path`."""
-    return _file_sha256(classifier_path(source, storage_options=storage_options))
+    return file_sha256(classifier_path(source, storage_options=storage_options))
 
 
 def digits_convnet(num_classes: int = 10) -> nn.Module:
@@ -213,36 +191,10 @@ def _network(architecture: str | None, num_classes: int) -> nn.Module:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file; nothing in it is run."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    try:
-        if head[8:9] == b"{":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"classifier {path} is damaged ({error}): fetch the file again"
-        ) from None
-    except Exception as error:  # noqa: BLE001 - whatever torch's loader meets in a hostile file
-        raise CheckpointError(
-            f"classifier {path} is refused by torch's weights-only loader, and nothing in it was "
-            f"run ({type(error).__name__}); save a plain state dict, best as safetensors"
-        ) from None
-    for _ in range(2):
-        inside = [found[k] for k in _INSIDE if isinstance(found, Mapping) and k in found]
-        found = next((i for i in inside if isinstance(i, Mapping)), found)
-    if not isinstance(found, Mapping) or not found or not _all_tensors(found):
-        raise CheckpointError(
-            f"classifier {path} holds no plain state dict: save network.state_dict()"
-        )
-    if all(name.startswith(_PREFIX) for name in found):
-        return {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
-    return dict(found)
-
-
-def _all_tensors(found: Mapping[Any, Any]) -> bool:
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
+    named = f"classifier {path}"
+    if is_safetensors(path):
+        return safetensors_of(path, named)
+    return torch_tensors_of(path, named, _INSIDE)
 
 
 def _fill(
@@ -271,15 +223,15 @@ def _check_output(
     shape = tuple(image_shape)
     try:
         with torch.inference_mode():
-            found = classifier(torch.zeros((1, *shape), device=device))
+            logits = classifier(torch.zeros((1, *shape), device=device))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as err:
         raise ConfigError(
             f"the classifier cannot take images {shape} (channels, height, width): {err}; choose "
             "a classifier made for them, and classifier.mean and std with one number a channel"
         ) from None
-    if tuple(found.shape) != (1, num_classes):
+    if tuple(logits.shape) != (1, num_classes):
         raise ConfigError(
-            f"the classifier returns {tuple(found.shape)} for an image of {num_classes} classes, "
+            f"the classifier returns {tuple(logits.shape)} for an image of {num_classes} classes, "
             f"it must be (1, {num_classes}): choose a classifier of the dataset's classes, or say "
             "with dataset.label_map and dataset.num_classes which of its classes they are"
         )
@@ -288,8 +240,3 @@ def _check_output(
 def _per_channel(values: Sequence[float] | None, default: float, device: str) -> Tensor:
     given = torch.tensor([default] if values is None else list(values), dtype=torch.float32)
     return given.reshape(-1, 1, 1).to(device)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

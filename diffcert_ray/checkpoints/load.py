@@ -10,28 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from diffcert_ray.checkpoints.configuration_text import METADATA_KEY, changed
+from diffcert_ray.checkpoints.configuration_text import METADATA_KEY, validated
 from diffcert_ray.checkpoints.edm_pickle import edm_tensors, read_edm_pickle
 from diffcert_ray.checkpoints.files import (
     FORMAT,
     checkpoint_format,
     checkpoint_path,
-    checkpoint_sha256,
     read_metadata,
     sha256_of_path,
 )
 from diffcert_ray.checkpoints.state_dict import read_state_dict
+from diffcert_ray.checkpoints.tensors import safetensors_of
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.diffusers_configuration import read_diffusers_configuration
 from diffcert_ray.denoisers.diffusers_denoiser import DiffusersDenoiser, load_diffusers
 from diffcert_ray.denoisers.edm import EdmDenoiser, NetworkDtype, check_dtype
 from diffcert_ray.denoisers.noise_steps import step_levels
 from diffcert_ray.errors import CheckpointError
-
-__all__ = ["CheckpointError", "checkpoint_sha256", "load_denoiser", "save_denoiser"]
 
 _NAMES_SHOWN = 3
 
@@ -75,9 +73,9 @@ def load_denoiser(
     """
     check_dtype(dtype)
     path = checkpoint_path(source, sha256, storage_options)
-    if sha256 is not None and (found := sha256_of_path(path)) != sha256.lower():
+    if sha256 is not None and (actual := sha256_of_path(path)) != sha256.lower():
         raise CheckpointError(
-            f"checkpoint {str(source)!r} has sha256 {found} but {sha256} was expected: it is "
+            f"checkpoint {str(source)!r} has sha256 {actual} but {sha256} was expected: it is "
             "another or a damaged file; fetch the right one, or state this hash if it is the right "
             "one"
         )
@@ -96,14 +94,14 @@ def _read(
     """Configuration and tensors of a checkpoint that is one file."""
     kind = checkpoint_format(path)
     if kind == "EDM pickle":
-        found, network = read_edm_pickle(path)
-        configuration = changed(path, found.model_dump(exclude_unset=True), config)
+        published, network = read_edm_pickle(path)
+        configuration = validated(path, published.model_dump(exclude_unset=True), config)
         return configuration, edm_tensors(path, network)
     if kind == "state dict":
         state = read_state_dict(path, config)
         return state.configuration, state.tensors
-    configuration = changed(path, read_metadata(path).get("configuration"), config)
-    return configuration, load_file(path, device="cpu")
+    configuration = validated(path, read_metadata(path).get("configuration"), config)
+    return configuration, safetensors_of(path, f"checkpoint {path}")
 
 
 def _built(
@@ -137,23 +135,23 @@ def _without_chain(
     levels = torch.from_numpy(
         step_levels(str(configuration.schedule), int(configuration.steps or 0)).copy()
     )
-    found = chain.double().flatten().flip(0)[1:]  # from the last step down to no noise at all
-    if found.shape != levels.shape or not torch.allclose(found, levels, rtol=1e-3):
+    saved = chain.double().flatten().flip(0)[1:]  # from the last step down to no noise at all
+    if saved.shape != levels.shape or not torch.allclose(saved, levels, rtol=1e-3):
         raise CheckpointError(f"checkpoint {source!r} has other noise steps than its configuration")
     return tensors
 
 
 def _check_tensors(
-    source: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+    source: str, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """Raise unless names and shapes agree, and the fixed filters are what the network assumes."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    shared = [name for name in expected if name in found]
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    shared = [name for name in expected if name in tensors]
     misshapen = [
-        f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
+        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
         for name in shared
-        if found[name].shape != expected[name].shape
+        if tensors[name].shape != expected[name].shape
     ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:_NAMES_SHOWN])}"
@@ -170,7 +168,7 @@ def _check_tensors(
             f"{name} differs from the configured resample_filter"
             for name in shared
             if name.endswith("resample_filter")
-            and not torch.allclose(found[name].float(), expected[name].float(), atol=1e-6)
+            and not torch.allclose(tensors[name].float(), expected[name].float(), atol=1e-6)
         ][:_NAMES_SHOWN]
     if problems:
         raise CheckpointError(
@@ -180,15 +178,12 @@ def _check_tensors(
 
 
 def save_denoiser(path: str | Path, denoiser: EdmDenoiser, metadata: Mapping[str, Any]) -> None:
-    """Write a denoiser as one safetensors file that `load_denoiser` reads.
+    """Write a denoiser as one safetensors file that `load_denoiser` reads, its weights as float32.
 
     Args:
         path: the file, ending in ".safetensors"; replaced if it exists, and only when complete.
-        denoiser: whose weights are written, as float32.
+        denoiser: whose weights are written.
         metadata: how it was made, JSON-able; kept in the file as "recipe".
-
-    Raises:
-        CheckpointError: the path does not end in ".safetensors".
     """
     path = Path(path)
     if path.suffix != ".safetensors":

@@ -85,21 +85,18 @@ _ABSENT = {
 
 
 def published_as(shape: Mapping[str, Any], *, openai: bool) -> tuple[str, dict[str, Any]] | None:
-    """The published checkpoint whose network has this shape.
+    """Name and configuration of the published checkpoint whose network has this shape, or None.
 
     Args:
         shape: of `edm_shape` or `openai_shape`.
         openai: whether the tensors have OpenAI's names.
-
-    Returns:
-        Its name and configuration; None if there is none.
     """
-    found = {**_ABSENT, **shape}
+    wanted = {**_ABSENT, **shape}
     for name, settings in PUBLISHED.items():
         complete = {**_ABSENT, **settings}
         complete["attn_levels"] = _attention_levels(complete)
         if openai == ("norm_groups" in settings) and all(
-            complete.get(key) == value for key, value in found.items()
+            complete.get(key) == value for key, value in wanted.items()
         ):
             return name, dict(settings)
     return None
@@ -111,21 +108,15 @@ def _attention_levels(settings: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def edm_shape(tensors: Tensors) -> dict[str, Any]:
-    """The configuration that EDM's names and shapes imply; preconditioning cannot be told.
-
-    Args:
-        tensors: by name, as in "model.enc.32x32_conv.weight".
-
-    Returns:
-        Settings of `EdmConfiguration`.
+    """The settings that EDM's names and shapes imply; preconditioning cannot be told.
 
     Raises:
         CheckpointError: names that such a network does not have.
     """
     levels: dict[int, set[int]] = {}
     for name in tensors:
-        if found := re.match(r"model\.enc\.(\d+)x\d+_block(\d+)\.", name):
-            levels.setdefault(int(found[1]), set()).add(int(found[2]))
+        if block := re.match(r"model\.enc\.(\d+)x\d+_block(\d+)\.", name):
+            levels.setdefault(int(block[1]), set()).add(int(block[2]))
     resolutions = sorted(levels, reverse=True)
     if not resolutions or f"model.enc.{resolutions[0]}x{resolutions[0]}_conv.weight" not in tensors:
         raise CheckpointError("its tensors are not those of an EDM network")
@@ -173,16 +164,11 @@ def _song_shape(
 
 
 def openai_shape(tensors: Tensors) -> dict[str, Any]:
-    """The configuration that OpenAI's names and shapes imply.
+    """The settings that OpenAI's names and shapes imply.
 
     Neither the resolution, the number of heads and their order, nor the noise schedule can be told.
-
-    Args:
-        tensors: by name, as in "input_blocks.0.0.weight".
-
-    Returns:
-        Settings of `EdmConfiguration`, and "attn_levels": levels with attention, 0 the highest
-        resolution, in place of "attn_resolutions".
+    "attn_levels", the levels with attention (0 the highest resolution), stands for
+    "attn_resolutions".
 
     Raises:
         CheckpointError: names or shapes that such a network does not have, or has in a variant that
@@ -190,9 +176,9 @@ def openai_shape(tensors: Tensors) -> dict[str, Any]:
     """
     count = len({name.split(".")[1] for name in tensors if name.startswith("input_blocks.")})
     ups = [
-        int(found[1])
+        int(up[1])
         for name in tensors
-        if (found := re.match(r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.weight$", name))
+        if (up := re.match(r"output_blocks\.(\d+)\.[12]\.(?:conv|in_layers\.0)\.weight$", name))
     ]
     per_level = min(ups) + 1 if ups else count
     if per_level < 2 or count % per_level:

@@ -1,25 +1,23 @@
-"""State dicts of torch.save (.pt), read by torch's weights-only loader and never otherwise."""
+"""State dicts (.pt) of EDM networks and of OpenAI's ADM networks: what network they are of."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffcert_ray.checkpoints.adm_names import from_openai_names
-from diffcert_ray.checkpoints.configuration_text import changed, read_json
+from diffcert_ray.checkpoints.configuration_text import read_json, validated
 from diffcert_ray.checkpoints.network_shape import edm_shape, openai_shape, published_as
+from diffcert_ray.checkpoints.tensors import torch_tensors_of
 from diffcert_ray.denoisers.configuration import PREDICTIONS, EdmConfiguration
 from diffcert_ray.errors import CheckpointError
 
 _INSIDE = ("ema", "model_ema", "state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")
 _PARTS = ("enc.", "dec.", "map_", "out_norm.", "out_conv.")
 
 
@@ -28,7 +26,6 @@ class StateDict:
     """What a state dict holds.
 
     Attributes:
-        configuration: of its network.
         tensors: by our names, as in "model.map_layer0.weight".
         published: name of the published checkpoint that it was recognised as; None if it was not
             recognised but described.
@@ -42,21 +39,16 @@ class StateDict:
 def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> StateDict:
     """Read a state dict of an EDM network, or of one of OpenAI's ADM networks.
 
-    The configuration is `config` or else NAME.json beside the file; what it leaves open is taken
-    from the tensors. With neither, the shape must be that of a published checkpoint.
-
-    Args:
-        path: the file.
-        config: settings of `EdmConfiguration`.
-
-    Returns:
-        Configuration and tensors; that they fit each other is not checked yet.
+    The configuration is ``config`` or else NAME.json beside the file; what it leaves open is taken
+    from the tensors. With neither, the shape must be that of a published checkpoint. That tensors
+    and configuration fit each other is not checked yet.
 
     Raises:
         CheckpointError: torch refuses the file, it holds no state dict, or its network is
             not known.
     """
-    tensors = _plain_names(_tensors(path))
+    read = torch_tensors_of(path, f"checkpoint {path}", _INSIDE)
+    tensors = _within_preconditioning(read)
     openai = any(name.startswith("input_blocks.") for name in tensors)
     beside = path.with_suffix(".json")
     settings = dict(read_json(beside, path)) if beside.is_file() else {}
@@ -68,11 +60,11 @@ def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> Stat
     name = None
     if settings:
         settings = _completed(path, shape, settings, openai=openai)
-    elif found := published_as(shape, openai=openai):
-        name, settings = found
+    elif published := published_as(shape, openai=openai):
+        name, settings = published
     else:
         raise _unknown(path, shape)
-    configuration = changed(path, settings, None)
+    configuration = validated(path, settings, None)
     if openai:
         tensors = from_openai_names(tensors, configuration)
     return StateDict(configuration, tensors, name)
@@ -107,48 +99,8 @@ def _unknown(path: Path, shape: Mapping[str, Any]) -> CheckpointError:
     )
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, or in the file's best-known place for it."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - whatever torch's loader meets in a hostile file
-        raise CheckpointError(
-            f"checkpoint {path} is refused by torch's weights-only loader, and nothing in it was "
-            f"run: {_reason(error)}; save a plain state dict, or fetch the file again"
-        ) from None
-    for _ in range(2):
-        inside = next((found[key] for key in _INSIDE if _is_mapping(found, key)), None)
-        found = found if inside is None else inside
-    if not isinstance(found, Mapping) or not found:
-        raise CheckpointError(f"checkpoint {path} holds a {type(found).__name__}, no state dict")
-    others = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
-    if others or not all(isinstance(key, str) for key in found):
-        raise CheckpointError(
-            f"checkpoint {path} is no plain state dict: {', '.join(others[:3])} are no tensors"
-        )
-    return dict(found)
-
-
-def _is_mapping(found: Any, key: str) -> bool:
-    return isinstance(found, Mapping) and isinstance(found.get(key), Mapping)
-
-
-def _reason(error: Exception) -> str:
-    """Torch's reason without its advice to load unsafely."""
-    text = str(error)
-    asked = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"Unsupported global: (\S+)", text)
-    if asked:
-        return f"it asks for {asked[1]!r}, which is not allowed"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    shown = [line for line in lines if "weights_only" not in line]
-    return (shown or [type(error).__name__])[-1][:200]
-
-
-def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without wrappers' prefixes; EDM networks without their preconditioning get "model."."""
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def _within_preconditioning(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an EDM network; one without its preconditioning gets "model." before names."""
     if all(name.startswith(_PARTS) for name in tensors):
         return {f"model.{name}": tensor for name, tensor in tensors.items()}
-    return dict(tensors)
+    return tensors

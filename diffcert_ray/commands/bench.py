@@ -52,7 +52,7 @@ def bench(
     numerics.batch is not given, the engine's is the one that calibration would choose.
     """
     from diffcert_ray.config.loading import load_config
-    from diffcert_ray.engine.worker import resolve_device, set_up_torch
+    from diffcert_ray.denoisers.device import resolve_device, set_up_torch
     from diffcert_ray.tools.bench_file import device_facts, read_reference, to_json
     from diffcert_ray.tools.floor import device_speeds
     from diffcert_ray.tools.measure import Schedule, measure, write_trace
@@ -110,8 +110,7 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
     """A network of a scale with random weights, random images, and the configuration's rules."""
     import numpy as np
 
-    from diffcert_ray.denoisers.compiled import compile_denoiser
-    from diffcert_ray.denoisers.memory_format import keep_channels_last
+    from diffcert_ray.denoisers.device import compile_denoiser, keep_channels_last
     from diffcert_ray.method.diffusion_base import base_classifier
     from diffcert_ray.tools.measure import random_images
     from diffcert_ray.tools.scales import random_network

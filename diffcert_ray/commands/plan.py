@@ -41,8 +41,9 @@ def plan(
     [dim]diffcert plan my.toml --workers 8 --price spot=0.35 --price on-demand=1.20[/]
     """
     from diffcert_ray.datasets import check_images, load_dataset
+    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.engine.worker import WorkerSpec
     from diffcert_ray.run.estimate import bills
     from diffcert_ray.run.kind import kind_of
     from diffcert_ray.run.plan import plan_of

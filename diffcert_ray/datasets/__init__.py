@@ -1,8 +1,7 @@
 """Datasets: which images there are, their stable ids, pixels and labels."""
 
-from diffcert_ray.datasets.checked import Checked, check_images
+from diffcert_ray.datasets.checked import Checked, as_expected, check_images
 from diffcert_ray.datasets.dataset import Dataset
-from diffcert_ray.datasets.expected_pixels import as_expected
 from diffcert_ray.datasets.loading import load_dataset
 
 __all__ = [

@@ -1,17 +1,27 @@
-"""Read every chosen image once before any work, so that a corrupt one is known by its id."""
+"""Images checked: read once before any work, and held to what was read then wherever they are used.
+
+A corrupt image is so known by its id, and another copy of the dataset on a node is noticed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Mapping
 
-from diffcert_ray.datasets.dataset import Dataset, pixels_sha
-from diffcert_ray.errors import CorruptImageError
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcert_ray.datasets.dataset import Dataset
+from diffcert_ray.datasets.pixels import Pixels, pixels_sha
+from diffcert_ray.errors import CorruptImageError, DatasetError
+
+_REMEDY = "let all nodes read one copy (a shared folder, s3://), or copy the driver's there"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What one pass over the images found.
+    """What one pass over the images gave.
 
     Attributes:
         shas: hash of the pixels by image id, see ``Dataset.image_sha``.
@@ -25,10 +35,6 @@ class Checked:
 def check_images(data: Dataset, image_ids: Iterable[int]) -> Checked:
     """Decode images that are not in memory yet, in the order of their ids.
 
-    Args:
-        data: the dataset.
-        image_ids: those that will be worked on.
-
     Returns:
         Hashes, so that nobody needs to read the images for them again, and corrupt images; empty
         for a dataset in memory, whose files were checked when they were read.
@@ -36,9 +42,9 @@ def check_images(data: Dataset, image_ids: Iterable[int]) -> Checked:
     Raises:
         OSError: a file cannot be read; that says nothing about an image.
     """
-    found = Checked({}, {})
+    checked = Checked({}, {})
     if data.in_memory:
-        return found
+        return checked
     shape = data.image_shape
     for image_id in sorted(int(i) for i in image_ids):
         try:
@@ -48,7 +54,58 @@ def check_images(data: Dataset, image_ids: Iterable[int]) -> Checked:
                     f"image {image_id} is {pixels.shape} (channels, height, width), the first "
                     f"readable one {shape}: store all at the size that the network takes"
                 )
-            found.shas[image_id] = pixels_sha(pixels)
+            checked.shas[image_id] = pixels_sha(pixels)
         except CorruptImageError as error:
-            found.corrupt[image_id] = str(error)
-    return found
+            checked.corrupt[image_id] = str(error)
+    return checked
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpectedPixels:
+    """Pixels by position, each looked at before it is given out.
+
+    Args:
+        pixels: as this process reads them.
+        ids: image id of each position, int64 [N].
+        shas: what ``pixels_sha`` of an image must be, by image id.
+    """
+
+    pixels: Pixels
+    ids: NDArray[np.int64]
+    shas: Mapping[int, str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        return self.pixels.shape
+
+    def __getitem__(self, position: int, /) -> NDArray[np.float32]:
+        pixels, image_id = self.pixels[position], int(self.ids[position])
+        sha, expected = pixels_sha(pixels), self.shas.get(image_id)
+        if expected is not None and sha != expected:
+            raise DatasetError(
+                f"image {image_id} has pixels {sha} on {socket.gethostname()}, but {expected} "
+                f"where the run was started: {_REMEDY}"
+            )
+        return pixels
+
+
+def as_expected(data: Dataset, fingerprint: str, shas: Mapping[int, str]) -> Dataset:
+    """The same dataset with its pixels held to the driver's, if it is the one that the driver has.
+
+    Args:
+        data: as this process reads it.
+        fingerprint: of the driver's.
+        shas: ``pixels_sha`` of the driver's images by id, where the fingerprint does not cover
+            pixels; each is compared when it is read.
+
+    Raises:
+        DatasetError: the fingerprint is another one.
+    """
+    if data.fingerprint != fingerprint:
+        raise DatasetError(
+            f"the dataset {data.name} {data.split} on {socket.gethostname()} has fingerprint "
+            f"{data.fingerprint[:12]}, the one where the run was started {fingerprint[:12]}: "
+            f"{_REMEDY}"
+        )
+    return dataclasses.replace(data, pixels=ExpectedPixels(data.pixels, data.ids, shas))

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from diffcert_ray.datasets.data_files import DataFiles
 from diffcert_ray.datasets.pickled_arrays import read_pickle
-from diffcert_ray.datasets.place import Place
-from diffcert_ray.datasets.source import Request, Split, split_of_bytes
+from diffcert_ray.datasets.reader import Request, Split, split_of_bytes
 from diffcert_ray.errors import DatasetError
 
 PIXELS: Final = 3 * 32 * 32
@@ -70,61 +70,54 @@ _LAYOUTS: Final = {
 def read_cifar(request: Request) -> Split:
     """CIFAR-10 or CIFAR-100; image_id is the row in the split, batch after batch.
 
-    Args:
-        request: split "train" or "test"; its path is the folder of either version, or the folder
-            that this one was unpacked in.
-
-    Returns:
-        The split, in memory as bytes; both versions give the same one.
-
-    Raises:
-        DatasetError: no such files, or not in the format.
+    The path is the folder of either version, or the folder that this one was unpacked in. Both
+    versions give the same split, in memory as bytes.
     """
     request.check_split("test", "train")
-    layout, place = _LAYOUTS[request.name], request.place()
-    folder, is_binary = _version(layout, request.split, place)
+    layout, files = _LAYOUTS[request.name], request.files()
+    folder, is_binary = _version(layout, request.split, files)
     parts = layout.binary[request.split] if is_binary else layout.python[request.split]
     read = _read_binary if is_binary else _read_python
-    batches = [read(layout, place, f"{folder}{part}") for part in parts]
+    batches = [read(layout, files, f"{folder}{part}") for part in parts]
     values = np.concatenate([values for values, _ in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([labels for _, labels in batches])
-    names = (_binary_names if is_binary else _python_names)(layout, place, folder)
+    names = (_binary_names if is_binary else _python_names)(layout, files, folder)
     return split_of_bytes(request, values, labels, names)
 
 
-def _version(layout: _Layout, split: str, place: Place) -> tuple[str, bool]:
+def _version(layout: _Layout, split: str, files: DataFiles) -> tuple[str, bool]:
     """The folder prefix that the split's files are in, and whether they are the binary version."""
-    for files, folder, is_binary in (
+    for names, folder, is_binary in (
         (layout.binary, layout.binary_folder, True),
         (layout.python, layout.python_folder, False),
     ):
         for prefix in ("", f"{folder}/"):
-            if place.exists(f"{prefix}{files[split][0]}"):
+            if files.exists(f"{prefix}{names[split][0]}"):
                 return prefix, is_binary
     raise DatasetError(
-        f"dataset.path {place.address!r} has neither {layout.binary[split][0]} (binary version) "
+        f"dataset.path {files.address!r} has neither {layout.binary[split][0]} (binary version) "
         f"nor {layout.python[split][0]} (Python version): give the unpacked folder "
         f"{layout.binary_folder} or {layout.python_folder}, or the one that it is in"
     )
 
 
-def _read_binary(layout: _Layout, place: Place, name: str) -> tuple[Bytes, NDArray[np.int64]]:
-    data = np.frombuffer(place.read(name), dtype=np.uint8)
+def _read_binary(layout: _Layout, files: DataFiles, name: str) -> tuple[Bytes, NDArray[np.int64]]:
+    data = np.frombuffer(files.read(name), dtype=np.uint8)
     record = layout.label_bytes + PIXELS
     if len(data) == 0 or len(data) % record:
         raise DatasetError(
-            f"{place.address}/{name} has {len(data)} bytes, which is no multiple of {record}, the "
+            f"{files.address}/{name} has {len(data)} bytes, which is no multiple of {record}, the "
             "size of a record: it is cut short or of another dataset; fetch it again"
         )
     rows = data.reshape(-1, record)
     labels = rows[:, layout.label_bytes - 1].astype(np.int64)
-    return rows[:, layout.label_bytes :], _checked(layout, labels, f"{place.address}/{name}")
+    return rows[:, layout.label_bytes :], _checked(layout, labels, f"{files.address}/{name}")
 
 
-def _read_python(layout: _Layout, place: Place, name: str) -> tuple[Bytes, NDArray[np.int64]]:
-    where = f"{place.address}/{name}"
-    found = _mapping(place, name)
-    values, labels = found.get("data"), found.get(layout.labels_key)
+def _read_python(layout: _Layout, files: DataFiles, name: str) -> tuple[Bytes, NDArray[np.int64]]:
+    where = f"{files.address}/{name}"
+    content = _mapping(files, name)
+    values, labels = content.get("data"), content.get(layout.labels_key)
     if not (
         isinstance(values, np.ndarray)
         and values.dtype == np.uint8
@@ -151,21 +144,21 @@ def _checked(layout: _Layout, labels: NDArray[np.int64], where: str) -> NDArray[
     return labels
 
 
-def _binary_names(layout: _Layout, place: Place, folder: str) -> tuple[str, ...]:
+def _binary_names(layout: _Layout, files: DataFiles, folder: str) -> tuple[str, ...]:
     name = f"{folder}{layout.binary_names}"
-    if not place.exists(name):
+    if not files.exists(name):
         return tuple(str(k) for k in range(layout.classes))
-    lines = place.read(name).decode("utf-8", "replace").split()
-    return _all_names(layout, lines, f"{place.address}/{name}")
+    lines = files.read(name).decode("utf-8", "replace").split()
+    return _all_names(layout, lines, f"{files.address}/{name}")
 
 
-def _python_names(layout: _Layout, place: Place, folder: str) -> tuple[str, ...]:
+def _python_names(layout: _Layout, files: DataFiles, folder: str) -> tuple[str, ...]:
     name = f"{folder}{layout.meta}"
-    if not place.exists(name):
+    if not files.exists(name):
         return tuple(str(k) for k in range(layout.classes))
-    found = _mapping(place, name).get(layout.names_key)
-    names = found if isinstance(found, list) else []
-    return _all_names(layout, [_text(n) for n in names], f"{place.address}/{name}")
+    stored = _mapping(files, name).get(layout.names_key)
+    names = stored if isinstance(stored, list) else []
+    return _all_names(layout, [_text(n) for n in names], f"{files.address}/{name}")
 
 
 def _all_names(layout: _Layout, names: list[str], where: str) -> tuple[str, ...]:
@@ -177,12 +170,12 @@ def _all_names(layout: _Layout, names: list[str], where: str) -> tuple[str, ...]
     return tuple(names)
 
 
-def _mapping(place: Place, name: str) -> dict[str, Any]:
+def _mapping(files: DataFiles, name: str) -> dict[str, Any]:
     """The dictionary in a pickle; its keys are bytes or text, by the Python that wrote it."""
-    found = read_pickle(place.read(name), f"{place.address}/{name}")
-    if not isinstance(found, dict):
-        raise DatasetError(f"{place.address}/{name} holds no dictionary: it is no CIFAR file")
-    return {_text(key): value for key, value in found.items()}
+    content = read_pickle(files.read(name), f"{files.address}/{name}")
+    if not isinstance(content, dict):
+        raise DatasetError(f"{files.address}/{name} holds no dictionary: it is no CIFAR file")
+    return {_text(key): value for key, value in content.items()}
 
 
 def _text(value: Any) -> str:

@@ -6,31 +6,13 @@ Shape letters: N images, C H W image.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import UndecodableError
-from diffcert_ray.datasets.pixels import BytePixels
+from diffcert_ray.datasets.pixels import BytePixels, Pixels, UndecodableError, pixels_sha
 from diffcert_ray.errors import CorruptImageError
-
-
-class Pixels(Protocol):
-    """Pixels by position: a float32 array [N, C, H, W], or what reads them when asked.
-
-    ``np.asarray`` of it reads all of them into one float32 array.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, C, H, W)."""
-        ...
-
-    def __getitem__(self, position: int, /) -> NDArray[np.float32]:
-        """float32 [C, H, W] in [0, 1]."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,13 +70,13 @@ class Dataset:
         Raises:
             ValueError: no such image in this part of the dataset.
         """
-        found = np.flatnonzero(self.ids == image_id)
-        if found.size == 0:
+        positions = np.flatnonzero(self.ids == image_id)
+        if positions.size == 0:
             raise ValueError(
                 f"image_id {image_id} is not among the {len(self)} chosen images of {self.name} "
                 f"{self.split}: take one from `ids`"
             )
-        return int(found[0])
+        return int(positions[0])
 
     def image(self, image_id: int) -> NDArray[np.float32]:
         """One image's pixels.
@@ -134,13 +116,18 @@ class Dataset:
         return pixels_sha(self.image(image_id))
 
 
-def pixels_sha(pixels: NDArray[np.float32]) -> str:
-    """The first 16 hex digits of the sha256 of pixels as little-endian float32."""
-    return hashlib.sha256(pixels.astype("<f4").tobytes()).hexdigest()[:16]
+def labels_of(data: Dataset) -> dict[int, int]:
+    """The label of each image_id of a dataset."""
+    return dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
 
 
-def frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """The array, contiguous and protected against being changed by accident."""
-    array = np.ascontiguousarray(array)
-    array.setflags(write=False)
-    return array
+def about(data: Dataset) -> dict[str, Any]:
+    """What run.toml says about a dataset."""
+    return {
+        "name": data.name,
+        "split": data.split,
+        "fingerprint": data.fingerprint,
+        "num_classes": data.num_classes,
+        "image_shape": list(data.image_shape),
+        "images": len(data),
+    }

@@ -6,24 +6,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.dataset import frozen
+from diffcert_ray.datasets.pixels import frozen
+from diffcert_ray.datasets.reader import Request, Split
 from diffcert_ray.datasets.selection import by_hash
-from diffcert_ray.datasets.source import Request, Split
 
 TEST_IMAGES: Final = 360
 
 
 def read_digits(request: Request) -> Split:
-    """The digits; image_id is the row in scikit-learn's array.
-
-    Args:
-        request: split "test", "train" or "all".
-
-    Returns:
-        The split.
-
-    Raises:
-        DatasetError: another split.
+    """The digits, split "test", "train" or "all"; image_id is the row in scikit-learn's array.
 
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI; the copy
     in scikit-learn (1797 images, 16 grey levels above 0). The split is ours: it has none.

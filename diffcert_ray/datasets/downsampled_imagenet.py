@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffcert_ray.datasets.data_files import DataFiles
 from diffcert_ray.datasets.pixels import BytePixels
-from diffcert_ray.datasets.place import Place
-from diffcert_ray.datasets.source import Ints, Request, Split
+from diffcert_ray.datasets.reader import Ints, Request, Split
 from diffcert_ray.errors import DatasetError
 
 CLASSES = 1000
@@ -28,28 +28,19 @@ BLOCK_ROWS = 512  # decompressed at a time
 
 
 def read_downsampled_imagenet(request: Request) -> Split:
-    """Downsampled ImageNet; image_id is the row in the split, batch after batch.
+    """Downsampled ImageNet, split "val" or "train"; image_id is the row in it, batch after batch.
 
     Only the chosen rows are kept; the files are decompressed by blocks, once, up to the last of
-    them. The fingerprint rests on the labels and on the files' own checksums of their pixels.
-
-    Args:
-        request: name "imagenet64" or "imagenet32", split "val" or "train"; its path is the folder
-            of the .npz files.
-
-    Returns:
-        The split; it needs a label map.
-
-    Raises:
-        DatasetError: no such files, or not in the format.
+    them. The fingerprint rests on the labels and on the files' own checksums of their pixels. The
+    path is the folder of the .npz files. The split needs a label map.
     """
     request.check_split("val", "train")
     side = int(request.name.removeprefix("imagenet"))
-    place = request.place()
+    files = request.files()
     train = [f"train_data_batch_{k}.npz" for k in range(1, 11)]
     names = train if request.split == "train" else ["val_data.npz"]
     digest = hashlib.sha256(f"{request.name} {request.split}".encode())
-    labels = [_labels(place, name, 3 * side * side, digest) for name in names]
+    labels = [_labels(files, name, 3 * side * side, digest) for name in names]
     all_labels = np.concatenate(labels)
     digest.update(all_labels.astype("<i8").tobytes())
     starts = np.cumsum([0, *map(len, labels)])
@@ -59,7 +50,7 @@ def read_downsampled_imagenet(request: Request) -> Split:
         for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):
             (mine,) = np.nonzero((positions >= start) & (positions < stop))
             rows = positions[mine] - start
-            for at, row in _rows(place, name, rows):
+            for at, row in _rows(files, name, rows):
                 values[mine[at]] = row.reshape(3, side, side)
         return BytePixels(values)
 
@@ -74,31 +65,31 @@ def read_downsampled_imagenet(request: Request) -> Split:
     )
 
 
-def _labels(place: Place, name: str, row_bytes: int, digest: Any) -> Ints:
+def _labels(files: DataFiles, name: str, row_bytes: int, digest: Any) -> Ints:
     """Labels of a file, counted from 0; its pixels are checked by shape and hashed by checksum."""
-    with _archive(place, name) as archive:
+    with _archive(files, name) as archive:
         with archive.open("data.npy") as file:
             shape = _data_shape(file)
         with archive.open("labels.npy") as file:
-            found = np.lib.format.read_array(file, allow_pickle=False)
-        if found.shape != shape[:1] or not np.issubdtype(found.dtype, np.integer):
-            raise ValueError(f"{found.shape} labels of {found.dtype} for {shape[0]} images")
+            labels = np.lib.format.read_array(file, allow_pickle=False)
+        if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"{labels.shape} labels of {labels.dtype} for {shape[0]} images")
         info = archive.getinfo("data.npy")
     if shape[1:] != (row_bytes,):
         raise DatasetError(
-            f"{place.address}/{name} has rows of {shape[1:]} bytes, not {row_bytes}: it is of the "
+            f"{files.address}/{name} has rows of {shape[1:]} bytes, not {row_bytes}: it is of the "
             "other resolution; use dataset.name imagenet64 or imagenet32 as it fits"
         )
     digest.update(f"{name} {info.file_size} {info.CRC:08x}".encode())
-    return found.astype(np.int64) - 1
+    return labels.astype(np.int64) - 1
 
 
-def _rows(place: Place, name: str, rows: Ints) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _rows(files: DataFiles, name: str, rows: Ints) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """(index in ``rows``, its bytes) for each row, in the order of the file."""
     if len(rows) == 0:
         return
     order = np.argsort(rows, kind="stable")
-    with _archive(place, name) as archive, archive.open("data.npy") as file:
+    with _archive(files, name) as archive, archive.open("data.npy") as file:
         count, width = _data_shape(file)
         for start in range(0, count, BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, count)
@@ -126,9 +117,9 @@ def _data_shape(file: Any) -> tuple[int, ...]:
 
 
 @contextmanager
-def _archive(place: Place, name: str) -> Iterator[zipfile.ZipFile]:
+def _archive(files: DataFiles, name: str) -> Iterator[zipfile.ZipFile]:
     """The file as an archive; whatever is wrong in it is said with its name."""
-    with place.open(name) as file:
+    with files.open(name) as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield archive
@@ -136,6 +127,6 @@ def _archive(place: Place, name: str) -> Iterator[zipfile.ZipFile]:
             if isinstance(error, DatasetError):
                 raise
             raise DatasetError(
-                f"{place.address}/{name} is damaged, or not a file of downsampled ImageNet "
+                f"{files.address}/{name} is damaged, or not a file of downsampled ImageNet "
                 f"({error}): fetch it again"
             ) from None

@@ -9,9 +9,8 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.encoded import decode_image
-from diffcert_ray.datasets.pixels import first_shape, from_bytes
-from diffcert_ray.datasets.source import Ints, Request, Split
+from diffcert_ray.datasets.pixels import decode_image, first_shape, from_bytes
+from diffcert_ray.datasets.reader import Ints, Request, Split
 from diffcert_ray.errors import DatasetError
 
 
@@ -44,27 +43,19 @@ def read_image_folder(request: Request) -> Split:
     """An image folder; image_id is the row in torchvision's listing of it.
 
     Classes are the sorted names of the sub-folders. Nothing is resized. The fingerprint rests on
-    the files' names and sizes: their pixels are hashed when they are read.
-
-    Args:
-        request: its path is a local folder; the split is a sub-folder of it that holds the classes'
-            folders, or "all" for the path itself.
-
-    Returns:
-        The split.
-
-    Raises:
-        DatasetError: no such folder, or no images in it.
+    the files' names and sizes: their pixels are hashed when they are read. The path is a local
+    folder; the split is a sub-folder of it that holds the classes' folders, or "all" for the path
+    itself.
     """
     from torchvision.datasets import ImageFolder
 
-    place = request.place()
-    if not place.is_local:
+    files = request.files()
+    if not files.is_local:
         raise DatasetError(
-            f"dataset.path {place.address!r}: an image folder is read from a local path; for "
+            f"dataset.path {files.address!r}: an image folder is read from a local path; for "
             "object stores write the images as Parquet"
         )
-    root = os.path.expanduser(place.address.removeprefix("file://"))
+    root = os.path.expanduser(files.address.removeprefix("file://"))
     folder = root if request.split == "all" else os.path.join(root, request.split)
     if not os.path.isdir(folder):
         raise DatasetError(

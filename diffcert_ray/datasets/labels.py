@@ -30,9 +30,6 @@ def class_numbers(
 
     Returns:
         int64 [K], the network's class of each; and names by the network's class.
-
-    Raises:
-        DatasetError: a class is missing, or two get the same number.
     """
     if isinstance(label_map, str):
         target, names = _sorted_wordnet_ids(label_map, len(class_names), first_label)
@@ -94,12 +91,12 @@ def _sorted_wordnet_ids(path: str, classes: int, first_label: int) -> tuple[Ints
     if any(len(row) < 2 or not row[1].isdigit() for row in rows):
         raise DatasetError(f"dataset.label_map {path!r} is no table of WORDNET_ID LABEL NAME lines")
     rank = {wordnet_id: k for k, wordnet_id in enumerate(sorted({row[0] for row in rows}))}
-    found = {int(row[1]) - first_label: rank[row[0]] for row in rows}
-    if sorted(found) != list(range(classes)) or len(rank) != len(rows):
+    numbers = {int(row[1]) - first_label: rank[row[0]] for row in rows}
+    if sorted(numbers) != list(range(classes)) or len(rank) != len(rows):
         raise DatasetError(
             f"dataset.label_map {path!r} has {len(rows)} lines, {len(rank)} WordNet ids and "
-            f"{len(found)} labels: it needs each label from {first_label} to "
+            f"{len(numbers)} labels: it needs each label from {first_label} to "
             f"{classes - 1 + first_label} once"
         )
     names = {rank[row[0]]: row[2] if len(row) > 2 else row[0] for row in rows}
-    return np.array([found[k] for k in range(classes)], dtype=np.int64), names
+    return np.array([numbers[k] for k in range(classes)], dtype=np.int64), names

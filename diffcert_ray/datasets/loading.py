@@ -12,14 +12,15 @@ import numpy as np
 
 from diffcert_ray.config.selectors import SELECTORS
 from diffcert_ray.datasets.cifar import read_cifar
-from diffcert_ray.datasets.dataset import Dataset, frozen
+from diffcert_ray.datasets.dataset import Dataset
 from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
 from diffcert_ray.datasets.image_folder import read_image_folder
 from diffcert_ray.datasets.labels import class_numbers
 from diffcert_ray.datasets.parquet import read_parquet
+from diffcert_ray.datasets.pixels import frozen
+from diffcert_ray.datasets.reader import Request, Split
 from diffcert_ray.datasets.selection import positions
-from diffcert_ray.datasets.source import Request, Split
 from diffcert_ray.datasets.svhn import read_svhn
 from diffcert_ray.errors import DatasetError, nearest
 
@@ -141,13 +142,13 @@ def _as_mapping(spec: object) -> dict[str, Any]:
     if isinstance(spec, str):
         return {"name": spec}
     if isinstance(spec, Mapping):
-        found = dict(spec)
+        given = dict(spec)
     elif dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-        found = dataclasses.asdict(spec)
+        given = dataclasses.asdict(spec)
     elif hasattr(spec, "model_dump"):
-        found = spec.model_dump()
+        given = spec.model_dump()
     else:
         raise DatasetError(
             f"a dataset is given by its name or by a mapping, not by {type(spec).__name__}"
         )
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in given.items() if value is not None}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from diffcert_ray.datasets.parquet_files import RowGroups, open_row_groups
 from diffcert_ray.datasets.parquet_images import cell_pixels, image_leaf
 from diffcert_ray.datasets.pixels import first_shape
-from diffcert_ray.datasets.source import Ints, Request, Split
+from diffcert_ray.datasets.reader import Ints, Request, Split
 from diffcert_ray.errors import DatasetError, nearest
 
 IMAGE_COLUMNS = ("image", "img")
@@ -61,22 +61,17 @@ def read_parquet(request: Request) -> Split:
     folder of its name, in the order of their names; "all" is every file. An image is a PNG or JPEG
     (bytes, or the Hugging Face struct of bytes and path, whose path is never opened) or nested
     lists of numbers. The fingerprint rests on the files' names, sizes and footers (which hold row
-    counts, offsets and statistics), so that no pixels need be read for it.
-
-    Args:
-        request: its path is a .parquet file, or a folder or fsspec address of such files.
-
-    Returns:
-        The split.
+    counts, offsets and statistics), so that no pixels need be read for it. The path is a .parquet
+    file, or a folder or fsspec address of such files.
 
     Raises:
         DatasetError: no such files or columns, or columns of another type.
         OSError: the store cannot be read.
     """
-    place = request.place()
-    sizes = place.sizes(".parquet") if not place.address.endswith(".parquet") else place.sizes("")
+    files = request.files()
+    sizes = files.sizes(".parquet") if not files.address.endswith(".parquet") else files.sizes("")
     names = list(sizes) if list(sizes) == [""] else _files_of_split(request, list(sizes))
-    groups = open_row_groups(place, {name: sizes[name] for name in names})
+    groups = open_row_groups(files, {name: sizes[name] for name in names})
     columns = groups.schema.names
     image = _column(request.image_column, IMAGE_COLUMNS, "image_column", columns)
     label = _column(request.label_column, LABEL_COLUMNS, "label_column", columns)
@@ -87,8 +82,8 @@ def read_parquet(request: Request) -> Split:
     digest.update(f" {request.id_column} {request.image_shape} {groups.identity}".encode())
 
     def labels(positions: Ints) -> Ints:
-        found = groups.values(label, positions)
-        return np.array([coded(value) for value in found.to_pylist()], dtype=np.int64)
+        stored = groups.values(label, positions)
+        return np.array([coded(value) for value in stored.to_pylist()], dtype=np.int64)
 
     return Split(
         ids=ids,
@@ -108,22 +103,22 @@ def _files_of_split(request: Request, names: list[str]) -> list[str]:
         *folders, last = name.split("/")
         return split in folders or last.startswith((f"{split}-", f"{split}.", f"{split}_"))
 
-    found = [name for name in names if belongs(name)]
-    if not found:
+    chosen = [name for name in names if belongs(name)]
+    if not chosen:
         raise DatasetError(
             f"no .parquet file of split {split!r} below dataset.path {request.path!r}: there are "
             f"{', '.join(names[:5]) or 'none'}; set dataset.split to how their names start, or to "
             '"all"'
         )
-    return found
+    return chosen
 
 
 def _column(asked: str | None, usual: tuple[str, ...], key: str, columns: list[str]) -> str:
-    found = [asked] if asked else [name for name in usual if name in columns]
-    if not found or found[0] not in columns:
+    candidates = [asked] if asked else [name for name in usual if name in columns]
+    if not candidates or candidates[0] not in columns:
         what = f"dataset.{key} {asked!r} is no column" if asked else f"dataset.{key} is needed"
         raise DatasetError(f"{what}{nearest(asked or usual[0], columns)}")
-    return found[0]
+    return candidates[0]
 
 
 def _classes(groups: RowGroups, label: str) -> tuple[tuple[str, ...], Any]:
@@ -135,10 +130,10 @@ def _classes(groups: RowGroups, label: str) -> tuple[tuple[str, ...], Any]:
     """
     kind = groups.schema.field(label).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        found = set(groups.values(label).to_pylist())
-        if None in found:
+        stored = set(groups.values(label).to_pylist())
+        if None in stored:
             raise DatasetError(f"column {label!r} has empty labels: give every row its label")
-        names = tuple(sorted(found))
+        names = tuple(sorted(stored))
         return names, {name: k for k, name in enumerate(names)}.__getitem__
     if not pa.types.is_integer(kind):
         raise DatasetError(
@@ -166,10 +161,10 @@ def _ids(request: Request, groups: RowGroups) -> Ints:
     column = _column(request.id_column, (), "id_column", groups.schema.names)
     if not pa.types.is_integer(kind := groups.schema.field(column).type):
         raise DatasetError(f"dataset.id_column {column!r} is {kind}: ids are whole numbers from 0")
-    found = groups.values(column)
-    if found.null_count:
+    stored = groups.values(column)
+    if stored.null_count:
         raise DatasetError(f"dataset.id_column {column!r} has empty ids: give every image its own")
-    ids = found.to_numpy().astype(np.int64)
+    ids = stored.to_numpy().astype(np.int64)
     if len(np.unique(ids)) < len(ids):
         values, counts = np.unique(ids, return_counts=True)
         raise DatasetError(

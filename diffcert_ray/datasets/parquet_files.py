@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.place import Place, RangeFile
+from diffcert_ray.datasets.data_files import DataFiles, RangeFile
 from diffcert_ray.errors import DatasetError
 
 TAIL_BYTES = 256 * 2**10  # of a file in the first request: statistics of images make long footers
@@ -25,33 +25,33 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class _File:
-    """One file and its footer."""
+class _Footer:
+    """What a file says of itself at its end."""
 
     name: str
     size: int
     metadata: Any
-    footer_sha: str
+    sha256: str
 
 
 class RowGroups:
     """The row groups of several files, end to end; rows are numbered through all of them.
 
     Args:
-        place: where the files are.
-        files: their footers, in order.
+        files: where they are.
+        footers: of the files, in order.
         kept_bytes: how much of them may stay in memory.
     """
 
-    def __init__(self, place: Place, files: list[_File], kept_bytes: int) -> None:
-        self._place, self._files, self._kept_bytes = place, files, kept_bytes
-        self._places = [
-            (file, index) for file in files for index in range(file.metadata.num_row_groups)
+    def __init__(self, files: DataFiles, footers: list[_Footer], kept_bytes: int) -> None:
+        self._files, self._footers, self._kept_bytes = files, footers, kept_bytes
+        self._groups = [
+            (file, index) for file in footers for index in range(file.metadata.num_row_groups)
         ]
-        sizes = [file.metadata.row_group(index).num_rows for file, index in self._places]
+        sizes = [file.metadata.row_group(index).num_rows for file, index in self._groups]
         self._starts = np.cumsum([0, *sizes])
         self._kept: OrderedDict[tuple[int, str], Any] = OrderedDict()
-        self.schema = files[0].metadata.schema.to_arrow_schema()
+        self.schema = footers[0].metadata.schema.to_arrow_schema()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": OrderedDict()}
@@ -64,11 +64,11 @@ class RowGroups:
     @property
     def identity(self) -> str:
         """Names, sizes, row counts and footer hashes of the files."""
-        facts = [(f.name, f.size, f.metadata.num_rows, f.footer_sha) for f in self._files]
+        facts = [(f.name, f.size, f.metadata.num_rows, f.sha256) for f in self._footers]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def locate(self, row: int) -> tuple[int, int]:
-        """The row group that a row is in, and its place there."""
+        """The row group that a row is in, and where it stands there."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         return group, row - int(self._starts[group])
 
@@ -98,22 +98,22 @@ class RowGroups:
 
     def largest(self, column: str) -> int:
         """The largest value of a column of whole numbers, from statistics where there are any."""
-        found = []
-        for file, index in self._places:
+        maxima = []
+        for file, index in self._groups:
             group = file.metadata.row_group(index)
             chunks = (group.column(j) for j in range(group.num_columns))
             chunk = next(c for c in chunks if c.path_in_schema == column)
             if not (chunk.is_stats_set and chunk.statistics.has_min_max):
                 return int(np.max(self.values(column).drop_null().to_numpy(), initial=-1))
-            found.append(chunk.statistics.max)
-        return int(max(found, default=-1))
+            maxima.append(chunk.statistics.max)
+        return int(max(maxima, default=-1))
 
     def _bytes(self) -> int:
         return sum(column.nbytes for column in self._kept.values())
 
     def _fetch(self, group: int, column: str) -> Any:
-        file, index = self._places[group]
-        source = RangeFile(self._place, file.name, file.size)
+        file, index = self._groups[group]
+        source = RangeFile(self._files, file.name, file.size)
         try:
             with pq.ParquetFile(source, metadata=file.metadata) as opened:
                 table = opened.read_row_group(index, columns=[column], use_threads=False)
@@ -121,46 +121,42 @@ class RowGroups:
             if source.failed:  # the store, not the file
                 raise
             raise DatasetError(
-                f"{self._place.address}/{file.name} is damaged in row group {index} ({error}): "
+                f"{self._files.address}/{file.name} is damaged in row group {index} ({error}): "
                 "write it again"
             ) from None
         return table.column(0)
 
 
-def open_row_groups(place: Place, sizes: dict[str, int]) -> RowGroups:
-    """Read the footers of files.
-
-    Args:
-        place: where they are.
-        sizes: bytes of each, by name, in the order of their rows.
+def open_row_groups(files: DataFiles, sizes: dict[str, int]) -> RowGroups:
+    """Read the footers of files, given their bytes by name in the order of their rows.
 
     Raises:
         DatasetError: one is no Parquet file, or has other columns than the first.
     """
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        files = list(pool.map(lambda item: _footer(place, *item), sizes.items()))
-    first = files[0].metadata.schema.to_arrow_schema()
-    for file in files[1:]:
+        footers = list(pool.map(lambda item: _footer(files, *item), sizes.items()))
+    first = footers[0].metadata.schema.to_arrow_schema()
+    for file in footers[1:]:
         if not file.metadata.schema.to_arrow_schema().equals(first):
             raise DatasetError(
-                f"{place.address}/{file.name} has other columns than {files[0].name}: give "
+                f"{files.address}/{file.name} has other columns than {footers[0].name}: give "
                 "dataset.path the folder of one dataset only"
             )
-    return RowGroups(place, files, KEPT_BYTES)
+    return RowGroups(files, footers, KEPT_BYTES)
 
 
-def _footer(place: Place, name: str, size: int) -> _File:
-    tail = place.read(name, max(0, size - TAIL_BYTES), size)
+def _footer(files: DataFiles, name: str, size: int) -> _Footer:
+    tail = files.read(name, max(0, size - TAIL_BYTES), size)
     length = int.from_bytes(tail[-8:-4], "little")
     if len(tail) < 12 or tail[-4:] != MAGIC or length + 12 > size:
         raise DatasetError(
-            f"{place.address}/{name} is no Parquet file, or its end is missing: write it again"
+            f"{files.address}/{name} is no Parquet file, or its end is missing: write it again"
         )
     if length + 8 > len(tail):
-        tail = place.read(name, size - length - 8, size)
+        tail = files.read(name, size - length - 8, size)
     footer = tail[-(length + 8) :]
     try:
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
     except (pa.ArrowInvalid, OSError) as error:
-        raise DatasetError(f"{place.address}/{name} has a damaged footer: {error}") from None
-    return _File(name, size, metadata, hashlib.sha256(footer).hexdigest())
+        raise DatasetError(f"{files.address}/{name} has a damaged footer: {error}") from None
+    return _Footer(name, size, metadata, hashlib.sha256(footer).hexdigest())

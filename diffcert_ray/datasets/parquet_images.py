@@ -9,9 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.encoded import decode_image
-from diffcert_ray.datasets.errors import UndecodableError
-from diffcert_ray.datasets.pixels import from_bytes
+from diffcert_ray.datasets.pixels import UndecodableError, decode_image, from_bytes
 from diffcert_ray.errors import DatasetError
 
 Shape = tuple[int, int, int]
@@ -19,12 +17,6 @@ Shape = tuple[int, int, int]
 
 def image_leaf(field: Any) -> str:
     """The column to read for a field of images: the field itself, or the bytes of its struct.
-
-    Args:
-        field: an Arrow field.
-
-    Returns:
-        Its path in the Parquet schema.
 
     Raises:
         DatasetError: it holds neither bytes nor lists of numbers.
@@ -42,16 +34,13 @@ def image_leaf(field: Any) -> str:
 
 
 def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[np.float32]:
-    """Pixels of one image.
+    """Pixels of one image, float32 [C, H, W] in [0, 1].
 
     Args:
         column: Arrow column of one row group, as ``image_leaf`` named it.
         row: which one.
         image_shape: (C, H, W), or None: three channels of encoded images; what the nesting of
             lists says.
-
-    Returns:
-        float32 [C, H, W] in [0, 1].
 
     Raises:
         UndecodableError: why there are none.

@@ -1,17 +1,46 @@
-"""Pixels as bytes, and bytes as pixels: a quarter of their float32 size in memory."""
+"""Pixels of a dataset: by position, as bytes or encoded files, in [0, 1], and their hash.
+
+Shape letters: N images, C H W image.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+import io
+import struct
+import zlib
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.errors import UndecodableError
 from diffcert_ray.errors import DatasetError
 
-if TYPE_CHECKING:
-    from diffcert_ray.datasets.dataset import Pixels
+# Formats with a decoder of plain pixels; others (EPS, for one) start programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
+MAX_PIXELS = 2**24  # larger than any image that a network here takes
+_COLOUR_MODES = ("RGB", "L", "1", "P")
+_GREY_MODES = ("L", "1")
+
+
+class UndecodableError(ValueError):
+    """Why an image cannot be decoded, said by a reader that knows nothing of image ids."""
+
+
+class Pixels(Protocol):
+    """Pixels by position: a float32 array [N, C, H, W], or what reads them when asked.
+
+    ``np.asarray`` of it reads all of them into one float32 array.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W)."""
+        ...
+
+    def __getitem__(self, position: int, /) -> NDArray[np.float32]:
+        """float32 [C, H, W] in [0, 1]."""
+        ...
 
 
 def from_bytes(values: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -23,8 +52,7 @@ class BytePixels:
     """uint8 [N, C, H, W] that gives float32 images in [0, 1] by position."""
 
     def __init__(self, values: NDArray[np.uint8]) -> None:
-        self.values = np.ascontiguousarray(values)
-        self.values.setflags(write=False)
+        self.values = frozen(values)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,11 +70,7 @@ class BytePixels:
 
 
 def first_shape(pixels: Pixels, count: int) -> tuple[int, int, int]:
-    """(C, H, W) of the first of ``count`` images that can be decoded.
-
-    Raises:
-        DatasetError: none can.
-    """
+    """(C, H, W) of the first of ``count`` images that can be decoded; DatasetError if none can."""
     reason = "there are none"
     for position in range(count):
         try:
@@ -56,3 +80,62 @@ def first_shape(pixels: Pixels, count: int) -> tuple[int, int, int]:
         else:
             return channels, height, width
     raise DatasetError(f"none of the {count} chosen images can be decoded; the last: {reason}")
+
+
+def pixels_sha(pixels: NDArray[np.float32]) -> str:
+    """The first 16 hex digits of the sha256 of pixels as little-endian float32."""
+    return hashlib.sha256(pixels.astype("<f4").tobytes()).hexdigest()[:16]
+
+
+def frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, contiguous and protected against being changed by accident."""
+    array = np.ascontiguousarray(array)
+    array.setflags(write=False)
+    return array
+
+
+def decode_image(data: bytes, channels: int) -> NDArray[np.uint8]:
+    """Pixels of an encoded image at the size that it is stored in.
+
+    Args:
+        data: the file's bytes.
+        channels: 3, where grey and palette images are given as colours too; or 1, for grey images
+            only.
+
+    Returns:
+        uint8 [channels, H, W].
+
+    Raises:
+        UndecodableError: why it cannot be decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UndecodableError(f"{image.width} x {image.height} pixels")
+            modes = _COLOUR_MODES if channels == 3 else _GREY_MODES
+            if image.mode not in modes:
+                raise UndecodableError(
+                    f"mode {image.mode}, where {channels} channels are read from "
+                    f"{', '.join(modes)}; see dataset.image_shape"
+                )
+            values = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except UndecodableError:
+        raise
+    except UnidentifiedImageError:
+        raise UndecodableError(f"its {len(data)} bytes are no {', '.join(FORMATS)} file") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        TypeError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise UndecodableError(str(error) or type(error).__name__) from None
+    planes = values.transpose(2, 0, 1) if channels == 3 else values[None]
+    return np.ascontiguousarray(planes)

@@ -11,15 +11,12 @@ from diffcert_ray.config.selectors import the_selector
 
 
 def positions(where: str, ids: NDArray[np.int64], chosen: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Positions within a split that the one selector in a specification takes.
+    """Positions within a split, int64 [n], that the one selector in a specification takes.
 
     Args:
         where: dataset and split, for messages.
         ids: int64 [N], the split's image ids.
         chosen: the specification; at most one of SELECTORS is in it, and ``seed`` with ``sample``.
-
-    Returns:
-        int64 [n], each position at most once.
 
     Raises:
         ValueError: two selectors, more images than there are, or unknown ids.
@@ -49,13 +46,6 @@ def by_hash(salt: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Positions in an order that looks random and depends on nothing but salt and ids.
 
     A library's generator may change its stream between versions; sha256 may not.
-
-    Args:
-        salt: another salt gives another order.
-        ids: int64 [N].
-
-    Returns:
-        int64 [N], a permutation of 0..N-1.
     """
     digests = [hashlib.sha256(f"{salt} {image_id}".encode()).digest() for image_id in ids]
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
@@ -66,14 +56,14 @@ def _positions_of_ids(
 ) -> NDArray[np.int64]:
     if len(asked) == 0 or len(set(asked)) != len(asked):
         raise ValueError(f"dataset.ids has {len(asked)} entries: give at least one, and none twice")
-    found = {int(image_id): position for position, image_id in enumerate(ids)}
-    missing = [image_id for image_id in asked if image_id not in found]
+    position_of = {int(image_id): position for position, image_id in enumerate(ids)}
+    missing = [image_id for image_id in asked if image_id not in position_of]
     if missing:
         raise ValueError(
             f"dataset.ids: {missing[0]} is not in {where} ({len(ids)} images, ids {ids.min()} to "
             f"{ids.max()}): take ids of that split"
         )
-    return np.array([found[image_id] for image_id in asked], dtype=np.int64)
+    return np.array([position_of[image_id] for image_id in asked], dtype=np.int64)
 
 
 def _positive(key: str, value: Any) -> int:

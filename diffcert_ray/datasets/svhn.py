@@ -9,27 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from diffcert_ray.datasets.source import Request, Split, split_of_bytes
+from diffcert_ray.datasets.reader import Request, Split, split_of_bytes
 from diffcert_ray.errors import DatasetError
 
 
 def read_svhn(request: Request) -> Split:
-    """SVHN through scipy.io; image_id is the row in the file.
+    """SVHN through scipy.io, split "train", "test" or "extra"; image_id is the row in the file.
 
-    Args:
-        request: split "train", "test" or "extra"; its path is the folder of SPLIT_32x32.mat.
-
-    Returns:
-        The split, in memory as bytes.
-
-    Raises:
-        DatasetError: no such file, or not in the format.
+    The path is the folder of SPLIT_32x32.mat; the split is in memory as bytes.
     """
     request.check_split("test", "train", "extra")
-    place, name = request.place(), f"{request.split}_32x32.mat"
-    where = f"{place.address}/{name}"
-    found = _variables(place.read(name), where)
-    values, labels = found.get("X"), found.get("y")
+    files, name = request.files(), f"{request.split}_32x32.mat"
+    where = f"{files.address}/{name}"
+    variables = _variables(files.read(name), where)
+    values, labels = variables.get("X"), variables.get("y")
     if (
         values is None
         or labels is None
@@ -57,9 +50,9 @@ def _variables(data: bytes, where: str) -> dict[str, Any]:
 
     file: Any = io.BytesIO(data)  # the stubs know names of files only
     try:
-        found: dict[str, Any] = loadmat(file, variable_names=["X", "y"])
+        variables: dict[str, Any] = loadmat(file, variable_names=["X", "y"])
     except (MatReadError, NotImplementedError, ValueError, TypeError, OSError, EOFError) as error:
         raise DatasetError(
             f"{where} cannot be read as a MATLAB 5 file ({error}): fetch it again"
         ) from None
-    return found
+    return variables

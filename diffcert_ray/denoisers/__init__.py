@@ -1,1 +1,1 @@
-"""Denoisers D(u; s, y): their protocol, networks and checkpoints."""
+"""Denoisers D(u; s, y): their protocol, their networks and where they compute."""

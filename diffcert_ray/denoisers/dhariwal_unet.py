@@ -35,6 +35,7 @@ class DhariwalUNet(nn.Module):
         c = configuration
         emb_channels = c.model_channels * 4
         self.map_noise = PositionalEmbedding(c.model_channels, endpoint=False)
+        # Says how a training image was augmented: kept for the checkpoints, silent for others.
         self.map_augment = (
             nn.Linear(c.augment_dim, c.model_channels, bias=False) if c.augment_dim else None
         )
@@ -69,23 +70,18 @@ class DhariwalUNet(nn.Module):
         self.out_norm = group_norm(widths[0], _EPS, c.norm_groups)
         self.out_conv = zeroed(Conv2d(widths[0], c.out_channels, 3))
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, classes: Tensor, augment_labels: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, classes: Tensor) -> Tensor:
         """Evaluate the network.
 
         Args:
             x: scaled noisy images [B, C, H, W], of the network's dtype.
             c_noise: noise labels [B], float32.
             classes: one row per sample, one-hot or all zero for no class, [B, K].
-            augment_labels: how a training image was augmented [B, augment_dim]; None for not.
 
         Returns:
             The raw output [B, C, H, W], with 2C channels if a variance is learned.
         """
         emb = self.map_noise(c_noise).to(x.dtype)
-        if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels.to(x.dtype))
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
             emb = emb + self.map_label(classes.to(x.dtype))

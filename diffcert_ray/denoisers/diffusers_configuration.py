@@ -172,8 +172,8 @@ def read_diffusers_configuration(
 
 def _network(folder: Path) -> dict[str, Any]:
     candidates = [folder / "config.json", *sorted(folder.glob("*/config.json"))]
-    found = [(path, _json(path)) for path in candidates if path.is_file()]
-    networks = [(path, c) for path, c in found if "in_channels" in c and "_class_name" in c]
+    contents = [(path, _json(path)) for path in candidates if path.is_file()]
+    networks = [(path, c) for path, c in contents if "in_channels" in c and "_class_name" in c]
     if len(networks) != 1:
         names = ", ".join(path.parent.name for path, _ in networks) or "none"
         raise CheckpointError(
@@ -229,9 +229,9 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no JSON object")
-    return found
+    return content

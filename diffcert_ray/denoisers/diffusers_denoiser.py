@@ -91,8 +91,10 @@ class DiffusersDenoiser(nn.Module):
         prediction = self.configuration.prediction
         if self.step_labels is not None:
             return PREDICTION[prediction](s, self.step_labels(s))
-        found = edm_coefficients(s, self.configuration.sigma_data)
-        return found._replace(c_out=-found.c_out) if prediction == "v" else found
+        coefficients = edm_coefficients(s, self.configuration.sigma_data)
+        return (
+            coefficients._replace(c_out=-coefficients.c_out) if prediction == "v" else coefficients
+        )
 
     def _labels(self, s: Tensor, y: Tensor | None) -> Tensor | None:
         if not self.configuration.num_class_embeds:

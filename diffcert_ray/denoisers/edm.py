@@ -71,16 +71,13 @@ class EdmDenoiser(nn.Module):
         rows[1:].fill_diagonal_(1)
         self.register_buffer("class_rows", rows, persistent=False)
 
-    def forward(
-        self, u: Tensor, s: Tensor, y: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, u: Tensor, s: Tensor, y: Tensor | None = None) -> Tensor:
         """Estimate the clean image.
 
         Args:
             u: noisy images in model space, float32 [B, C, H, W].
             s: standard deviation of the noise in each, model space, > 0, float32 [B].
             y: class of each, int64 [B] in 0..K-1, or -1 for no class; None: no class for all.
-            augment_labels: how each image was augmented in training [B, augment_dim].
 
         Returns:
             The estimates of the clean images, model space, float32 [B, C, H, W].
@@ -96,7 +93,7 @@ class EdmDenoiser(nn.Module):
         c_skip, c_out, c_in, c_noise = self._coefficients(s.float())
         u = u.float()
         x = (c_in[:, None, None, None] * u).to(self.dtype)
-        raw = self.model(x, c_noise * self.configuration.c_noise_scale, classes, augment_labels)
+        raw = self.model(x, c_noise * self.configuration.c_noise_scale, classes)
         raw = raw[:, : u.shape[1]].float()  # the rest, if any, is a learned variance
         return torch.addcmul(c_skip[:, None, None, None] * u, c_out[:, None, None, None], raw)
 

@@ -6,7 +6,6 @@ D(u; s, y) = c_skip * u + c_out * F(c_in * u, c_noise, y). Every function maps n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -108,18 +107,10 @@ class StepLabels(nn.Module):
 
     def forward(self, s: Tensor) -> Tensor:
         """Map noise levels [B] to steps [B], float32; those outside the chain to its ends."""
-        place = s.double() if self.nearest else s.double().log()
-        above = torch.searchsorted(self.levels, place).clamp(1, len(self.levels) - 1)
+        sought = s.double() if self.nearest else s.double().log()
+        above = torch.searchsorted(self.levels, sought).clamp(1, len(self.levels) - 1)
         low, high = self.levels[above - 1], self.levels[above]
-        between = ((place - low) / (high - low)).clamp(0, 1)
+        between = ((sought - low) / (high - low)).clamp(0, 1)
         if self.nearest:
             between = (between > 0.5).double()
         return (above - 1 + between).float()
-
-
-def vp_noise_level(t: float) -> float:
-    """Noise level s at time t in [0, 1] of the VP schedule (inverse of the t in c_noise).
-
-    Source: Karras et al. 2022 (arXiv:2206.00364), table 1, column "VP", sigma(t).
-    """
-    return math.sqrt(math.expm1(_BETA_D * t**2 / 2 + _BETA_MIN * t))

@@ -44,6 +44,7 @@ class SongUNet(nn.Module):
         else:
             self.map_noise = PositionalEmbedding(noise_channels, endpoint=True)
         self.map_label = nn.Linear(c.label_dim, noise_channels) if c.label_dim else None
+        # Says how a training image was augmented: kept for the checkpoints, silent for others.
         self.map_augment = (
             nn.Linear(c.augment_dim, noise_channels, bias=False) if c.augment_dim else None
         )
@@ -78,16 +79,13 @@ class SongUNet(nn.Module):
         self.dec[f"{self.head}_norm"] = group_norm(widths[0], _EPS)
         self.dec[f"{self.head}_conv"] = zeroed(Conv2d(widths[0], c.out_channels, 3))
 
-    def forward(
-        self, x: Tensor, c_noise: Tensor, classes: Tensor, augment_labels: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, classes: Tensor) -> Tensor:
         """Evaluate the network.
 
         Args:
             x: scaled noisy images [B, C, H, W], of the network's dtype.
             c_noise: noise labels [B], float32.
             classes: one row per sample, one-hot or all zero for no class, [B, K].
-            augment_labels: how a training image was augmented [B, augment_dim]; None for not.
 
         Returns:
             The raw output [B, C, H, W], with 2C channels if a variance is learned.
@@ -96,8 +94,6 @@ class SongUNet(nn.Module):
         emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:
             emb = emb + self.map_label(classes.to(x.dtype) * math.sqrt(self.label_dim))
-        if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels.to(x.dtype))
         emb = F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
         x, skips = encode(self.enc, x, emb)
         x = decode(self.dec, x, skips, emb)

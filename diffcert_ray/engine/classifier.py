@@ -166,12 +166,12 @@ class Classifier:
             )
         units = [Unit(self.sigma, i, "estimate", 0, n) for i in ids]
         together = max(1, PREDICT_VOTES // n)
-        found: list[int] = []
+        classes: list[int] = []
         for first in range(0, len(units), together):
             chosen = slice(first, first + together)
             votes = self._cast(dict(zip(units[chosen], batch[chosen], strict=True)))
-            found += [prediction(Counter(v.tolist()), alpha=alpha) for v in votes.reshape(-1, n)]
-        return np.array(found, np.int64).reshape(images.shape[:-3])
+            classes += [prediction(Counter(v.tolist()), alpha=alpha) for v in votes.reshape(-1, n)]
+        return np.array(classes, np.int64).reshape(images.shape[:-3])
 
     def logits(self, u: Any, draws: int = 1, seed: int = 0) -> Any:
         """Scores f_y of clean inputs: minus the weighted denoising errors, larger is better.

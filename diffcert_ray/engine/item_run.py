@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.conventions import DENOISE, OPEN
-from diffcert_ray.denoisers.transfers import Coming, sent
+from diffcert_ray.denoisers.device import Coming, sent
 from diffcert_ray.engine.item_votes import CastVotes, HandedBack, Unpacked, Votes, packed
 from diffcert_ray.engine.lanes import Lanes, Rows
 from diffcert_ray.engine.row_queue import RowQueue
@@ -187,13 +187,13 @@ class ItemRun:
         """Let the device evaluate what waits first: whole batches, or one that is padded."""
         batch, device = self._base.batch, self._base.device
         batches = min(max(self._queue.rows // batch, 1), CHUNK_BATCHES)
-        lane, entry, column = self._queue.take(batches * batch)
+        lane, entry, klass = self._queue.take(batches * batch)
         with self._watch("noise"):
             noise, noise_row = self._noise_of(lane, entry)
         # Rows are repeated to fill the last batch.
         short = (size for size in self._base.short_batches if size >= len(lane))
         filled = np.arange(min(short, default=batches * batch)) % len(lane)
-        table = np.stack([lane, self._level_of[entry], column, noise_row])
+        table = np.stack([lane, self._level_of[entry], klass, noise_row])
         rows = sent(table[:, filled], device)
         with self._watch("network"):
             out, target = self._denoise(rows, noise)
@@ -203,14 +203,14 @@ class ItemRun:
             (denoising,) = np.nonzero(entry == DENOISE)
             if len(denoising):
                 self._denoised[sent(lane[denoising], device)] = out[sent(denoising, device)]
-            chunk = Chunk((lane, entry, column), Coming(losses))
+            chunk = Chunk((lane, entry, klass), Coming(losses))
         self.padded += len(filled) - len(lane)
         return chunk
 
     def _denoise(self, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs and targets [n, elements] of rows (lane, level, class, noise), int64 [4, n]."""
         base = self._base
-        lane, level, column, noise_row = rows
+        lane, level, klass, noise_row = rows
         eps = noise[noise_row]
         source = self._denoised if base.plan.base == "denoised" else self._noisy
         aim = self._denoised if base.plan.target == "denoised" else self._noisy
@@ -221,9 +221,7 @@ class ItemRun:
         )
         if base.plan.moves_target:
             target = target + self._target_scale[level, None] * eps
-        batches = zip(
-            *(part.split(base.batch) for part in (z, self._s[level], column)), strict=True
-        )
+        batches = zip(*(part.split(base.batch) for part in (z, self._s[level], klass)), strict=True)
         out = torch.cat([base.denoiser(*batch) for batch in batches])
         return out.reshape(len(out), -1), target
 
@@ -252,10 +250,10 @@ class ItemRun:
         with self._watch("losses"):
             values = chunk.losses.array()
         with self._watch("decisions"):
-            lane, entry, column = chunk.rows
+            lane, entry, klass = chunk.rows
             scored = entry != DENOISE
             denoised = np.sort(lane[~scored])
-            self._lanes.store((lane[scored], entry[scored], column[scored]), values[scored])
+            self._lanes.store((lane[scored], entry[scored], klass[scored]), values[scored])
             self.nfe += np.bincount(self._lanes.vote[lane], minlength=len(self.nfe))
             self._expected_rows -= len(lane) + len(denoised) * (self._classes - 1)
             done = self._lanes.arrived(lane)

@@ -87,14 +87,14 @@ class Lanes:
             start, stop = self._sift.rounds[round_index]
             asked = self._asked(int(round_index), group)
             mask = np.broadcast_to(asked[:, None, :], (len(group), stop - start, self._classes))
-            row, entry, column = np.nonzero(mask)
+            row, entry, klass = np.nonzero(mask)
             self._waits_for[group] = asked.sum(axis=1) * (stop - start)
-            yield group[row], start + entry, column
+            yield group[row], start + entry, klass
 
     def store(self, rows: Rows, losses: np.ndarray) -> None:
         """Keep the losses of evaluated rows, float64 [n]."""
-        lane, entry, column = rows
-        self._losses[lane, entry, column] = losses
+        lane, entry, klass = rows
+        self._losses[lane, entry, klass] = losses
 
     def arrived(self, lane: np.ndarray) -> np.ndarray:
         """Count rows as evaluated; returns the lanes that wait for no further row, ascending."""

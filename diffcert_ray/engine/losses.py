@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffcert_ray.conventions import NO_SMOOTHING, STREAM_NAMES
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.denoisers.transfers import sent
+from diffcert_ray.denoisers.device import sent
 from diffcert_ray.method.diffusion_classifier import row_losses, to_model_image
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.plain.units import LossItem, LossResult, UnitLosses

@@ -90,7 +90,7 @@ def short_batches(denoiser: Denoiser, batch: int, device: str) -> tuple[int, ...
     evaluate = _evaluation(denoiser, batch, device)
     # Noise levels mixed: at low ones alone the network's output counts little.
     rows = torch.randperm(batch, generator=torch.Generator().manual_seed(PROBE_SEED))
-    found: list[int] = []
+    sizes: list[int] = []
     size = batch // 2
     with torch.inference_mode():
         whole = evaluate(rows)
@@ -98,10 +98,10 @@ def short_batches(denoiser: Denoiser, batch: int, device: str) -> tuple[int, ...
             for start in range(0, min(max(size, COMPARED_ROWS), batch - size + 1), size):
                 stop = start + size
                 if not torch.equal(evaluate(rows[start:stop]), whole[start:stop]):
-                    return tuple(found)
-            found.append(size)
+                    return tuple(sizes)
+            sizes.append(size)
             size //= 2
-    return tuple(found)
+    return tuple(sizes)
 
 
 def _evaluation(denoiser: Denoiser, batch: int, device: str) -> Callable[[Tensor], Tensor]:

@@ -12,15 +12,15 @@ class RowQueue:
         self._blocks: deque[np.ndarray] = deque()
         self.rows = 0
 
-    def put(self, lane: np.ndarray, entry: np.ndarray, column: np.ndarray) -> None:
+    def put(self, lane: np.ndarray, entry: np.ndarray, klass: np.ndarray) -> None:
         """Add rows at the end: three int64 [n].
 
         Args:
             lane: of each row.
             entry: of the sifting rule.
-            column: its class.
+            klass: its class.
         """
-        self._blocks.append(np.stack([lane, entry, column]))
+        self._blocks.append(np.stack([lane, entry, klass]))
         self.rows += len(lane)
 
     def take(self, count: int) -> np.ndarray:

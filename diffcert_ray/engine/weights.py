@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import torch
 from torch import nn
 
 from diffcert_ray.checkpoints.files import checkpoint_sha256
@@ -11,7 +10,6 @@ from diffcert_ray.checkpoints.image_classifier import classifier_sha256, needed_
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.denoisers.gaussian import GaussianClasses
 from diffcert_ray.errors import ConfigError
 
 
@@ -22,8 +20,7 @@ def weights_of(
 
     Args:
         config: names the checkpoints.
-        denoiser: an object used in their place; its parameters (a torch module) or its ``means``
-            and ``tau`` (a Gaussian world) are hashed.
+        denoiser: an object used in their place; the tensors of its ``state_dict()`` are hashed.
         classifier: a torch module used in place of ``config.classifier``'s file.
 
     Raises:
@@ -51,8 +48,8 @@ def _trained_weights(
         weights["classifier"] = _object_sha256(classifier)
     else:
         source = needed_checkpoint(config)
-        found = classifier_sha256(source, config.execution.storage_options)
-        weights["classifier"] = _as_pinned(source, found, about.sha256, "classifier.sha256")
+        sha256 = classifier_sha256(source, config.execution.storage_options)
+        weights["classifier"] = _as_pinned(source, sha256, about.sha256, "classifier.sha256")
     if config.method.name == "denoise-classify" and denoiser is not None:
         return weights | {"denoiser": _object_sha256(denoiser)}
     return weights | _denoiser_weights(config)
@@ -68,27 +65,24 @@ def _denoiser_weights(config: Config) -> dict[str, str]:
     }
 
 
-def _as_pinned(source: str, found: str, expected: str | None, key: str) -> str:
-    if expected is not None and expected.lower() != found:
+def _as_pinned(source: str, actual: str, expected: str | None, key: str) -> str:
+    if expected is not None and expected.lower() != actual:
         raise ConfigError(
-            f"{key} is {expected}, but the file {source!r} has {found}: it is another file; "
+            f"{key} is {expected}, but the file {source!r} has {actual}: it is another file; "
             "correct the path or the hash"
         )
-    return found
+    return actual
 
 
 def _object_sha256(denoiser: Denoiser | nn.Module) -> str:
-    digest = hashlib.sha256(type(denoiser).__name__.encode())
-    if isinstance(denoiser, torch.nn.Module):
-        tensors = sorted(denoiser.state_dict().items())
-    elif isinstance(denoiser, GaussianClasses):
-        tensors = [("means", denoiser.means), ("tau", torch.tensor(denoiser.tau))]
-    else:
+    state_dict = getattr(denoiser, "state_dict", None)
+    if not callable(state_dict):
         raise ConfigError(
             f"a {type(denoiser).__name__} has no parameters to identify the run by: pass a torch "
             "module, or a checkpoint in model.checkpoint"
         )
-    for name, tensor in tensors:
+    digest = hashlib.sha256(type(denoiser).__name__.encode())
+    for name, tensor in sorted(state_dict().items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return digest.hexdigest()

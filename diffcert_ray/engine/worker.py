@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-import torch
 from torch import nn
 
 from diffcert_ray.checkpoints.image_classifier import load_classifier
@@ -13,19 +12,19 @@ from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, as_expected, load_dataset
-from diffcert_ray.denoisers.compiled import (
+from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.device import (
     compilation_failures,
     compile_denoiser,
     compiled_how,
+    keep_channels_last,
     no_compiler,
+    set_up_torch,
 )
-from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.denoisers.memory_format import keep_channels_last
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.engine.losses import evaluate_loss_item
 from diffcert_ray.engine.networks import DiffusionNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
-from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.base_classifier import BaseClassifier
 from diffcert_ray.plain.plan import plain_levels
 from diffcert_ray.plain.units import LossItem, LossResult
@@ -146,20 +145,6 @@ class WorkerSpec:
         return as_expected(data, self.fingerprint, self.image_shas)
 
 
-def set_up_torch() -> None:
-    """Let this process compute the way that every worker does."""
-    # One thread for each CPU worker: two threads in each of two processes are 30 times slower.
-    torch.set_num_threads(1)
-    torch.backends.cudnn.benchmark = False
-    # What use_deterministic_algorithms does, without seconds of importing the compiler.
-    torch.set_deterministic_debug_mode("warn")
-    # It would write NaN to all memory before it is used, 4 to 8 % of an evaluation.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if torch.cuda.is_available():  # float32 is what it says: a GPU's votes are to be a CPU's
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-
 class Worker:
     """Evaluates items at any sigma of the run, whatever kind of run it is.
 
@@ -203,18 +188,3 @@ class Worker:
     def base(self, sigma: float) -> BaseClassifier:
         """The base classifier at one sigma, pixel units; made once."""
         return self._base(sigma)
-
-
-def resolve_device(asked: str) -> str:
-    """The device that "auto", "cpu" or "cuda" stands for on this machine.
-
-    Raises:
-        ConfigError: cuda was asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        raise ConfigError(
-            'execution.device = "cuda", but torch finds no GPU here: check the driver (nvidia-smi) '
-            'and that torch has CUDA, or set execution.device = "cpu"'
-        )
-    return "cuda" if asked != "cpu" and available else "cpu"

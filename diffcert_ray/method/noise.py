@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.conventions import MAX_IMAGE_ID, STREAM_NAMES
-from diffcert_ray.denoisers.transfers import sent
+from diffcert_ray.denoisers.device import sent
 from diffcert_ray.method.noise_key import noise_key
 
 PURPOSES = ("smoothing", "internal")

@@ -112,8 +112,8 @@ def calibrate(
     Raises:
         ValueError: not even the smallest batch fits into memory.
     """
+    from diffcert_ray.denoisers.device import set_up_torch
     from diffcert_ray.engine.speed import best_rate, smallest_good_batch
-    from diffcert_ray.engine.worker import set_up_torch
 
     set_up_torch()
     trial = _Trial(config, weights, device, nfe / workers, denoiser)
@@ -122,19 +122,19 @@ def calibrate(
         given = f"batch {default.batch}, {default.dtype}, compiled: {_yes(default.compile)}"
         said = f"{given}, run of about {_minutes(run_s)}"
         return Calibrated(default, f"{said} would not pay for more (not calibrated)")
-    found = {way: trial.rates(way) for way in trial.ways()}
-    way = max(found, key=lambda w: best_rate(found[w]).nfe_per_s or 0.0)
+    rates_of = {way: trial.rates(way) for way in trial.ways()}
+    way = max(rates_of, key=lambda w: best_rate(rates_of[w]).nfe_per_s or 0.0)
     eager, whole = (
-        smallest_good_batch(found[way], config.execution.item_s, short=short)
+        smallest_good_batch(rates_of[way], config.execution.item_s, short=short)
         for short in (device == "cpu", False)
     )
-    rate = next(r.nfe_per_s for r in found[way] if r.batch == whole) or 0.0
+    rate = next(r.nfe_per_s for r in rates_of[way] if r.batch == whole) or 0.0
     compiled, why = trial.whether_to_compile(way, whole, rate, always=always)
     batch = whole if compiled else eager
     numerics = NumericsConfig(
         batch=batch, dtype=way.dtype, channels_last=way.channels_last, compile=compiled
     )
-    tried = "; ".join(f"{w}: {_shown(rates)}" for w, rates in found.items())
+    tried = "; ".join(f"{w}: {_shown(rates)}" for w, rates in rates_of.items())
     said = f"calibrated: batch {batch}, {way}, compiled: {why} (NFE/s by batch, {tried})"
     return Calibrated(numerics, said)
 
@@ -220,7 +220,7 @@ class _Trial:
         """Whether to compile, and why, in a few words."""
         from torch import nn
 
-        from diffcert_ray.denoisers.compiled import compilation_failures, compile_denoiser
+        from diffcert_ray.denoisers.device import compilation_failures, compile_denoiser
         from diffcert_ray.engine.speed import Forward, seconds
 
         if "compile" not in self._open:

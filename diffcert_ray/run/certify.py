@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, check_images, load_dataset
+from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.pool.local import Pool
 from diffcert_ray.pool.usual import usual_pool
 from diffcert_ray.run.kind import Rows, kind_of
 from diffcert_ray.run.loop import Driver, Outcome, Progress, Work
 from diffcert_ray.run.opening import calibrated, open_or_create, store_options
-from diffcert_ray.run.plan import labels_of, plan_of
+from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
 from diffcert_ray.run.resume import (
     check_same_images,
@@ -143,8 +144,9 @@ def _checked(
     classifier: "Network | None",
 ) -> _Checked:
     """Everything that can be checked without a run: settings, files, images, radii, device."""
+    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.engine.worker import WorkerSpec
 
     options = config.execution.storage_options
     data = dataset if dataset is not None else load_dataset(config.dataset, options)
@@ -188,7 +190,7 @@ class _Opened:
 
 def _opened(
     checked: _Checked,
-    place: str,
+    folder: str,
     on_damaged: str,
     on_calibrated: Callable[[str], None],
     *,
@@ -197,8 +199,8 @@ def _opened(
 ) -> _Opened:
     """The run's folder: made with calibrated numerics, or continued with those that it has."""
     spec, data = checked.spec, checked.data
-    options = store_options(spec.config, place)
-    location = open_location(place, options)
+    options = store_options(spec.config, folder)
+    location = open_location(folder, options)
     calibrate = partial(
         calibrated,
         location.check_writable,
@@ -213,7 +215,7 @@ def _opened(
     store, document, config = open_or_create(
         location, spec.config, spec.weights, data, options, calibrate, on_damaged=on_damaged
     )
-    run = Run(place, store, document)
+    run = Run(folder, store, document)
     spec = replace(spec, config=config)
     return _Opened(run, spec, data, checked.plan, checked.unreadable)
 

@@ -76,14 +76,14 @@ class RunDocument:
             ConfigError: it is not one, or was changed after it was written.
         """
         try:
-            found = tomllib.loads(data.decode())
+            tables = tomllib.loads(data.decode())
             document = RunDocument(
-                load_config(found["config"]),
-                found["votes_identity"],
-                found["votes_id"],
-                found["plan_id"],
-                found["dataset"],
-                found["versions"],
+                load_config(tables["config"]),
+                tables["votes_identity"],
+                tables["votes_id"],
+                tables["plan_id"],
+                tables["dataset"],
+                tables["versions"],
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
@@ -99,13 +99,13 @@ class RunDocument:
 
         A larger n written into it would let a fixed-n bound be extended after a look.
         """
-        for name, stated, found in (
+        for name, stated, actual in (
             ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
             ("plan_id", self.plan_id, canonical_hash(plan_identity(self.config, self.votes_id))),
         ):
-            if stated != found:
+            if stated != actual:
                 raise ConfigError(
-                    f"run.toml states {name} {stated}, but what it says has {found}: it was "
+                    f"run.toml states {name} {stated}, but what it says has {actual}: it was "
                     "changed by hand, or written by another version; restore it from a copy, or "
                     "give another folder"
                 )

@@ -174,7 +174,7 @@ def estimate(
         worker: loaded with the run's networks and images.
         trial_s: seconds of trial votes for each sigma; at least one vote is cast.
     """
-    found, trial_votes = [], 0
+    sigmas, trial_votes = [], 0
     for sigma in plan.sigmas:
         votes = nfe = 0
         seconds, step = 0.0, 1
@@ -186,7 +186,7 @@ def estimate(
             votes, nfe, step = item.votes, result.nfe, step * 4
         trial_votes += votes
         ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
-        found.append(
+        sigmas.append(
             SigmaEstimate(
                 sigma,
                 ceiling,
@@ -199,7 +199,7 @@ def estimate(
         )
     units = all_units(plan)
     images = len(plan.image_ids)
-    return Estimate(images, units, units * STORED_BYTES_PER_UNIT, tuple(found), trial_votes)
+    return Estimate(images, units, units * STORED_BYTES_PER_UNIT, tuple(sigmas), trial_votes)
 
 
 def _trial(plan: Plan, sigma: float, votes: int) -> Item:

@@ -9,7 +9,7 @@ import numpy as np
 from diffcert_ray.certificates.lipschitz import PlainCertificate, plain_certificate
 from diffcert_ray.certificates.radius import round_radius_down
 from diffcert_ray.conventions import ABSTAIN, NO_SMOOTHING
-from diffcert_ray.datasets.dataset import pixels_sha
+from diffcert_ray.datasets.pixels import pixels_sha
 from diffcert_ray.errors import DatasetError
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.stages import ImageLosses
@@ -63,13 +63,13 @@ def largest_loss(pixels: np.ndarray) -> float:
 
 
 def plain_row(
-    image: ImageLosses, found: PlainCertificate, label: int, *, votes_id: str
+    image: ImageLosses, certificate: PlainCertificate, label: int, *, votes_id: str
 ) -> CertificateRow:
     """One row of the certificates table: no smoothing, no votes, n counts the draws.
 
     Args:
         image: whose losses they are.
-        found: its certificate.
+        certificate: its certificate.
         label: the true class.
         votes_id: identity of the losses.
     """
@@ -77,16 +77,16 @@ def plain_row(
         sigma=NO_SMOOTHING,
         image_id=image.image_id,
         label=label,
-        predicted=ABSTAIN if found.abstained else found.predicted,
-        correct=not found.abstained and found.predicted == label,
-        abstained=found.abstained,
-        radius=found.radius,
+        predicted=ABSTAIN if certificate.abstained else certificate.predicted,
+        correct=not certificate.abstained and certificate.predicted == label,
+        abstained=certificate.abstained,
+        radius=certificate.radius,
         p_low=float("nan"),
         n_a=0,
-        n=found.draws,
+        n=certificate.draws,
         n0=0,
-        alpha=found.alpha,
-        bound=found.bound,
+        alpha=certificate.alpha,
+        bound=certificate.bound,
         nfe=image.nfe,
         seconds=image.seconds,
         method="dc",
@@ -127,11 +127,11 @@ def estimates(
         pixels: image_id -> its pixels.
         bound: "lipschitz" or "local".
     """
-    found = [c for _, c in recompute_plain(plan, stored, pixels, bound)]
-    if not found:
+    certificates = [c for _, c in recompute_plain(plan, stored, pixels, bound)]
+    if not certificates:
         return "no image has all of its draws yet"
-    certified = float(np.median([c.radius for c in found]))
-    estimated = float(np.median([c.estimated_radius for c in found]))
+    certified = float(np.median([c.radius for c in certificates]))
+    estimated = float(np.median([c.estimated_radius for c in certificates]))
     return (
         f"median certified radius {round_radius_down(certified, 4)}; estimate, NOT certified: "
         f"{estimated:.4f} at the mean losses of {plan.draws} draws"
@@ -198,5 +198,5 @@ class LossRows:
                 f"image {image_id} has changed since the run was started: restore it, or give "
                 "another run folder (--run)"
             )
-        found = image_certificate(image, pixels)
-        return plain_row(image, found, self.labels[image.image_id], votes_id=self.votes_id)
+        certificate = image_certificate(image, pixels)
+        return plain_row(image, certificate, self.labels[image.image_id], votes_id=self.votes_id)

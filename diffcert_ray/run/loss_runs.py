@@ -10,6 +10,7 @@ import pandas as pd
 from diffcert_ray.config.tables import PLAIN_BOUNDS, Config
 from diffcert_ray.conventions import NO_SMOOTHING
 from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.plain.plan import PlainPlan, plain_plan
 from diffcert_ray.plain.stages import LossStages
@@ -112,7 +113,7 @@ class LossRuns:
     ) -> None:
         """As `Kind.recompute`: by the bound asked for, and by the other one if it is stored."""
         plan = self.plan(config, data.ids, data)
-        labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
+        labels = labels_of(data)
         for bound in PLAIN_BOUNDS:
             stored = certificates[certificates["bound"] == bound]
             if bound == plan.bound or len(stored):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.datasets.dataset import about
 from diffcert_ray.run import calibration
 from diffcert_ray.run.document import RunDocument
-from diffcert_ray.run.plan import about
 from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.store import RunStore
 
@@ -97,21 +97,21 @@ def calibrated(
         denoiser=denoiser,
     )
     if local or (address is None and device == "cpu"):
-        found = calibrate()
+        choice = calibrate()
     else:  # a worker's machine may be another one, and a GPU is to be free again when they start
         from diffcert_ray.pool.ray_pool import calibrate_on_worker
 
         gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
         limit_s = settings.execution.stall_timeout_s
-        found = calibrate_on_worker(calibrate, address=address, gpus=gpus, limit_s=limit_s)
-    on_calibrated(found.said)
-    return settings.model_copy(update={"numerics": found.numerics})
+        choice = calibrate_on_worker(calibrate, address=address, gpus=gpus, limit_s=limit_s)
+    on_calibrated(choice.said)
+    return settings.model_copy(update={"numerics": choice.numerics})
 
 
-def store_options(settings: Config, place: str) -> dict[str, Any] | None:
+def store_options(settings: Config, folder: str) -> dict[str, Any] | None:
     """Storage options of the run folder: those that open only its inputs are not the folder's."""
     inputs = [file.source for file in model_files(settings).values()]
     inputs += [settings.dataset.path or "", settings.classifier.checkpoint or ""]
-    if "://" not in place and any("://" in address for address in inputs):
+    if "://" not in folder and any("://" in address for address in inputs):
         return None
     return settings.execution.storage_options or None

@@ -32,20 +32,3 @@ def plan_of(settings: Config, dataset: Dataset, images: tuple[int, int] | None =
             )
         ids = ids[start:stop]
     return kind_of(settings).plan(settings, ids, dataset)
-
-
-def labels_of(data: Dataset) -> dict[int, int]:
-    """The label of each image_id of a dataset."""
-    return dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
-
-
-def about(data: Dataset) -> dict[str, Any]:
-    """What run.toml says about a dataset."""
-    return {
-        "name": data.name,
-        "split": data.split,
-        "fingerprint": data.fingerprint,
-        "num_classes": data.num_classes,
-        "image_shape": list(data.image_shape),
-        "images": len(data),
-    }

@@ -101,9 +101,9 @@ def _check_direct(
         unconditional, source = denoiser.has_unconditional, type(denoiser).__name__
     else:
         source = model_files(config)["denoiser"].source
-        found = _stated(config, "denoiser")
-        _check_shape(found.image_shape, repr(source), dataset)
-        unconditional = found.unconditional
+        stated = _stated(config, "denoiser")
+        _check_shape(stated.image_shape, repr(source), dataset)
+        unconditional = stated.unconditional
     if not unconditional:
         raise ConfigError(
             f'method "denoise-classify" needs one unconditional denoising step, but {source!r} was '
@@ -144,8 +144,8 @@ def leave_out_corrupt(config: Config, plan: Any, checked: Checked) -> tuple[Any,
 def _network_facts(config: Config, denoiser: "Denoiser | None") -> tuple[tuple[int, ...], int, str]:
     if denoiser is not None:
         return denoiser.image_shape, denoiser.num_classes, type(denoiser).__name__
-    found = _stated(config, "denoiser")
-    return found.image_shape, found.label_dim, repr(config.model.checkpoint)
+    stated = _stated(config, "denoiser")
+    return stated.image_shape, stated.label_dim, repr(config.model.checkpoint)
 
 
 def _smoothed_facts(config: Config) -> tuple[tuple[int, ...], str]:

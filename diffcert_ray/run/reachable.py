@@ -38,35 +38,35 @@ def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[st
     Returns:
         A sentence for each, with the remedy.
     """
-    found: list[str] = []
+    sentences: list[str] = []
     for sigma in plan.sigmas:
         ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
         if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= ceiling]:
-            found.append(
+            sentences.append(
                 f"at sigma {sigma:g} no image can reach radius {', '.join(beyond)}: n = {plan.n} "
                 f"at alpha {plan.alpha:g} certifies at most {round_radius_down(ceiling, 3)}; "
                 "raise votes.n, or leave out the sigma or the radius"
             )
     if plan.bound == "sequential" and plan.n < 5 * plan.unit:
-        found.append(
+        sentences.append(
             f"sequential looks every votes.unit = {plan.unit} votes, {plan.n // plan.unit} times "
             f"up to votes.n = {plan.n}: it can hardly stop early; set votes.unit to "
             f"{max(1, plan.n // 50)} or raise votes.n"
         )
     if plan.bound == "sequential" and max(plan.radii) == 0:
-        found.append(
+        sentences.append(
             "sequential stops an image once the largest of votes.radii is certified, and that is "
             "0: certified radii will hardly exceed 0; add the radii that you want to know about"
         )
     if plan.estimate == "target" and (not sifted or config.sift.rule == "full"):
         reason = 'sift.rule "full"' if sifted else f'method "{config.method.name}"'
-        found.append(
+        sentences.append(
             f'votes.estimate = "target" saves no evaluation with {reason}, and forgets which other '
             'classes were voted for: set "complete"'
         )
     if sifted and config.sift.rule == "threshold" and config.sift.keep >= classes:
-        found.append(
+        sentences.append(
             f"sift.keep = {config.sift.keep} of {classes} classes: the rule threshold never drops "
             "one; set a smaller sift.keep"
         )
-    return found
+    return sentences

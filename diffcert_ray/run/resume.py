@@ -59,21 +59,21 @@ def unfounded_certificates(
         StoreError: there are some, and the store was opened with ``on_damaged="refuse"``.
     """
     planned = set(plan.image_ids.tolist())
-    found = {
+    lost = {
         (sigma, image_id, n)
         for sigma, image_id, n in stored
         if image_id in planned and not _founded(votes_held(sigma, image_id), plan.n0, n)
     }
-    if found and store.on_damaged == "refuse":
-        sigma, image_id, n = min(found)
+    if lost and store.on_damaged == "refuse":
+        sigma, image_id, n = min(lost)
         select, estimate = votes_held(sigma, image_id)
         raise StoreError(
-            f"{len(found)} certificates in {store.address} rest on votes that are not stored, "
+            f"{len(lost)} certificates in {store.address} rest on votes that are not stored, "
             f"first image {image_id} at sigma {sigma:g}: {select} + {estimate} votes are there of "
             f"{plan.n0} + {n}. A part was deleted: restore it from a copy, or run again with "
             'on_damaged="recompute" (--recompute-damaged): what is missing is computed again'
         )
-    return found
+    return lost
 
 
 def _founded(held: tuple[int, int], n0: int, n: int) -> bool:
@@ -135,9 +135,9 @@ def check_same_images(held: Held, known: set[int], image_sha: Callable[[int], st
         image_sha: image_id -> its pixel hash now.
     """
     for image_id, sha in held.image_sha.items():
-        if image_id in known and (found := image_sha(image_id)) != sha:
+        if image_id in known and (sha_now := image_sha(image_id)) != sha:
             raise ConfigError(
-                f"image {image_id} has pixels {found}, but the run's votes were cast on "
+                f"image {image_id} has pixels {sha_now}, but the run's votes were cast on "
                 f"{sha}: the data "
                 "has changed; give another run folder (--run), or restore the data"
             )

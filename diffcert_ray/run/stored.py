@@ -107,7 +107,7 @@ def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = No
         StoreError: there is no run, or it cannot be read.
         ConfigError: its run.toml is of another version.
     """
-    place, options = str(address), dict(storage_options or {})
-    store = RunStore.open(place, options if "://" in place else None)
+    folder, options = str(address), dict(storage_options or {})
+    store = RunStore.open(folder, options if "://" in folder else None)
     document = RunDocument.from_bytes(store.run_document()).with_storage_options(options)
-    return Run(place, store, document)
+    return Run(folder, store, document)

@@ -91,9 +91,9 @@ def read_losses(store: RunStore, levels: int, classes: int) -> StoredLosses:
 
 def _check_whole_units(table: pa.Table, levels: int, classes: int, address: str) -> None:
     rows = levels * classes
-    place = _column(table, "level").astype(np.int64) * classes + _column(table, "class")
+    cell = _column(table, "level").astype(np.int64) * classes + _column(table, "class")
     whole = table.num_rows % rows == 0 and np.array_equal(
-        place.reshape(-1, rows), np.broadcast_to(np.arange(rows), (table.num_rows // rows, rows))
+        cell.reshape(-1, rows), np.broadcast_to(np.arange(rows), (table.num_rows // rows, rows))
     )
     for name in ("image_id", "start", "stop"):  # of one unit, not of two halves
         if whole:

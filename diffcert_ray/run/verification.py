@@ -64,32 +64,34 @@ class Verification:
 
 
 def compare_certificates(
-    stored: pd.DataFrame, recomputed: list[CertificateRow], found: Verification
+    stored: pd.DataFrame, recomputed: list[CertificateRow], verification: Verification
 ) -> None:
     """Compare stored certificates with those that the counts give.
 
     Args:
         stored: the certificates table, one row for each sigma and image.
         recomputed: rows made anew from the stored units.
-        found: where differences are noted.
+        verification: where differences are noted.
     """
     keys = zip(stored["sigma"].tolist(), stored["image_id"].tolist(), strict=True)
     rows = dict(zip(keys, stored[list(COMPARED)].to_dict("records"), strict=True))
     for row in recomputed:
-        found.certificates += 1
+        verification.certificates += 1
         kept = rows.pop((row.sigma, row.image_id), None)
         where = f"image {row.image_id} at sigma {row.sigma:g}"
         if kept is None:
-            found.differences.append(f"{where} has all its votes, but no certificate is stored")
+            verification.differences.append(
+                f"{where} has all its votes, but no certificate is stored"
+            )
             continue
         for name in COMPARED:
             if not _same(kept[name], getattr(row, name)):
-                found.differences.append(
+                verification.differences.append(
                     f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
                 )
     for (sigma, image_id), kept in rows.items():
         if any(kept[name] != value for name, value in UNCERTIFIED.items()):
-            found.differences.append(
+            verification.differences.append(
                 f"image {image_id} at sigma {sigma:g} has a certificate, but not the votes for it"
             )
 
@@ -102,7 +104,7 @@ def _same(stored: Any, recomputed: Any) -> bool:
 def replay(
     units: pd.DataFrame,
     worker: "Worker",
-    found: Verification,
+    verification: Verification,
     *,
     sample: int,
 ) -> None:
@@ -114,47 +116,47 @@ def replay(
     Args:
         units: the stored units, all columns.
         worker: loaded with the run's configuration.
-        found: where differences are noted.
+        verification: where differences are noted.
         sample: number of units, at most all.
     """
-    for row in units.iloc[found.chosen(len(units), sample)].to_dict("records"):
+    for row in units.iloc[verification.chosen(len(units), sample)].to_dict("records"):
         unit = Unit(row["sigma"], row["image_id"], row["stream"], row["start"], row["stop"])
         part = Part(unit, unit.start, unit.stop, row["target"])
         tally = worker.cast_votes(Item(0, unit.sigma, (part,))).tallies[0]
         stored = dict(zip(row["classes"].tolist(), row["counts"].tolist(), strict=True))
-        found.units += 1
-        found.votes += unit.votes
+        verification.units += 1
+        verification.votes += unit.votes
         same = row["numerics"] == worker.numerics
-        found.same_numerics &= same
+        verification.same_numerics &= same
         if dict(tally.counts) != stored:
             remark = "" if same else " (another numerics kind: rare votes may differ)"
-            found.differences.append(
+            verification.differences.append(
                 f"image {unit.image_id} at sigma {unit.sigma:g}, {unit.stream} votes "
                 f"{unit.start}:{unit.stop}: stored {stored}, evaluated again {tally.counts}{remark}"
             )
 
 
 def replay_losses(
-    losses: StoredLosses, worker: "Worker", found: Verification, *, sample: int
+    losses: StoredLosses, worker: "Worker", verification: Verification, *, sample: int
 ) -> None:
     """Evaluate a random sample of the stored losses again and compare their sums.
 
     Args:
         losses: the run's losses.
         worker: loaded with the run's configuration.
-        found: where differences are noted; draws count as votes.
+        verification: where differences are noted; draws count as votes.
         sample: number of units, at most all.
     """
     keys = losses.units.tolist()
-    for row in found.chosen(len(keys), sample):
+    for row in verification.chosen(len(keys), sample):
         unit = LossUnit(*keys[row])
         again = worker.draw_losses(LossItem(0, (unit,))).tallies[0]
-        found.units += 1
-        found.votes += unit.draws
+        verification.units += 1
+        verification.votes += unit.draws
         gap = float(np.abs(again.sums - losses.sums[row]).max()) / unit.draws
         # Losses lie in [0, 1]; another device rounds the network's last bits another way.
         if gap > LOSS_TOLERANCE:
-            found.differences.append(
+            verification.differences.append(
                 f"image {unit.image_id}, draws {unit.start}:{unit.stop}: a mean loss differs by "
                 f"{gap:.2g} when evaluated again (limit {LOSS_TOLERANCE:g})"
             )

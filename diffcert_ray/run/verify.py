@@ -3,9 +3,10 @@
 import secrets
 
 from diffcert_ray.datasets import load_dataset
+from diffcert_ray.datasets.dataset import about
 from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.document import RunDocument
-from diffcert_ray.run.plan import about, plan_of
+from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Run
 from diffcert_ray.run.verification import Verification
@@ -25,8 +26,9 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     Raises:
         ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
     """
+    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
-    from diffcert_ray.engine.worker import WorkerSpec, resolve_device
+    from diffcert_ray.engine.worker import WorkerSpec
 
     config, kind, store, certificates = run.config, run.kind, run.store, run.certificates()
     votes_id, weights = run.document.votes_id, weights_of(config)

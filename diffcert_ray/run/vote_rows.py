@@ -28,7 +28,7 @@ def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[Uni
     wanted = {stream: set(plan.ranges(stream)) for stream in STREAM_NAMES}
 
     def units(sigma: float, image_id: int) -> list[UnitCounts]:
-        found = []
+        complete = []
         for stream in STREAM_NAMES:
             group = done.groups.get((sigma, stream))
             if group is None:
@@ -41,8 +41,8 @@ def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[Uni
                 unit = Unit(sigma, image_id, stream, start, stop)
                 tally = {int(c): int(n) for c, n in zip(classes, counts, strict=True)}
                 nfe, seconds = int(group.nfe[row]), float(group.seconds[row])
-                found.append(UnitCounts(unit, int(group.target[row]), tally, nfe, seconds))
-        return found
+                complete.append(UnitCounts(unit, int(group.target[row]), tally, nfe, seconds))
+        return complete
 
     return units
 
@@ -54,7 +54,7 @@ def unit_row(settled: SettledUnit, image_sha: str) -> UnitRow:
         settled: a unit whose votes are all in, and who cast them.
         image_sha: prefix of the pixels' hash.
     """
-    unit, counts = settled.units.unit, settled.units.counts
+    unit, counts = settled.counted.unit, settled.counted.counts
     classes = tuple(sorted(counts))
     return UnitRow(
         sigma=unit.sigma,
@@ -63,11 +63,11 @@ def unit_row(settled: SettledUnit, image_sha: str) -> UnitRow:
         stream=unit.stream,
         start=unit.start,
         stop=unit.stop,
-        target=settled.units.target,
+        target=settled.counted.target,
         classes=classes,
         counts=tuple(counts[c] for c in classes),
-        nfe=settled.units.nfe,
-        seconds=settled.units.seconds,
+        nfe=settled.counted.nfe,
+        seconds=settled.counted.seconds,
         device="+".join(sorted(settled.devices)),
         numerics="+".join(sorted(settled.numerics)),
         worker="+".join(sorted(settled.workers)),
@@ -131,8 +131,8 @@ def recompute(
         for image_id in plan.image_ids.tolist():
             image = _image(ImageVotes(plan, sigma, image_id), units)
             if (verdict := image.verdict()) is not None:
-                found = label(image_id)
-                yield certificate_row(image, verdict, found, method=method, votes_id=votes_id)
+                true_class = label(image_id)
+                yield certificate_row(image, verdict, true_class, method=method, votes_id=votes_id)
 
 
 def recompute_stopped(
@@ -215,7 +215,7 @@ class VoteRows:
             result: what the work item returned; of votes, all is in ``settled``.
             settled: units that are complete now.
         """
-        writer.add_units(unit_row(s, self.image_sha(s.units.unit.image_id)) for s in settled)
+        writer.add_units(unit_row(s, self.image_sha(s.counted.unit.image_id)) for s in settled)
 
     def certificate(self, image: ImageVotes) -> CertificateRow:
         """The certificate of an image whose votes are all in."""

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.method.from_config import levels_and_sift
 from diffcert_ray.run.estimate import Estimate, estimate
 from diffcert_ray.run.reachable import check_radii, doubts
@@ -164,7 +165,7 @@ class VoteRuns:
         images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
         sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
         plan = replace(self.plan(config, images, data), sigmas=sigmas)
-        label = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True)).__getitem__
+        label = labels_of(data).__getitem__
         rows: Iterator[CertificateRow]
         if plan.bound == "sequential":
             columns = [certificates[c].tolist() for c in ("sigma", "image_id", "n")]

@@ -1,1 +1,1 @@
-"""What uses runs and is used by none: benchmarks and training."""
+"""What uses runs, and what no run uses: benchmarks, training and exact worlds."""

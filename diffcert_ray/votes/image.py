@@ -137,22 +137,22 @@ class ImageVotes:
         """Whether no further vote can change the certificate."""
         return self.stopped is not None
 
-    def add(self, units: UnitCounts) -> None:
+    def add(self, counted: UnitCounts) -> None:
         """Take in one complete unit.
 
         Raises:
             VotesError: the unit is about another class than the chosen one, or its votes are not
                 the kind that the bound needs.
         """
-        self.nfe += units.nfe
-        self.seconds += units.seconds
-        if units.unit.stream == "select":
-            self._select[units.unit.start, units.unit.stop] = units
+        self.nfe += counted.nfe
+        self.seconds += counted.seconds
+        if counted.unit.stream == "select":
+            self._select[counted.unit.start, counted.unit.stop] = counted
             if self.chosen is None and len(self._select) == len(self.plan.ranges("select")):
                 self._choose()
         else:
-            self._arrived += units.unit.votes
-            self._estimate[units.unit.start] = units
+            self._arrived += counted.unit.votes
+            self._estimate[counted.unit.start] = counted
         if self.chosen is not None:
             self._advance()
 
@@ -182,15 +182,15 @@ class ImageVotes:
 
     def _choose(self) -> None:
         total: Counter[int] = Counter()
-        for units in self._select.values():
-            if units.target != ALL_CLASSES:
+        for counted in self._select.values():
+            if counted.target != ALL_CLASSES:
                 raise VotesError(
                     f"image {self.image_id}: selection votes "
-                    f"{units.unit.start}:{units.unit.stop} are "
-                    f"only about class {units.target}; selection needs complete votes: "
+                    f"{counted.unit.start}:{counted.unit.stop} are "
+                    f"only about class {counted.target}; selection needs complete votes: "
                     "recompute them"
                 )
-            total.update(units.counts)
+            total.update(counted.counts)
         total.pop(NOT_TARGET, None)
         # Ties go to the lowest class: any rule will do that looks at the selection votes only.
         self.chosen = min(total, key=lambda c: (-total[c], c)) if total else ABSTAIN
@@ -200,12 +200,12 @@ class ImageVotes:
     def _advance(self) -> None:
         """Take every look that the gap-free prefix allows; stop at the first one that stops."""
         while not self.finished:
-            units = self._estimate.pop(self.prefix, None)
-            if units is None:
+            counted = self._estimate.pop(self.prefix, None)
+            if counted is None:
                 return
-            self._check_kind(units)
-            self._total.update(units.counts)
-            self._looks_n.append(units.unit.stop)
+            self._check_kind(counted)
+            self._total.update(counted.counts)
+            self._looks_n.append(counted.unit.stop)
             self._looks_a.append(self._total[self.chosen or 0])
             self._look()
 
@@ -217,17 +217,18 @@ class ImageVotes:
         decision = self._looks.look(self._looks_a[-1], self.prefix)
         self.stopped = None if decision == "continue" else decision
 
-    def _check_kind(self, units: UnitCounts) -> None:
-        if units.target not in (ALL_CLASSES, self.chosen):
+    def _check_kind(self, counted: UnitCounts) -> None:
+        if counted.target not in (ALL_CLASSES, self.chosen):
             raise VotesError(
                 f"image {self.image_id}: estimation votes "
-                f"{units.unit.start}:{units.unit.stop} are about "
-                f"class {units.target}, but the selection votes chose {self.chosen}; recompute them"
+                f"{counted.unit.start}:{counted.unit.stop} are about "
+                f"class {counted.target}, but the selection votes chose {self.chosen}; recompute "
+                "them"
             )
-        if self.plan.bound == "two-class" and units.target != ALL_CLASSES:
+        if self.plan.bound == "two-class" and counted.target != ALL_CLASSES:
             raise VotesError(
                 f'image {self.image_id}: bound "two-class" needs complete votes, but votes '
-                f"{units.unit.start}:{units.unit.stop} stopped at class {units.target}; use "
+                f"{counted.unit.start}:{counted.unit.stop} stopped at class {counted.target}; use "
                 '"clopper-pearson" or "sequential", or a run with votes.estimate = "complete"'
             )
 
@@ -244,7 +245,7 @@ class ImageVotes:
             return None
         n_a, n = self._looks_a[-1], self._looks_n[-1]
         if self.plan.bound == "sequential":
-            found = certificate(
+            certified = certificate(
                 self._looks_a,
                 self._looks_n,
                 sigma=self.sigma,
@@ -253,7 +254,7 @@ class ImageVotes:
             )
         else:
             two = self.plan.bound == "two-class"
-            found = certificate(
+            certified = certificate(
                 n_a,
                 n,
                 sigma=self.sigma,
@@ -261,8 +262,8 @@ class ImageVotes:
                 alpha=self.plan.alpha,
                 bound=self.plan.bound,
             )
-        predicted = ABSTAIN if found.abstained else self.chosen
-        return self._verdict(predicted, found.radius, found.p_low, n_a, n)
+        predicted = ABSTAIN if certified.abstained else self.chosen
+        return self._verdict(predicted, certified.radius, certified.p_low, n_a, n)
 
     def _verdict(self, predicted: int, radius: float, p_low: float, n_a: int, n: int) -> Verdict:
         return Verdict(predicted, radius, p_low, n_a, n, self.nfe, self.seconds)

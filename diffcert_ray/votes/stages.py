@@ -47,13 +47,13 @@ class SettledUnit:
     """A unit whose votes are all in, as it is to be stored.
 
     Args:
-        units: its counts and cost.
+        counted: its counts and cost.
         workers: that took part.
         devices: they ran on.
         numerics: their numerics kinds.
     """
 
-    units: UnitCounts
+    counted: UnitCounts
     workers: set[str] = field(default_factory=set)
     devices: set[str] = field(default_factory=set)
     numerics: set[str] = field(default_factory=set)
@@ -207,14 +207,14 @@ class Stages:
             if entry is None:  # not made when issued: what is ready may wait for hours
                 entry = SettledUnit(UnitCounts(tally.unit, tally.target, {}, 0, 0.0))
                 self._settling[tally.unit] = entry
-            total = Counter(entry.units.counts)
+            total = Counter(entry.counted.counts)
             total.update(tally.counts)
-            entry.units = UnitCounts(
+            entry.counted = UnitCounts(
                 tally.unit,
                 tally.target,
                 dict(total),
-                entry.units.nfe + tally.nfe,
-                entry.units.seconds + seconds,
+                entry.counted.nfe + tally.nfe,
+                entry.counted.seconds + seconds,
             )
             entry.workers.add(result.worker)
             entry.devices.add(result.device)
@@ -222,7 +222,7 @@ class Stages:
             if sum(total.values()) == tally.unit.votes:
                 complete.append(self._settling.pop(tally.unit))
         for entry in complete:
-            self._add(entry.units)
+            self._add(entry.counted)
         return complete
 
     def abandon(self, item: Item) -> list[tuple[float, int]]:
@@ -248,20 +248,20 @@ class Stages:
         while sum(self._ready_votes.values()) < votes and self._todo:
             key = self._todo.pop()
             image = ImageVotes(self.plan, *key)
-            for units in self._stored(*key):
-                image.add(units)
-                self.votes_done += units.unit.votes
+            for counted in self._stored(*key):
+                image.add(counted)
+                self.votes_done += counted.unit.votes
             self._active[key] = image
             self._issued[key] = 0
             self._issue_select(image)
             self._settle_or_issue(image)
 
-    def _add(self, units: UnitCounts) -> None:
-        image = self._active.get((units.unit.sigma, units.unit.image_id))
+    def _add(self, counted: UnitCounts) -> None:
+        image = self._active.get((counted.unit.sigma, counted.unit.image_id))
         if image is None:  # it has stopped, or was given up, since the votes were issued
-            self.votes_unused += units.unit.votes
+            self.votes_unused += counted.unit.votes
             return
-        image.add(units)
+        image.add(counted)
         self._settle_or_issue(image)
 
     def _settle_or_issue(self, image: ImageVotes) -> None:

@@ -1,4 +1,4 @@
-"""Gaussian classes with their exact denoiser: a world in which every score has a closed form.
+"""Exact worlds: Gaussian classes with their exact denoiser, where every score has a closed form.
 
 Shapes: B rows, K classes, T levels, C H W image, D = C*H*W. Model space throughout. Class k is
 N(mu_k, tau^2 I). Images of such a world leave [-1, 1], so as pixels x = (u + 1) / 2 they leave
@@ -59,6 +59,10 @@ class GaussianClasses:
             A new world.
         """
         return GaussianClasses(self.means.to(device), self.tau)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What tells this world from others, as a torch module says it: means and tau."""
+        return {"means": self.means, "tau": torch.tensor(self.tau)}
 
     def __call__(self, u: Tensor, s: Tensor, y: Tensor | None = None) -> Tensor:
         """Posterior mean of the clean image.
@@ -146,14 +150,14 @@ class GaussianClasses:
         flat = u.double().flatten(1)
         variance = self.tau**2 + s.double().reshape(-1, 1) ** 2
         half_norms = 0.5 * mu.square().sum(dim=1)
-        found = []
+        means = []
         for rows, row_variance in zip(flat.split(_BLOCK), variance.split(_BLOCK), strict=True):
             missing = _BLOCK - rows.shape[0]
             block = torch.nn.functional.pad(rows, (0, 0, 0, missing))
             block_variance = torch.nn.functional.pad(row_variance, (0, 0, 0, missing), value=1.0)
             posterior = torch.softmax((block @ mu.T - half_norms) / block_variance, dim=1)
-            found.append((posterior @ mu)[: rows.shape[0]])
-        return torch.cat(found).reshape(u.shape)
+            means.append((posterior @ mu)[: rows.shape[0]])
+        return torch.cat(means).reshape(u.shape)
 
 
 def gaussian_world(

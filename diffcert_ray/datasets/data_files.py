@@ -1,4 +1,4 @@
-"""Files below a local path or an fsspec address: found, and read whole or by ranges."""
+"""The files of a dataset, below a local path or an fsspec address: read whole or by ranges."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from diffcert_ray.errors import DatasetError
 
 
 @dataclasses.dataclass
-class Place:
-    """A folder or file; its filesystem is made once in each process that uses it, never pickled.
+class DataFiles:
+    """A folder of files, or one; its filesystem is made once in each process, and never pickled.
 
     fsspec's own cache has one filesystem, and so one slowly made client, for each thread.
 
@@ -36,19 +36,19 @@ class Place:
         return not separator or protocol == "file"
 
     def sizes(self, suffix: str) -> dict[str, int]:
-        """Sizes in bytes of all files whose name ends so, by path relative to the address.
+        """Bytes of all files whose name ends so, by path relative to the address.
 
         Raises:
-            DatasetError: there is no such folder or file.
+            DatasetError: there is no file at all.
         """
         filesystem, root = self._filesystem()
-        found = filesystem.find(root, detail=True)
-        if not found:
+        listed = filesystem.find(root, detail=True)
+        if not listed:
             raise DatasetError(
                 f"dataset.path {self.address!r} does not exist or is empty: correct it, or put the "
                 "files there (on every node that runs workers)"
             )
-        relative = {path[len(root) :].lstrip("/"): int(i["size"]) for path, i in found.items()}
+        relative = {path[len(root) :].lstrip("/"): int(i["size"]) for path, i in listed.items()}
         return {name: size for name, size in sorted(relative.items()) if name.endswith(suffix)}
 
     def exists(self, name: str) -> bool:
@@ -58,11 +58,6 @@ class Place:
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """A file, or the bytes start:stop of it.
-
-        Args:
-            name: relative to the place.
-            start: first byte, or None: 0.
-            stop: byte after the last, or None: to the end.
 
         Raises:
             DatasetError: there is no such file.
@@ -81,11 +76,7 @@ class Place:
         return data
 
     def open(self, name: str) -> Any:
-        """A file opened for reading from its beginning on.
-
-        Raises:
-            DatasetError: there is no such file.
-        """
+        """A file opened for reading from its beginning on; DatasetError if there is none."""
         filesystem, root = self._filesystem()
         try:
             return filesystem.open(self._join(root, name), "rb")
@@ -121,15 +112,10 @@ class RangeFile(io.RawIOBase):
     """A file of known size of which every read is one request for exactly these bytes.
 
     fsspec's own file objects read ahead by megabytes; Parquet says exactly which bytes it needs.
-
-    Args:
-        place: where the file is.
-        name: the file, relative to the place.
-        size: its bytes.
     """
 
-    def __init__(self, place: Place, name: str, size: int) -> None:
-        self._place, self._name, self._size = place, name, size
+    def __init__(self, files: DataFiles, name: str, size: int) -> None:
+        self._files, self._name, self._size = files, name, size
         self._at = 0
         self.failed = False  # whether a request did: Parquet calls damage an OSError too
 
@@ -157,6 +143,6 @@ class RangeFile(io.RawIOBase):
         if stop <= self._at:
             return b""
         self.failed = True
-        data = self._place.read(self._name, self._at, stop)
+        data = self._files.read(self._name, self._at, stop)
         self._at, self.failed = stop, False
         return data

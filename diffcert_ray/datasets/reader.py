@@ -1,4 +1,4 @@
-"""Between a reader and the loader: what is asked of a reader, and the split that it found."""
+"""What a reader of published files is asked for, and the split that it gives."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.dataset import Pixels
-from diffcert_ray.datasets.pixels import BytePixels
-from diffcert_ray.datasets.place import Place
+from diffcert_ray.datasets.data_files import DataFiles
+from diffcert_ray.datasets.pixels import BytePixels, Pixels
 from diffcert_ray.errors import DatasetError
 
 Ints = NDArray[np.int64]
@@ -23,8 +22,6 @@ class Request:
     """What a reader is asked for: the [dataset] table without the choice of images.
 
     Attributes:
-        name: the dataset's name.
-        split: which part of it.
         path: where its files are; None for data that comes with a package.
         image_column, label_column, id_column: Parquet columns, None for the usual names.
         image_shape: (C, H, W) where the files do not say it.
@@ -40,18 +37,14 @@ class Request:
     image_shape: tuple[int, int, int] | None = None
     storage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
-    def place(self) -> Place:
-        """Where the files are.
-
-        Raises:
-            DatasetError: no path is given.
-        """
+    def files(self) -> DataFiles:
+        """The files at the path; DatasetError if none is given."""
         if not self.path:
             raise DatasetError(
                 f"dataset {self.name!r} needs dataset.path: the folder (or s3:// prefix) that its "
                 "files are in"
             )
-        return Place(self.path, self.storage_options)
+        return DataFiles(self.path, self.storage_options)
 
     def check_split(self, *known: str) -> None:
         """Refuse a split that the dataset does not have."""
@@ -89,14 +82,7 @@ class Split:
 def split_of_bytes(
     request: Request, values: NDArray[np.uint8], labels: Ints, class_names: tuple[str, ...]
 ) -> Split:
-    """A split that is in memory; image_id is the row number.
-
-    Args:
-        request: names dataset and split.
-        values: uint8 [N, C, H, W].
-        labels: int64 [N].
-        class_names: one name per class.
-    """
+    """A split that is in memory, uint8 [N, C, H, W]; image_id is the row number."""
     digest = hashlib.sha256(f"{request.name} {request.split} {values.shape} uint8".encode())
     digest.update(labels.astype("<i8").tobytes())
     digest.update(np.ascontiguousarray(values).data)
