@@ -88,6 +88,6 @@ class LossResult:
     nfe: int
     padded: int
     seconds: float
-    device: str
     worker: str = ""
+    device: str = "cpu"
     numerics: str = ""

@@ -185,6 +185,6 @@ class Result:
     nfe: int
     padded: int
     seconds: float
-    device: str
     worker: str = ""
+    device: str = "cpu"
     numerics: str = ""
