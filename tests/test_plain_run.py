@@ -261,27 +261,29 @@ def test_second_delivery_changes_nothing() -> None:
     assert stages.votes_done == item.votes
 
 
+def deliver_again(run, numerics: str) -> None:
+    """Store a unit once more, with slightly other losses, as by a worker of a numerics kind."""
+    whole = stored(run)
+    unit = whole.of(int(whole.units[0, 0]))[0]
+    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
+    sha = separated_world()[1].image_sha(unit.unit.image_id)
+    with run.store.writer() as writer:
+        result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
+        writer.add_losses([loss_row(changed, result, sha)])
+
+
 def test_other_deliveries_of_one_kind_are_refused_and_of_another_kind_counted(
     clean, tmp_path: Path
 ) -> None:
     run = run_of(tmp_path / "run", images=(0, 1))
     whole = stored(run)
-    unit = whole.of(int(whole.units[0, 0]))[0]
-    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
     kind = next(iter(run.outcome.numerics))
-    sha = separated_world()[1].image_sha(unit.unit.image_id)
-
-    def deliver(numerics: str) -> StoredLosses:
-        with run.store.writer() as writer:
-            result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
-            writer.add_losses([loss_row(changed, result, sha)])
-        return stored(run)
-
-    after = deliver("another")
-    assert after.differing == 1
-    np.testing.assert_array_equal(after.sums, whole.sums)  # the first delivery counts
+    deliver_again(run, "another")
+    assert stored(run).differing == 1
+    np.testing.assert_array_equal(stored(run).sums, whole.sums)  # the first delivery counts
+    deliver_again(run, kind)
     with pytest.raises(StoreError, match="one numerics kind differ"):
-        deliver(kind)
+        stored(run)
 
 
 def test_run_refuses_other_draws_units_alpha_and_votes(clean) -> None:
@@ -426,21 +428,12 @@ def test_compaction_keeps_the_first_delivery_of_losses_and_refuses_what_differs(
 ) -> None:
     run = run_of(tmp_path / "run", images=(0, 1))
     whole = stored(run)
-    unit = whole.of(int(whole.units[0, 0]))[0]
-    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
     kind = next(iter(run.outcome.numerics))
-    sha = separated_world()[1].image_sha(unit.unit.image_id)
-
-    def deliver(numerics: str) -> None:
-        with run.store.writer() as writer:
-            result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
-            writer.add_losses([loss_row(changed, result, sha)])
-
-    deliver("another")
+    deliver_again(run, "another")
     compact(run.store, delete_sources=True)
     assert stored(run).differing == 1
     np.testing.assert_array_equal(stored(run).sums, whole.sums)
-    deliver(kind)
+    deliver_again(run, kind)
     with pytest.raises(StoreError, match=r"one numerics kind differ.*compact/000001"):
         compact(run.store)
 

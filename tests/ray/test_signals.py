@@ -13,10 +13,6 @@ from tests.scripted_workers import Script
 
 pytestmark = [
     pytest.mark.ray,
-    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
-    pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
