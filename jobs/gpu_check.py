@@ -39,17 +39,17 @@ from torch import Tensor
 from diffcert_ray.checkpoints.load import load_denoiser, save_denoiser
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.denoisers.compiled import compile_denoiser
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.device import compile_denoiser, keep_channels_last, set_up_torch
 from diffcert_ray.denoisers.edm import EdmDenoiser
-from diffcert_ray.denoisers.memory_format import keep_channels_last
-from diffcert_ray.engine.forward import Forward, example_rows, seconds
-from diffcert_ray.engine.memory import peak_bytes
+from diffcert_ray.engine.memory import example_rows, peak_bytes
 from diffcert_ray.engine.numerics_kind import numerics_kind
-from diffcert_ray.engine.speed import batch_rates
+from diffcert_ray.engine.speed import Forward, batch_rates, seconds
 from diffcert_ray.engine.votes import evaluate_votes
-from diffcert_ray.engine.worker import WorkerSpec, set_up_torch, weights_of
-from diffcert_ray.method.base_classifier import BaseClassifier, base_classifier
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
+from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.pool.dispatch import Dispatch
 from diffcert_ray.pool.starts import Starts
