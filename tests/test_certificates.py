@@ -17,12 +17,11 @@ from diffcert_ray.certificates.clopper_pearson import (
 from diffcert_ray.certificates.radius import (
     BOUNDS,
     certificate,
-    largest_radius,
     radius_from_q,
-    required_n,
     round_radius_down,
     two_class_counts,
 )
+from diffcert_ray.certificates.reach import largest_radius, required_n
 from diffcert_ray.conventions import NOT_TARGET
 
 mpmath.mp.dps = 40

@@ -22,7 +22,25 @@ UNIT = UnitRow(
     0.25, 7, "a1", "select", 0, 10, ALL_CLASSES, (1, 3), (4, 6), 120, 0.5, "cpu", "kind-a", "w", 0
 )
 CERTIFICATE = CertificateRow(
-    0.25, 7, 3, 3, True, False, 0.3, 0.9, 9, 10, 10, 0.001, "two-class", 120, 0.5, "epndc", "v1"
+    0.25,
+    7,
+    3,
+    3,
+    True,
+    False,
+    0.3,
+    0.9,
+    0.0,
+    0.0,
+    9,
+    10,
+    10,
+    0.001,
+    "two-class",
+    120,
+    0.5,
+    "epndc",
+    "v1",
 )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diffcert_ray.certificates.radius import largest_radius
+from diffcert_ray.certificates.reach import largest_radius
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.certify import certify

@@ -6,7 +6,7 @@ import pytest
 
 from diffcert_ray.attack.image import ImageAttack, Judgement
 from diffcert_ray.attack.run import Attack
-from diffcert_ray.certificates.radius import largest_radius
+from diffcert_ray.certificates.reach import largest_radius
 from diffcert_ray.commands import attack, plan
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config, DatasetConfig
 
-METHOD_VERSION = 1  # raised by a change that changes votes
+METHOD_VERSION = 2  # raised by a change that changes votes
 
 
 def canonical_hash(content: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.method.grid import slack
 from diffcert_ray.votes.units import Item, Part, Unit
 
 if TYPE_CHECKING:
@@ -156,8 +157,9 @@ class Classifier:
         """
         from diffcert_ray.certificates.prediction import check_prediction, prediction
 
-        check_prediction(n, alpha)
         images = np.asarray(images, np.float32)
+        noise_slack = slack(self.sigma, int(np.prod(images.shape[-3:])))
+        check_prediction(n, alpha, noise_slack)
         batch = images.reshape(-1, *images.shape[-3:]) if images.ndim >= 3 else images
         ids = [int(i) for i in image_ids] or list(range(len(batch)))
         if len(ids) != len(batch) or len(set(ids)) < len(ids):
@@ -170,7 +172,8 @@ class Classifier:
         for first in range(0, len(units), together):
             chosen = slice(first, first + together)
             votes = self._cast(dict(zip(units[chosen], batch[chosen], strict=True)))
-            classes += [prediction(Counter(v.tolist()), alpha=alpha) for v in votes.reshape(-1, n)]
+            counts = [Counter(v.tolist()) for v in votes.reshape(-1, n)]
+            classes += [prediction(c, alpha=alpha, slack=noise_slack) for c in counts]
         return np.array(classes, np.int64).reshape(images.shape[:-3])
 
     def logits(self, u: Any, draws: int = 1, seed: int = 0) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from diffcert_ray.certificates.radius import largest_radius
+from diffcert_ray.certificates.reach import largest_radius
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.units import LossItem, LossUnit
 from diffcert_ray.run.loss_rows import loss_row
@@ -185,7 +185,14 @@ def estimate(
             seconds = time.perf_counter() - started
             votes, nfe, step = item.votes, result.nfe, step * 4
         trial_votes += votes
-        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
+        ceiling = largest_radius(
+            plan.n,
+            sigma,
+            plan.alpha,
+            plan.bound,
+            slack=plan.slack(sigma),
+            taken_off=plan.taken_off(),
+        )
         sigmas.append(
             SigmaEstimate(
                 sigma,

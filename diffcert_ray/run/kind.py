@@ -111,6 +111,10 @@ class Kind(Protocol):
         """What a configuration asks of some images."""
         ...
 
+    def on_grid(self, plan: Any, off_grid: Mapping[int, float]) -> Any:
+        """The plan with what rounding to the grid takes off each image's radius, pixel units."""
+        ...
+
     def check(self, config: Config, plan: Any) -> None:
         """Refuse what cannot give what is asked: radii out of reach, noise levels (ConfigError)."""
         ...

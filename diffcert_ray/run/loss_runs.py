@@ -39,6 +39,10 @@ class LossRuns:
         dimensions = int(np.prod(dataset.image_shape))
         return plain_plan(config, image_ids, dataset.num_classes, dimensions)
 
+    def on_grid(self, plan: PlainPlan, off_grid: Mapping[int, float]) -> PlainPlan:
+        """As `Kind.on_grid`: draws are float numbers here, see docs/guarantees.md."""
+        return plan
+
     def check(self, config: Config, plan: PlainPlan) -> None:
         """As `Kind.check`: making the plan has checked its noise levels."""
 

@@ -1,6 +1,7 @@
 """Whether votes can certify what is asked of them: refused where not, doubted where hardly."""
 
-from diffcert_ray.certificates.radius import largest_radius, required_n, round_radius_down
+from diffcert_ray.certificates.radius import round_radius_down
+from diffcert_ray.certificates.reach import largest_radius, required_n
 from diffcert_ray.config.tables import Config
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.votes.image import Plan
@@ -13,11 +14,18 @@ def check_radii(plan: Plan) -> None:
         ConfigError: with the n that would do.
     """
     sigma = max(plan.sigmas)
-    ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
+    ceiling = _ceiling(plan, sigma)
     out_of_reach = [r for r in plan.radii if r > 0 and r >= ceiling]
     if out_of_reach:
         worst = max(out_of_reach)
-        needed = required_n(worst, sigma, plan.alpha, plan.bound)
+        needed = required_n(
+            worst,
+            sigma,
+            plan.alpha,
+            plan.bound,
+            slack=plan.slack(sigma),
+            taken_off=plan.taken_off(),
+        )
         raise ConfigError(
             f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius "
             f"{round_radius_down(ceiling, 3)} at sigma {sigma} (every vote agreeing), below "
@@ -40,7 +48,7 @@ def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[st
     """
     sentences: list[str] = []
     for sigma in plan.sigmas:
-        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
+        ceiling = _ceiling(plan, sigma)
         if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= ceiling]:
             sentences.append(
                 f"at sigma {sigma:g} no image can reach radius {', '.join(beyond)}: n = {plan.n} "
@@ -70,3 +78,9 @@ def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[st
             "one; set a smaller sift.keep"
         )
     return sentences
+
+
+def _ceiling(plan: Plan, sigma: float) -> float:
+    """The radius that unanimous votes certify for an image on the grid."""
+    off = {"slack": plan.slack(sigma), "taken_off": plan.taken_off()}
+    return largest_radius(plan.n, sigma, plan.alpha, plan.bound, **off)

@@ -67,9 +67,14 @@ class VoteRuns:
             alpha=votes.alpha,
             bound=votes.bound,
             radii=votes.radii,
+            dimensions=int(np.prod(dataset.image_shape)),
             estimate=votes.estimate,
             futility=votes.futility,
         )
+
+    def on_grid(self, plan: Plan, off_grid: Mapping[int, float]) -> Plan:
+        """As `Kind.on_grid`."""
+        return replace(plan, off_grid=off_grid)
 
     def check(self, config: Config, plan: Plan) -> None:
         """As `Kind.check`."""

@@ -7,12 +7,18 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.location import Location
-from diffcert_ray.storage.schemas import PUBLISHED_KEY, SCHEMA_VERSION, VERSION_KEY
+from diffcert_ray.storage.schemas import (
+    ADDED_IN_2,
+    PUBLISHED_KEY,
+    SCHEMA_VERSION,
+    VERSION_KEY,
+)
 
 READERS = 16  # files fetched at a time: enough to hide an object store's latency
 PART_NAME = re.compile(r"^(?P<folder>.+)/part-(?P<writer>[^/]+)-(?P<seq>\d{6,})\.parquet$")
@@ -102,7 +108,11 @@ def decode(name: str, data: bytes, schema: pa.Schema, columns: Sequence[str]) ->
             f"{name} has schema version {version}, this program knows {SCHEMA_VERSION}: upgrade "
             "diffcert_ray to continue this run"
         )
-    table = file.read(columns=list(columns), use_threads=False).select(list(columns))
+    lacking = [c for c in columns if version < SCHEMA_VERSION and c in ADDED_IN_2]
+    table = file.read(columns=[c for c in columns if c not in lacking], use_threads=False)
+    for column in lacking:
+        table = table.append_column(column, pa.array(np.zeros(table.num_rows)))
+    table = table.select(list(columns))
     published_us = int(metadata.get(PUBLISHED_KEY, b"0"))
     return ReadPart(name, published_us, table.cast(reading_schema(schema, columns)))
 
