@@ -233,7 +233,8 @@ def certificate_of(
     """The row of an image whose votes are all in."""
     return CertificateRow(
         sigma=sigma, image_id=image_id, label=label, predicted=3, correct=label == 3,
-        abstained=False, radius=0.3, p_low=0.89, slack=0.0, taken_off=0.0, n_a=9 * config.votes.n // 10, n=config.votes.n,
+        abstained=False, radius=0.3, p_low=0.89, slack=0.0, taken_off=0.0,
+        n_a=9 * config.votes.n // 10, n=config.votes.n,
         n0=N0, alpha=config.votes.alpha, bound=config.votes.bound, nfe=1000, seconds=0.5,
         method=config.method.name, votes_id=votes_id,
     )  # fmt: skip

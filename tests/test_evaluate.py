@@ -104,17 +104,19 @@ def one_vote(base: DiffusionBase, unit: Unit, vote: int) -> tuple[int, int]:
     plan, sift, shape = base.plan, base.sift, WORLD.image_shape
     source = NoiseSource(base.seed, SIGMA, int(np.prod(shape)))
 
-    def noise(purpose: str, level: int = 0) -> Tensor:
-        address = [np.array([a]) for a in (unit.image_id, STREAM_NAMES.index(unit.stream), vote)]
-        return source.normal(*address, purpose, level).reshape(1, *shape)
+    address = [np.array([a]) for a in (unit.image_id, STREAM_NAMES.index(unit.stream), vote)]
 
-    clean = torch.from_numpy(image(unit.image_id))[None] * 2 - 1
-    u = clean + plan.s_tau * noise("smoothing")
+    def noise(level: int) -> Tensor:
+        return source.normal(*address, level).reshape(1, *shape)
+
+    points = np.rint(image(unit.image_id)[None].astype(np.float64) * 65280)  # pixels, 255 * 256
+    steps = source.steps(*address).numpy().reshape(1, *shape)
+    u = torch.from_numpy(((points + steps - 32640) / 32640).astype(np.float32))
     u_hat = denoised_image(plan, WORLD, u) if plan.needs_denoised else None
     evaluations = int(plan.needs_denoised)
 
     def losses_at(level: int) -> np.ndarray:
-        eps, index = noise("internal", level), torch.tensor([level])
+        eps, index = noise(level), torch.tensor([level])
         z, wanted = (f(plan, index, u, u_hat, eps) for f in (network_input, target))
         s = torch.tensor([plan.s[level]], dtype=torch.float32)
         outputs = [WORLD(z, s, torch.tensor([k])) for k in range(WORLD.num_classes)]
@@ -472,6 +474,6 @@ def test_logits_of_clean_images_share_their_noise() -> None:
     assert not torch.equal(base.clean_scores(u, draws=2, seed=10), found)
     zero = np.zeros(LEVELS, np.int64)
     source = NoiseSource(9, SIGMA, 16)
-    draws = [source.normal(zero, zero, zero + d, "internal", np.arange(LEVELS)) for d in (0, 1)]
+    draws = [source.normal(zero, zero, zero + d, np.arange(LEVELS)) for d in (0, 1)]
     eps = torch.stack(draws).reshape(2, LEVELS, *WORLD.image_shape)
     torch.testing.assert_close(found, class_logits(WORLD, u, base.plan, eps))

@@ -88,7 +88,7 @@ def losses_one_by_one(x: np.ndarray, image_id: int, s: np.ndarray, seed: int) ->
     for draw in range(DRAWS):
         for level in range(len(s)):
             address = [np.array([v]) for v in (image_id, 1, draw)]
-            eps = noise.normal(*address, "internal", level).reshape(1, *x.shape)
+            eps = noise.normal(*address, level).reshape(1, *x.shape)
             z = u[None] + float(s[level]) * eps
             for k in range(CLASSES):
                 h = world(z, torch.tensor([s[level]], dtype=torch.float32), torch.tensor([k]))

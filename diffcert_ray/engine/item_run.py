@@ -239,7 +239,6 @@ class ItemRun:
             self._image_id[votes],
             self._stream[votes],
             self.votes.vote[votes],
-            "internal",
             self._level_of[entry[kept]],
             device=self._base.device,
         )

@@ -26,8 +26,8 @@ from diffcert_ray.denoisers.device import sent
 from diffcert_ray.method.grid import MIDDLE, STEPS, check_sigma_on_grid
 from diffcert_ray.method.noise_key import noise_key
 
-PURPOSES = ("smoothing", "internal")
-
+SMOOTHING, INTERNAL = 0, 1
+"""What noise is for, a bit of its address: no internal noise equals a smoothing noise."""
 MAX_VOTE = 2**32 - 1
 MAX_LEVEL = 2**24 - 1
 MAX_ELEMENTS = 2**34
@@ -123,7 +123,7 @@ class NoiseSource:
             ValueError: part of an address is out of range, or sigma does not fit the grid.
         """
         check_sigma_on_grid(self.sigma)
-        words = self._words(image_id, stream, vote, "smoothing", 0, -(-self.elements // 2), device)
+        words = self._words(image_id, stream, vote, SMOOTHING, 0, -(-self.elements // 2), device)
         normal = _box_muller_64(*words)[:, : self.elements]
         return torch.round(normal.mul_(self.sigma * STEPS)).to(torch.int32)
 
@@ -132,19 +132,16 @@ class NoiseSource:
         image_id: np.ndarray,
         stream: np.ndarray,
         vote: np.ndarray,
-        purpose: str,
         level: np.ndarray | int = 0,
         *,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Standard normal numbers for N addresses.
+        """Internal noise of the base classifier for N addresses: standard normal numbers.
 
         Args:
             image_id: int64 [N], in [0, 2^32).
             stream: int64 [N], index into conventions.STREAM_NAMES.
             vote: int64 [N], in [0, 2^32).
-            purpose: one of PURPOSES; what the noise is for, so that no internal noise of the base
-                classifier equals a smoothing noise.
             level: index of the noise level, int64 [N] or one number, in [0, 2^24).
             device: where the numbers are made.
 
@@ -152,11 +149,10 @@ class NoiseSource:
             float32 [N, elements], equal on CPU and GPU to 1e-5, equal for any N and order.
 
         Raises:
-            KeyError: unknown purpose.
             ValueError: part of an address is out of range.
         """
         blocks = -(-self.elements // 4)
-        words = self._words(image_id, stream, vote, purpose, level, blocks, device)
+        words = self._words(image_id, stream, vote, INTERNAL, level, blocks, device)
         return _box_muller(*words)[:, : self.elements].to(torch.float32)
 
     def _words(
@@ -164,7 +160,7 @@ class NoiseSource:
         image_id: np.ndarray,
         stream: np.ndarray,
         vote: np.ndarray,
-        purpose: str,
+        purpose: int,
         level: np.ndarray | int,
         blocks: int,
         device: torch.device | str,
@@ -174,7 +170,7 @@ class NoiseSource:
         _check_range("vote", vote, MAX_VOTE)
         _check_range("level", level, MAX_LEVEL)
         _check_range("stream", stream, len(STREAM_NAMES) - 1)
-        tag = np.asarray(stream, np.int64) | (_PURPOSE_BITS[purpose] << 1)
+        tag = np.asarray(stream, np.int64) | (purpose << 1)
         words = np.empty((3, len(vote)), np.int64)
         words[0], words[1] = vote, image_id
         words[2] = (tag << 24) | level
@@ -195,9 +191,6 @@ def noisy_model_images(points: Tensor, steps: Tensor) -> Tensor:
         subtraction, one division in float64 and one rounding. ``2 x - 1`` of the noisy pixels.
     """
     return ((points + steps - MIDDLE).to(torch.float64) / MIDDLE).to(torch.float32)
-
-
-_PURPOSE_BITS = {name: bit for bit, name in enumerate(PURPOSES)}
 
 
 def _box_muller(x0: Tensor, x1: Tensor, x2: Tensor, x3: Tensor) -> Tensor:
