@@ -88,7 +88,8 @@ class StoppingImage:
     """Runs many images of one sequential plan to their own stop, from tables over the counts."""
 
     def __init__(self, alpha):
-        self.plan = {"cap": 200, "sigma": SIGMA, "alpha": alpha, "futility_level": 1e-4}
+        self.plan = {"cap": 200, "sigma": SIGMA, "alpha": alpha, "futility_level": 1e-4,
+                     "slack": 0.0, "taken_off": 0.0}  # fmt: skip
         self.radii = (SIGMA, 1.5 * SIGMA)
         self.looks = np.arange(20, 201, 20)
         k = np.arange(201)

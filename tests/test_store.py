@@ -295,7 +295,7 @@ def test_rows_come_back_with_their_types_units_of_measure_and_version(store):
     assert (row["classes"], row["counts"]) == ([1, 3], [10, 90])
     schema = pq.read_schema(Path(store.address, name))
     assert schema.equals(UNIT_SCHEMA)
-    assert schema.metadata[b"diffcert.schema"] == b"units/1"
+    assert schema.metadata[b"diffcert.schema"] == b"units/2"
     assert schema.field("seconds").metadata[b"unit"] == b"s"
     assert os.listdir(Path(store.address, "units")) == [name.removeprefix("units/")]
 
@@ -598,9 +598,9 @@ def test_part_deleted_by_hand_is_noticed_and_its_units_recomputed_if_asked(store
 
 def test_part_of_a_later_program_version_is_refused_with_the_remedy(store):
     table = pq.read_table(Path(store.address, put(store, UNIT)))
-    later = table.replace_schema_metadata({b"diffcert.schema": b"units/2"})
+    later = table.replace_schema_metadata({b"diffcert.schema": b"units/3"})
     pq.write_table(later, Path(store.address, "units", "part-later-000000.parquet"))
-    with pytest.raises(StoreError, match="version 2, this program knows 1: upgrade"):
+    with pytest.raises(StoreError, match="version 3, this program knows 2: upgrade"):
         RunStore.open(store.address, on_damaged="recompute").units()
 
 
