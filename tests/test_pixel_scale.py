@@ -47,11 +47,11 @@ WRONG = {
     "uint8 0 and 1": (
         (LEVELS > 99).astype(np.uint8), "from 0 to 1", r"0\.\.255", r"astype\(np\.float32\)"
     ),
-    "NaN": (np.where(GOOD == 1, np.nan, GOOD), "NaN or infinite", "division by", "repair"),
+    "NaN": (np.where(GOOD == 1, np.nan, GOOD), "are NaN or inf", "division by", "repair"),
     "NaN only": (np.full_like(GOOD, np.nan), "no other", "division by", "repair"),
-    "inf": (np.where(GOOD == 1, np.inf, GOOD), "NaN or infinite", "division by", "repair"),
+    "inf": (np.where(GOOD == 1, np.inf, GOOD), "are NaN or inf", "division by", "repair"),
     "NaN in levels": (
-        np.where(GOOD == 1, np.nan, GOOD * 255), "NaN or infinite", "division by", "divide by 255"
+        np.where(GOOD == 1, np.nan, GOOD * 255), "are NaN or inf", "division by", "divide by 255"
     ),
     "overshoot": (
         GOOD * np.float32(1.1) - np.float32(0.05), r"from -0\.05", "resizing", r"np\.clip\(x, 0, 1"
@@ -191,10 +191,10 @@ def test_a_few_wrong_images_are_counted_and_the_first_named(tmp_path, lazily):
     pixels[[1, 3]] = 2 * pixels[[1, 3]] - 1
     pixels[1, 0, 0, 0] = -0.5  # its own range would say less than that of both
     data = dataset(Lazy(pixels) if lazily else pixels, ids=np.array([70, 60, 50, 40, 30]))
-    with pytest.raises(PixelsError, match=r"2 of 5 images .* image 40 is the first.*\[-1, 1\]"):
+    with pytest.raises(PixelsError, match=r"2 of 5 images .*: image 40 has pixels.*\[-1, 1\]"):
         run_in(tmp_path, dataset=data)
     assert run_in(tmp_path, dataset=data, images=(0, 1)).outcome.complete  # 70 is all right
-    with pytest.raises(PixelsError, match=r"2 of 5 images .* image 1 is the first"):
+    with pytest.raises(PixelsError, match=r"2 of 5 images .*: image 1 has pixels"):
         classifier().predict(pixels, n=2)
     assert data.image(70).max() == 1
     with pytest.raises(PixelsError, match=r"image 40 of own test has pixels from -1 to 1"):

@@ -74,10 +74,10 @@ class Fault:
         if not self.odd:
             return f"from {low} to {high} ({self.dtype})"
         others = "no other" if np.isnan(self.low) else f"the others from {low} to {high}"
-        return f"{self.odd} of them NaN or infinite, {others} ({self.dtype})"
+        return f"of which {self.odd} are NaN or infinite, {others} ({self.dtype})"
 
     def __str__(self) -> str:
-        return f"pixels {self.seen}, where [0, 1] is meant: {self.remedy}"
+        return f"pixels {self.seen}, where floats in [0, 1] are meant: {self.remedy}"
 
     @property
     def remedy(self) -> str:
@@ -169,13 +169,12 @@ def as_images(given: NDArray[Any], what: str) -> NDArray[np.float32]:
 def said_of(wrong: dict[int, Fault], count: int, what: str) -> str:
     """The message about some images of a number of them: one is named, and how many there are."""
     first, *others = wrong.values()
-    position = next(iter(wrong))
+    named, together = f"{what} {next(iter(wrong))} has", first.and_others(others)
     if count == 1:
-        return f"{what} {position} has {first}"
-    return (
-        f"{len(wrong)} of {count} images are not in [0, 1], {what} {position} is the first, "
-        f"with pixels {first.seen}; all of these together: {first.and_others(others)}"
-    )
+        return f"{named} {first}"
+    if first.seen != together.seen:
+        named += f" pixels {first.seen}, all of them have"
+    return f"{len(wrong)} of {count} images are not in [0, 1]: {named} {together}"
 
 
 def check_channel_order(shape: Sequence[int], wanted: Sequence[int] | None, what: str) -> None:
