@@ -31,6 +31,7 @@ from picture_drawing import Copy, Promise, Race, idea_drawing, promise_drawing
 
 from diffcert_ray import Run, certify, load_dataset, load_denoiser
 from diffcert_ray.conventions import OPEN, STREAM_NAMES
+from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.engine.item_run import ItemRun
 from diffcert_ray.method.diffusion_base import DiffusionBase, base_classifier
 from diffcert_ray.method.diffusion_classifier import (
@@ -39,7 +40,6 @@ from diffcert_ray.method.diffusion_classifier import (
     row_losses,
     target,
 )
-from diffcert_ray.method.grid import to_grid
 from diffcert_ray.method.noise import NoiseSource, noisy_model_images
 from diffcert_ray.method.sift import Sift
 from diffcert_ray.votes.units import Item, Part, Unit

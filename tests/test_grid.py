@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.certificates.radius import certificate
 from diffcert_ray.certificates.reach import required_n
-from diffcert_ray.method.grid import (
-    MIDDLE,
-    STEPS,
-    check_sigma_on_grid,
-    off_grid,
-    rounding_radius,
-    slack,
-    to_grid,
-)
+from diffcert_ray.datasets.pixel_grid import STEPS, off_grid, to_grid
+from diffcert_ray.method.grid import MIDDLE, check_sigma_on_grid, rounding_radius, slack
 from diffcert_ray.method.noise import NoiseSource, noisy_model_images, philox4x32
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from diffcert_ray.conventions import MAX_IMAGE_ID, STREAM_NAMES
-from diffcert_ray.method.grid import STEPS
+from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.method.noise import MAX_LEVEL, MAX_VOTE, NoiseSource, philox4x32
 
 SOURCE = NoiseSource(seed=7, sigma=0.25, elements=10)

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from diffcert_ray.method.grid import STEPS
+from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.report.files import report_page
 from diffcert_ray.report.gallery import Pictures, make_gallery

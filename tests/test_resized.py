@@ -8,13 +8,13 @@ from diffcert_ray import certify
 from diffcert_ray.checkpoints.load import save_denoiser
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
+from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.engine.votes import evaluate_votes
 from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.method.diffusion_base import base_classifier
-from diffcert_ray.method.grid import to_grid
 from diffcert_ray.method.noise import NoiseSource, noisy_model_images
 from diffcert_ray.report.sources import series_of_run
 from diffcert_ray.tools.exact_worlds import gaussian_world

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.conventions import DENOISE, OPEN
+from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.denoisers.device import Coming, sent
 from diffcert_ray.engine.item_votes import CastVotes, HandedBack, Unpacked, Votes, packed
 from diffcert_ray.engine.lanes import Lanes, Rows
@@ -27,7 +28,6 @@ from diffcert_ray.engine.row_queue import RowQueue
 from diffcert_ray.engine.watch import Watch, unwatched
 from diffcert_ray.method.diffusion_base import DiffusionBase
 from diffcert_ray.method.diffusion_classifier import row_losses
-from diffcert_ray.method.grid import to_grid
 from diffcert_ray.method.noise import NoiseSource, noisy_model_images
 from diffcert_ray.votes.units import Item
 

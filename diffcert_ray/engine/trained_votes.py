@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET
+from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.engine.item_votes import CastVotes, Votes
-from diffcert_ray.method.grid import to_grid
 from diffcert_ray.method.noise import NoiseSource, noisy_model_images
 from diffcert_ray.method.trained_base import TrainedBase
 from diffcert_ray.votes.units import Item

@@ -1,4 +1,4 @@
-"""The grid that pixels and smoothing noise lie on, and what it costs a certificate.
+"""Smoothing noise on the grid of the pixels, and what it costs a certificate.
 
 In floating point an image plus noise is rounded in a way that depends on the image, and a base
 classifier may read it off: votes are then not those of Gaussian smoothing, and a certificate can be
@@ -16,11 +16,8 @@ Source: ours, after arXiv:2207.07209 (randomized smoothing is unsound in floatin
 
 import math
 
-import numpy as np
-from numpy.typing import NDArray
+from diffcert_ray.datasets.pixel_grid import STEPS
 
-STEPS = 255 * 256
-"""Grid points in a unit of pixels: 8-bit and 4-bit images, and sixteenths, lie on the grid."""
 MIDDLE = STEPS // 2
 """The grid point of the middle of the box, which is 0 in model space."""
 FARTHEST = 2**23
@@ -31,35 +28,6 @@ LARGEST_NORMAL = 9.6
 _ULP = 2.0**-52
 _ERROR_ULPS = 5.1
 """E|z' - z| of a sampled normal, in units of 2^-52; derived in ``slack``."""
-
-
-def to_grid(pixels: NDArray[np.floating]) -> NDArray[np.int32]:
-    """The nearest grid points of pixels.
-
-    Args:
-        pixels: any shape, pixel units in [0, 1].
-
-    Returns:
-        int32, the same shape; 0 to STEPS.
-    """
-    return np.rint(np.asarray(pixels, np.float64) * STEPS).astype(np.int32)
-
-
-def off_grid(pixels: NDArray[np.floating]) -> float:
-    """How far an image is from its nearest grid point, l2, pixel units; not below the true value.
-
-    Args:
-        pixels: one image, any shape, pixel units in [0, 1], float32.
-
-    Returns:
-        0.0 for an image whose float32 pixels are those of grid points (as quotients of 8-bit ones
-        are: they stand for the fraction and not for its rounding).
-    """
-    exact = to_grid(pixels)
-    if np.array_equal((exact / STEPS).astype(np.float32), pixels):
-        return 0.0
-    distance = np.linalg.norm(np.asarray(pixels, np.float64).ravel() - exact.ravel() / STEPS)
-    return float(distance) * (1.0 + 1e-12)
 
 
 def rounding_radius(dimensions: int) -> float:

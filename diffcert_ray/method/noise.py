@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.conventions import MAX_IMAGE_ID, STREAM_NAMES
+from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.denoisers.device import sent
-from diffcert_ray.method.grid import MIDDLE, STEPS, check_sigma_on_grid
+from diffcert_ray.method.grid import MIDDLE, check_sigma_on_grid
 from diffcert_ray.method.noise_key import noise_key
 
 SMOOTHING, INTERNAL = 0, 1

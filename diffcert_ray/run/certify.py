@@ -156,6 +156,7 @@ def _checked(
     check_plan(config, plan, data, denoiser, classifier)
     read = check_images(data, plan.image_ids)
     plan, unreadable = leave_out_corrupt(config, plan, read)
+    plan = kind_of(config).on_grid(plan, read.off_grid)
     spec = WorkerSpec(
         config,
         weights,

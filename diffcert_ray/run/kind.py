@@ -111,7 +111,7 @@ class Kind(Protocol):
         """What a configuration asks of some images."""
         ...
 
-    def on_grid(self, plan: Any, off_grid: Mapping[int, float]) -> Any:
+    def on_grid(self, plan: Any, distances: Mapping[int, float]) -> Any:
         """The plan with what rounding to the grid takes off each image's radius, pixel units."""
         ...
 

@@ -39,7 +39,7 @@ class LossRuns:
         dimensions = int(np.prod(dataset.image_shape))
         return plain_plan(config, image_ids, dataset.num_classes, dimensions)
 
-    def on_grid(self, plan: PlainPlan, off_grid: Mapping[int, float]) -> PlainPlan:
+    def on_grid(self, plan: PlainPlan, distances: Mapping[int, float]) -> PlainPlan:
         """As `Kind.on_grid`: draws are float numbers here, see docs/guarantees.md."""
         return plan
 

@@ -1,5 +1,6 @@
 """Runs of votes, by a diffusion classifier or a trained one: what `Kind` asks of them."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.datasets.dataset import labels_of
+from diffcert_ray.datasets.pixel_grid import STEPS, off_grid
 from diffcert_ray.method.from_config import levels_and_sift
 from diffcert_ray.run.estimate import Estimate, estimate
 from diffcert_ray.run.reachable import check_radii, doubts
@@ -33,6 +35,9 @@ from diffcert_ray.votes.stages import Stages
 if TYPE_CHECKING:
     from diffcert_ray.engine.worker import Worker
 
+logger = logging.getLogger(__name__)
+
+SHOWN_IDS = 20
 EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
 UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
 
@@ -72,9 +77,10 @@ class VoteRuns:
             futility=votes.futility,
         )
 
-    def on_grid(self, plan: Plan, off_grid: Mapping[int, float]) -> Plan:
+    def on_grid(self, plan: Plan, distances: Mapping[int, float]) -> Plan:
         """As `Kind.on_grid`."""
-        return replace(plan, off_grid=off_grid)
+        _say_off_grid(distances)
+        return replace(plan, off_grid=distances)
 
     def check(self, config: Config, plan: Plan) -> None:
         """As `Kind.check`."""
@@ -169,7 +175,8 @@ class VoteRuns:
         units = self.begun(store)
         images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
         sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
-        plan = replace(self.plan(config, images, data), sigmas=sigmas)
+        distances = {i: d for i in images.tolist() if (d := off_grid(data.image(i)))}
+        plan = replace(self.plan(config, images, data), sigmas=sigmas, off_grid=distances)
         label = labels_of(data).__getitem__
         rows: Iterator[CertificateRow]
         if plan.bound == "sequential":
@@ -230,3 +237,18 @@ class VoteRuns:
             ("numerics kinds", f"{len(kinds)}: {shown}"),
             ("units that kinds disagree on", f"{store.differing:,} (the first stored one counts)"),
         ]
+
+
+def _say_off_grid(distances: Mapping[int, float]) -> None:
+    """Warn that images are rounded to the grid, and what that takes off their radii."""
+    if distances:
+        ids = sorted(distances)
+        shown = ", ".join(map(str, ids[:SHOWN_IDS])) + ("..." if len(ids) > SHOWN_IDS else "")
+        logger.warning(
+            "%d images are not on the grid of 1/%d that noise is added on, as resized ones are "
+            "(image_id %s): they are rounded to it, which takes up to %.2g off their radii",
+            len(ids),
+            STEPS,
+            shown,
+            max(distances.values()),
+        )
