@@ -22,11 +22,7 @@ CALLS_PER_HALVING = 50
 
 
 def spoils_worker(error: BaseException) -> bool:
-    """Whether a worker is unusable after an error: a CUDA error stays with its process.
-
-    Args:
-        error: what a call raised.
-    """
+    """Whether a worker is unusable after an error: a CUDA error stays with its process."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(w in text for w in ("cuda", "cudnn", "cublas"))
 
@@ -71,7 +67,6 @@ class Dispatch:
     Args:
         in_flight: calls before each worker, >= 1.
         tries: an item that failed this often is given up, >= 1.
-        deadline: how long one call may take.
     """
 
     def __init__(self, *, in_flight: int = 2, tries: int = 5, deadline: Deadline | None = None):
@@ -115,16 +110,10 @@ class Dispatch:
         return not self._lines[worker].items
 
     def lose_worker(self, worker: str, error: str, *, blame: bool) -> list[Item]:
-        """Put back everything that a dead worker had.
+        """Forget a dead worker, and put back everything that it had; returns these items.
 
-        Args:
-            worker: it is forgotten.
-            error: what it died of.
-            blame: whether its first item counts as failed: it was being evaluated, the others were
-                not; nobody is to blame for the loss of a node.
-
-        Returns:
-            The items put back.
+        With ``blame`` its first item counts as failed: it was being evaluated, the others were not.
+        Nobody is to blame for the loss of a node.
         """
         line = self._lines.pop(worker, _Line())
         self._fed.discard(worker)
@@ -184,11 +173,6 @@ class Dispatch:
     def finish(self, worker: str, item_id: int, now: float) -> bool:
         """Take note of a returned call.
 
-        Args:
-            worker: whose call it was.
-            item_id: what it evaluated.
-            now: monotonic time, s.
-
         Returns:
             Whether the result is to be delivered: an item counts once, whoever evaluated it.
         """
@@ -204,12 +188,6 @@ class Dispatch:
 
     def fail(self, worker: str, item_id: int, error: BaseException, now: float) -> bool:
         """Take note of a call that raised: the item is put back, or given up.
-
-        Args:
-            worker: whose call it was.
-            item_id: what it should have evaluated.
-            error: what was raised.
-            now: monotonic time, s.
 
         Returns:
             Whether the worker is to be replaced.

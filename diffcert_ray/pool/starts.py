@@ -8,12 +8,7 @@ from collections.abc import Iterable, Mapping
 
 
 def fitting(there: Mapping[str, float], asked: Mapping[str, float]) -> int:
-    """How many workers have a place on a node.
-
-    Args:
-        there: the node's resources.
-        asked: those of one worker, each > 0.
-    """
+    """How many workers have a place on a node with ``there``; each asks for amounts > 0."""
     return min(int(there.get(name, 0.0) / amount + 1e-6) for name, amount in asked.items())
 
 
@@ -23,14 +18,7 @@ def missing(
     nodes: Iterable[Mapping[str, float]],
     free: Mapping[str, float],
 ) -> str:
-    """One clause that says what workers without a place wait for.
-
-    Args:
-        placing: how many have no place yet.
-        asked: resources of one worker.
-        nodes: resources of each node.
-        free: resources of all nodes that nobody has.
-    """
+    """One clause that says what workers without a place wait for."""
     nodes = list(nodes)
     each = " and ".join(f"{amount:g} {name}" for name, amount in asked.items())
     there = " and ".join(

@@ -166,9 +166,6 @@ class Driver:
     """Drives stages over a pool into a store.
 
     Args:
-        work: what is to be done.
-        pool: who does it.
-        writer: where complete units and certificates go.
         record: (result, units that it completed) -> hand their rows to the writer.
         certify: finished image -> its row of the certificates table, or None if that is stored.
         item_s: compute time that an item should take, seconds.

@@ -41,11 +41,7 @@ class Recorder(Protocol):
 
 
 class Monitor:
-    """Records what has changed from one progress of a driver to the next, about once a second.
-
-    Args:
-        recorder: where to.
-    """
+    """Records what has changed from one progress of a driver to the next, about once a second."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
