@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import NO_SMOOTHING
-from diffcert_ray.datasets import Dataset
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.noise_levels import LOWEST_LEVEL, noise_levels
 
@@ -55,11 +54,6 @@ class PlainPlan:
     def n0(self) -> int:
         """No draws only select: the class is chosen from those that bound it."""
         return 0
-
-
-def plan_of_images(config: Config, data: Dataset) -> PlainPlan:
-    """The plan of a configuration for all chosen images of a dataset."""
-    return plain_plan(config, data.ids, data.num_classes, int(np.prod(data.image_shape)))
 
 
 def plain_plan(

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from diffcert_ray.votes.units import Item
 
 RECENT_CALLS = 200
+FIRST_CALLS = 5  # are enough to go by
+DEADLINE_FACTOR = 5.0
 # So many different items fail in a row on one worker: it is replaced, since a broken worker answers
 # fast and would draw item after item. So many are given up before any has succeeded: all would be.
 WORKER_FAILURES = 3
@@ -29,27 +31,18 @@ def spoils_worker(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Deadline:
-    """How long one call may take: ``factor`` times the 95th percentile of recent calls, or more.
+    """How long one call may take: DEADLINE_FACTOR times the 95th percentile of recent calls."""
 
-    Args:
-        floor_s: at least this long, seconds.
-        first_s: the limit until ``first_calls`` have returned: nothing is known yet, and the first
-            are slow (warm-up, compilation).
-        factor: times the 95th percentile.
-        first_calls: how many calls are enough to go by, >= 1.
-    """
-
-    floor_s: float = 60.0
+    floor_s: float = 60.0  # at least
+    # Until FIRST_CALLS have returned: nothing is known yet, and they are slow (compilation).
     first_s: float = 600.0
-    factor: float = 5.0
-    first_calls: int = 5
 
     def seconds(self, recent: Collection[float]) -> float:
         """The limit, seconds, given the durations of recent calls in seconds."""
-        if len(recent) < self.first_calls:
+        if len(recent) < FIRST_CALLS:
             return max(self.floor_s, self.first_s)
         rank = math.ceil(0.95 * len(recent)) - 1
-        return max(self.floor_s, self.factor * sorted(recent)[rank])
+        return max(self.floor_s, DEADLINE_FACTOR * sorted(recent)[rank])
 
 
 @dataclass

@@ -75,8 +75,8 @@ class Pool(Protocol):
 class LocalPool:
     """One worker in this process, evaluating in ``collect``."""
 
-    def __init__(self, spec: Loads, name: str = "local") -> None:
-        self._worker = spec.load(name)
+    def __init__(self, spec: Loads) -> None:
+        self._worker = spec.load("local")
         self._items: deque[Any] = deque()
 
     def room(self) -> int:

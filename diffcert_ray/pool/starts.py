@@ -6,6 +6,9 @@ Resources are mappings from a name ("CPU", "GPU") to an amount; nodes are known 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+HOPELESS = 5  # failures in a row, with no worker started in between: it is given up
+LEFT_OUT = 3  # failures in a row on one node: it is left out while others work
+
 
 def fitting(there: Mapping[str, float], asked: Mapping[str, float]) -> int:
     """How many workers have a place on a node with ``there``; each asks for amounts > 0."""
@@ -31,17 +34,10 @@ def missing(
 
 
 class Starts:
-    """What failed starts of workers mean: try again, leave out a node, or stop.
+    """What failed starts of workers mean: try again, leave out a node, or stop."""
 
-    Args:
-        budget: failures in a row, with no worker started in between, after which it is hopeless.
-        per_node: failures in a row on one node after which it is left out while others work.
-    """
-
-    def __init__(self, *, budget: int = 5, per_node: int = 3) -> None:
+    def __init__(self) -> None:
         self.left_out: dict[str, str] = {}
-        self._budget = budget
-        self._per_node = per_node
         self._in_a_row = 0
         self._on_node: Counter[str] = Counter()
 
@@ -67,9 +63,9 @@ class Starts:
         self._on_node[node] += 1
         text = str(error) or type(error).__name__
         hopeless = isinstance(error, (ValueError, FileNotFoundError))
-        if not others and (hopeless or self._in_a_row >= self._budget):
+        if not others and (hopeless or self._in_a_row >= HOPELESS):
             tried = "" if hopeless else f"{self._in_a_row} workers in a row did not start: "
             return tried + text
-        if node and others and (hopeless or self._on_node[node] >= self._per_node):
+        if node and others and (hopeless or self._on_node[node] >= LEFT_OUT):
             self.left_out[node] = text
         return None

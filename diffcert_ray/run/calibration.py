@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diffcert_ray.config.tables import Config, NumericsConfig
-from diffcert_ray.run.kind import Plan, kind_of
+from diffcert_ray.run.kind import kind_of
 
 if TYPE_CHECKING:
     from diffcert_ray.denoisers.denoiser import Denoiser
@@ -54,11 +54,6 @@ class Way:
 def open_keys(config: Config) -> set[str]:
     """Keys of [numerics] that the configuration leaves open."""
     return set(NumericsConfig.model_fields) - config.numerics.model_fields_set
-
-
-def planned_nfe(config: Config, plan: Plan, classes: int) -> float:
-    """Evaluations of a run, about: exact without votes or sifting, else a guess."""
-    return kind_of(config).planned_nfe(config, plan, classes)
 
 
 def is_wanted(config: Config, nfe: float, *, own_object: bool) -> bool:

@@ -28,7 +28,6 @@ class SigmaEstimate:
 
     sigma: float  # pixel units
     largest_radius: float  # what unanimous votes certify, pixel units
-    unreachable: tuple[float, ...]  # radii asked for that n cannot certify at this sigma
     votes: int  # asked for at most
     nfe_per_vote: float  # measured on a few votes of the first images
     nfe_per_vote_limit: int  # of a vote that drops no class early
@@ -140,12 +139,10 @@ def estimate(
             seconds = time.perf_counter() - started
             votes, nfe, step = item.votes, result.nfe, step * 4
         trial_votes += votes
-        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
         sigmas.append(
             SigmaEstimate(
                 sigma,
-                ceiling,
-                tuple(r for r in plan.radii if r > 0 and r >= ceiling),
+                largest_radius(plan.n, sigma, plan.alpha, plan.bound),
                 len(plan.image_ids) * (plan.n0 + plan.n),
                 nfe / votes,
                 worker.base(sigma).most_nfe,
