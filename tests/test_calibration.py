@@ -302,7 +302,7 @@ def test_on_a_cluster_a_worker_is_calibrated_not_the_driver(tmp_path, monkeypatc
         called.append((work.func, address, gpus))
         raise KeyboardInterrupt  # nothing more is to happen here
 
-    monkeypatch.setattr("diffcert_ray.pool.ray_pool.calibrate_on_worker", task)
+    monkeypatch.setattr("diffcert_ray.pool.on_ray.calibration.calibrate_on_worker", task)
     with pytest.raises(KeyboardInterrupt):
         certify(config, tmp_path / "run", address="host:1", denoiser=world, dataset=data)
     assert called == [(calibration.calibrate, "host:1", 0.0)]

@@ -15,7 +15,7 @@ def usual_pool(
     """
     if local:
         return LocalPool(spec)
-    from diffcert_ray.pool.ray_pool import RayPool
+    from diffcert_ray.pool.on_ray.actors import RayPool
 
     execution = config.execution
     return RayPool(

@@ -289,7 +289,7 @@ def _exported(
     on_progress: Callable[[Progress], None], opened: _Opened
 ) -> Callable[[Progress], None]:
     """The same, with every progress also exported as metrics of the Ray cluster."""
-    from diffcert_ray.pool.ray_pool import RayRecorder
+    from diffcert_ray.pool.on_ray.recorder import RayRecorder
     from diffcert_ray.run.monitoring import COUNTERS, GAUGES, Monitor
 
     made: list[Monitor] = []  # when Ray is up

@@ -29,7 +29,7 @@ GAUGES: Mapping[str, str] = MappingProxyType(
 
 
 class Recorder(Protocol):
-    """Where numbers go, such as ``ray_pool.RayRecorder``; only names of this module come."""
+    """Where numbers go, such as `pool.on_ray.recorder.RayRecorder`: under names of this module."""
 
     def add(self, name: str, amount: float) -> None:
         """Let a counter grow by ``amount`` > 0."""

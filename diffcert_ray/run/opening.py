@@ -83,7 +83,7 @@ def calibrated(
     if local or (address is None and device == "cpu"):
         choice = calibrate()
     else:  # a worker's machine may be another one, and a GPU is to be free again when they start
-        from diffcert_ray.pool.ray_pool import calibrate_on_worker
+        from diffcert_ray.pool.on_ray.calibration import calibrate_on_worker
 
         gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
         limit_s = settings.execution.stall_timeout_s
