@@ -20,7 +20,7 @@ from diffcert_ray.engine.losses import (
 )
 from diffcert_ray.errors import ConfigError, DatasetError, StoreError
 from diffcert_ray.method.noise import NoiseSource
-from diffcert_ray.plain.plan import plain_levels, plan_of_images
+from diffcert_ray.plain.plan import plain_levels
 from diffcert_ray.plain.stages import ImageLosses, LossStages
 from diffcert_ray.plain.units import LossItem, LossResult, LossUnit, UnitLosses
 from diffcert_ray.report.files import report_files
@@ -306,7 +306,7 @@ def test_losses_are_not_combined_with_pixels_that_have_changed(clean, tmp_path: 
         config = plain_settings(bound=bound)
         with pytest.raises(ConfigError, match=r"image 100 has pixels \w+, but the run's votes"):
             certify(config, tmp_path / "run", local=True, denoiser=world, dataset=changed)
-    plan = plan_of_images(load_config(plain_settings()), data)
+    plan = plan_of(load_config(plain_settings()), data)
     image, _ = next(iter(recompute_plain(plan, stored(clean[0]), data.image, "local")))
     rows = LossRows("id", {100: 0}, data.image_sha, data.image)
     assert rows.certificate(image).image_id == 100
@@ -368,7 +368,7 @@ def test_score_gap_is_the_weighted_loss_difference_and_has_its_slope() -> None:
 
 def test_estimate_is_never_called_certified(clean) -> None:
     _, data = separated_world()
-    plan = plan_of_images(load_config(plain_settings()), data)
+    plan = plan_of(load_config(plain_settings()), data)
     line = estimates(plan, stored(clean[0]), data.image, "local")
     radii = [f for _, f in recompute_plain(plan, stored(clean[0]), data.image, "local")]
     certified, estimated = (

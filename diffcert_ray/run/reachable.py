@@ -14,8 +14,8 @@ def check_radii(plan: Plan) -> None:
         ConfigError: with the n that would do.
     """
     sigma = max(plan.sigmas)
-    ceiling = _ceiling(plan, sigma)
-    out_of_reach = [r for r in plan.radii if r > 0 and r >= ceiling]
+    most = ceiling(plan, sigma)
+    out_of_reach = [r for r in plan.radii if r > 0 and r >= most]
     if out_of_reach:
         worst = max(out_of_reach)
         needed = required_n(
@@ -28,31 +28,24 @@ def check_radii(plan: Plan) -> None:
         )
         raise ConfigError(
             f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius "
-            f"{round_radius_down(ceiling, 3)} at sigma {sigma} (every vote agreeing), below "
+            f"{round_radius_down(most, 3)} at sigma {sigma} (every vote agreeing), below "
             f"the asked radius {worst}: set votes.n to {needed} or more, use a larger "
             "sigma, or drop the radius from votes.radii"
         )
 
 
 def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[str]:
-    """Settings that are allowed, and can hardly be meant.
+    """Settings that are allowed, and can hardly be meant: a sentence for each, with the remedy.
 
-    Args:
-        config: the configuration.
-        plan: what it asks of the images.
-        classes: K.
-        sifted: whether a rule of [sift] decides how many evaluations a vote takes.
-
-    Returns:
-        A sentence for each, with the remedy.
+    With ``sifted``, a rule of [sift] decides how many evaluations a vote takes.
     """
     sentences: list[str] = []
     for sigma in plan.sigmas:
-        ceiling = _ceiling(plan, sigma)
-        if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= ceiling]:
+        most = ceiling(plan, sigma)
+        if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= most]:
             sentences.append(
                 f"at sigma {sigma:g} no image can reach radius {', '.join(beyond)}: n = {plan.n} "
-                f"at alpha {plan.alpha:g} certifies at most {round_radius_down(ceiling, 3)}; "
+                f"at alpha {plan.alpha:g} certifies at most {round_radius_down(most, 3)}; "
                 "raise votes.n, or leave out the sigma or the radius"
             )
     if plan.bound == "sequential" and plan.n < 5 * plan.unit:
@@ -80,7 +73,7 @@ def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[st
     return sentences
 
 
-def _ceiling(plan: Plan, sigma: float) -> float:
+def ceiling(plan: Plan, sigma: float) -> float:
     """The radius that unanimous votes certify for an image on the grid."""
     off = {"slack": plan.slack(sigma), "taken_off": plan.taken_off()}
     return largest_radius(plan.n, sigma, plan.alpha, plan.bound, **off)

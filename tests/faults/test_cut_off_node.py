@@ -9,7 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from diffcert_ray.pool.local import LocalPool
-from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.pool.on_ray.actors import RayPool
 from tests.network_namespace import Link, linked_namespace, why_not
 from tests.ray_cluster import NODE, ray_cluster
 from tests.scripted_workers import Run, Script, votes

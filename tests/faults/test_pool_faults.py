@@ -14,7 +14,7 @@ from ray.core.generated import autoscaler_pb2
 
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.local import LocalPool
-from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.pool.on_ray.actors import RayPool
 from tests.ray_cluster import NODE, ray_cluster
 from tests.scripted_workers import Run, Script, plain_items, votes
 from tests.worlds import world_items, world_spec

@@ -14,7 +14,7 @@ import ray
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.dispatch import Deadline
 from diffcert_ray.pool.local import LocalPool
-from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.pool.on_ray.actors import RayPool
 from diffcert_ray.votes.units import Item
 from tests.scripted_workers import Run, Script, plain_items, votes
 from tests.worlds import world_items, world_spec

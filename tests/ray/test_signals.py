@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.pool.on_ray.actors import RayPool
 from tests.scripted_workers import Script
 
 pytestmark = [
