@@ -57,13 +57,19 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def base_of(
-    rule: str = "paired-z", *, method: str = "apndc", batch: int = 32, denoiser=WORLD, **sift
+    rule: str = "paired-z",
+    *,
+    method: str = "apndc",
+    batch: int = 32,
+    denoiser=WORLD,
+    noise_levels: dict | None = None,
+    **sift,
 ) -> DiffusionBase:
     tables = settings(
         sift={"rule": rule} | RULES[rule] | sift,
         method={"name": method},
         numerics={"batch": batch},
-        noise_levels={"levels": LEVELS},
+        noise_levels=noise_levels or {"levels": LEVELS},
         votes={"sigmas": [SIGMA], "seed": 5},
     )
     return base_classifier(load_config(tables), denoiser, SIGMA)
@@ -171,6 +177,22 @@ def test_votes_and_evaluations_are_those_of_votes_cast_one_by_one(method: str, r
     assert list(found) == list(np.concatenate([votes for votes, _ in expected]))
     if rule != "exact":
         assert evaluations == sum(n for _, n in expected)
+
+
+@every_method
+@pytest.mark.parametrize("rule", ["full", "threshold"])
+def test_votes_with_the_released_weights_are_those_of_votes_cast_one_by_one(
+    method: str, rule: str
+) -> None:
+    """Sift-and-refine of apndc has levels at s_tau itself."""
+    base = base_of(
+        rule, method=method, noise_levels={"grid": "linear", "weights": "reference", "levels": 20}
+    )
+    parts = (part(0, 3, 6), part(1, 0, 2, stream="select"))
+    found, evaluations = evaluate_votes(base, item_of(*parts), image)
+    expected = [one_by_one(base, p) for p in parts]
+    assert list(found) == list(np.concatenate([votes for votes, _ in expected]))
+    assert evaluations == sum(n for _, n in expected)
 
 
 def test_streams_have_noise_of_their_own() -> None:

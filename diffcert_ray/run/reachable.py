@@ -4,6 +4,8 @@ from diffcert_ray.certificates.radius import round_radius_down
 from diffcert_ray.certificates.reach import largest_radius, required_n
 from diffcert_ray.config.tables import Config
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.method.from_config import refines_as_released
+from diffcert_ray.method.noise_levels import REFERENCE_REFINING_POINTS
 from diffcert_ray.votes.image import Plan
 
 
@@ -69,6 +71,13 @@ def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[st
         sentences.append(
             f"sift.keep = {config.sift.keep} of {classes} classes: the rule threshold never drops "
             "one; set a smaller sift.keep"
+        )
+    asked = config.noise_levels.levels
+    if sifted and refines_as_released(config) and asked != REFERENCE_REFINING_POINTS:
+        sentences.append(
+            f"noise_levels.levels = {asked}: the released sift-and-refine refines on "
+            f"{REFERENCE_REFINING_POINTS} points whatever its grid; set it to "
+            f'{REFERENCE_REFINING_POINTS}, or noise_levels.weights to "edm"'
         )
     return sentences
 
