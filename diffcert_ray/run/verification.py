@@ -38,6 +38,8 @@ class Verification:
         missing: images (times sigmas) that were asked for and have no certificate.
         seed: of the choice of units.
         same_numerics: whether this machine's numerics kind is the stored units'.
+        other_method: the run's version of the method, where this program casts other votes: no
+            unit can be evaluated again; else 0.
         differences: one sentence for each difference.
     """
 
@@ -48,6 +50,7 @@ class Verification:
     missing: int = 0
     seed: int = 0
     same_numerics: bool = True
+    other_method: int = 0
     differences: list[str] = field(default_factory=list)
 
     @property
