@@ -165,7 +165,7 @@ def test_a_superseded_part_that_is_restored_is_named_with_its_note(world, clean,
     harm(hurt, "truncated")
     run_of(world, folder, "recompute")
     hurt.write_bytes(whole)
-    with pytest.raises(StoreError, match="restored from a copy.*delete that note"):
+    with pytest.raises(StoreError, match=r"restored from a copy.*delete that note"):
         open_run(folder).units()
     [note] = (folder / FOLDER).iterdir()
     note.unlink()

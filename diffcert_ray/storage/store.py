@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from diffcert_ray.config import identity
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.location import Location
@@ -226,11 +227,13 @@ class RunStore:
             what, remedy = "foreign files", "Move them out of the run"
         elif any(damage.foreign for damage in damaged):
             what, remedy = "damaged or foreign files", f"{remedy} or move them out of the run"
-        return (
-            f"{len(damaged)} {what} in {self.address}: {shown}. {remedy}, or certify again with "
-            'on_damaged="recompute" (--recompute-damaged): they are set aside for good, and what '
-            f"units are missing is computed again.{hint}"
+        again = (
+            ', or certify again with on_damaged="recompute" (--recompute-damaged): they are set '
+            "aside for good, and what units are missing is computed again"
         )
+        if self.origin.method_version not in (0, identity.METHOD_VERSION):
+            again = "; this program cannot cast the run's votes again"
+        return f"{len(damaged)} {what} in {self.address}: {shown}. {remedy}{again}.{hint}"
 
     def _resolved(self, folder: str, columns: Sequence[str]) -> pa.Table:
         rows = self.read_rows(folder, columns)

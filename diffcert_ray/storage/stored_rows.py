@@ -1,6 +1,6 @@
 """Everything that a run has stored in one folder, repeats included, in the order that counts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +113,8 @@ def read_once(
         parts, damaged, vanished = [*parts, *found], [*damaged, *hurt], [*vanished, *lost]
         come = {part_number(file.name) for file in late}
         gone = {name for name in gone if part_number(name) not in come}
-    parts, twins = without_twins(parts, manifest.sources[folder])
+    replaced = set(manifest.sources[folder]).difference(manifest.given_up[folder])
+    parts, twins = without_twins(parts, replaced)
     damaged += twins
     superseded.refuse_whole(location, [part.name for part in (*base, *parts)])
     parts.sort(key=lambda part: (part.published_us, part.name))
@@ -129,13 +130,12 @@ def read_once(
 
 
 def without_twins(
-    parts: list[ReadPart], sources: Sequence[str]
+    parts: list[ReadPart], replaced: Iterable[str]
 ) -> tuple[list[ReadPart], list[Damage]]:
     """The parts whose number no other file has, and the others: writers number nothing twice."""
     names: dict[object, set[str]] = {}
-    for name in (*(part.name for part in parts), *sources):
-        if "*" not in name:  # else of one that was missing
-            names.setdefault(part_number(name), set()).add(name)
+    for name in (*(part.name for part in parts), *replaced):
+        names.setdefault(part_number(name), set()).add(name)
     own = [part for part in parts if len(names[part_number(part.name)]) == 1]
     twins = [
         Damage(part.name, f"foreign: its number is that of {other} too", foreign=True)
