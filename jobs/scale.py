@@ -212,7 +212,8 @@ def write_half(size: Size, folder: str) -> str:
         step = max(1, ROWS_PER_PART // per_image)
         for low in range(0, len(ids), step):
             table = units_of(sigma, ids[low : low + step], dataset, size.votes, kind)
-            run.store.location.create(part_name("units", "scale", seq), encode(table))
+            data = encode(table, run.store.origin)
+            run.store.location.create(part_name("units", "scale", seq, data), data)
             rows, seq = rows + table.num_rows, seq + 1
         with run.store.writer() as writer:
             writer.add_certificates(

@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from diffcert_ray.config import identity
 from diffcert_ray.config.identity import canonical_hash, plan_identity, votes_identity
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config, NumericsConfig
@@ -30,14 +31,26 @@ class RunDocument:
     versions: Mapping[str, str]  # of this package and of what it computes with
 
     @staticmethod
-    def of(config: Config, weights: Mapping[str, str], dataset: Mapping[str, Any]) -> "RunDocument":
-        """The document of a run about to start, with final [numerics]."""
-        identity = votes_identity(config, weights)
-        votes_id = canonical_hash(identity)
+    def of(
+        config: Config,
+        weights: Mapping[str, str],
+        dataset: Mapping[str, Any],
+        method_version: int | None = None,
+    ) -> "RunDocument":
+        """The document of a run about to start.
+
+        Args:
+            config: with final [numerics].
+            weights: sha256 of each checkpoint by role.
+            dataset: what to say about the dataset.
+            method_version: of a stored run to compare with; by default this program's.
+        """
+        votes = votes_identity(config, weights, method_version)
+        votes_id = canonical_hash(votes)
         plan_id = canonical_hash(plan_identity(config, votes_id))
         versions = {name: _version(name) for name in VERSIONED}
         versions["python"] = platform.python_version()
-        return RunDocument(config, identity, votes_id, plan_id, dataset, versions)
+        return RunDocument(config, votes, votes_id, plan_id, dataset, versions)
 
     def to_bytes(self) -> bytes:
         """TOML, without execution settings that may hold credentials."""
@@ -105,6 +118,30 @@ class RunDocument:
         numerics = NumericsConfig.model_validate(self.config.numerics.model_dump())
         return config.model_copy(update={"numerics": numerics})
 
+    @property
+    def method_version(self) -> int:
+        """Version of the method that cast the run's votes."""
+        return int(self.votes_identity.get("method_version", 0))
+
+    @property
+    def castable(self) -> bool:
+        """Whether this program casts the run's votes: it knows one version of the method."""
+        return self.method_version == identity.METHOD_VERSION
+
+    def check_castable(self) -> None:
+        """Refuse to cast votes for a run of another version of the method (ConfigError)."""
+        if not self.castable:
+            now = identity.METHOD_VERSION
+            remedy = "give another run folder (--run)"
+            if self.method_version > now:
+                remedy = f"upgrade diffcert_ray, or {remedy}"
+            raise ConfigError(
+                f"this run's votes are of method version {self.method_version}, and this program "
+                f"casts those of version {now}: other noise, other votes, so it can neither "
+                "continue the run nor cast its votes again (report, status, export and verify "
+                f"without replay still read it); {remedy}"
+            )
+
     def check_continues(self, other: "RunDocument") -> None:
         """Refuse a start that would mix other votes, or another fixed n, into this run.
 
@@ -114,6 +151,8 @@ class RunDocument:
         Raises:
             ConfigError: naming every differing key, both values and the remedy.
         """
+        if other.method_version != self.method_version:
+            self.check_castable()
         mine, theirs = self.votes_identity, other.votes_identity
         differing = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
         if differing:

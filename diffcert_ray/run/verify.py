@@ -33,16 +33,18 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     config, kind, store, certificates = run.config, run.kind, run.store, run.certificates()
     votes_id, weights = run.document.votes_id, weights_of(config)
     data = load_dataset(config.dataset.whole(), config.execution.storage_options)
-    run.document.check_continues(RunDocument.of(config, weights, about(data)))
+    version = run.document.method_version
+    run.document.check_continues(RunDocument.of(config, weights, about(data), version))
     certified = certificates.groupby("sigma")["image_id"].nunique().to_dict()
     verification = Verification(seed=secrets.randbelow(2**32) if seed is None else seed)
+    verification.other_method = 0 if run.document.castable else version
     missing = (n - certified.get(sigma, 0) for sigma, n in run.asked().items())
     verification.missing = sum(missing)
     check_certifiable(run, certificates)
     held = kind.held(store, plan_of(config, data))
     check_same_images(held, set(data.ids.tolist()), data.image_sha)
     kind.recompute(config, votes_id, store, held, data, certificates, verification)
-    if sample:
+    if sample and run.document.castable:
         device = resolve_device(config.execution.device)
         worker = WorkerSpec(config, weights, device, dataset=data).load("verify")
         kind.replay(config, store, held, data, worker, verification, sample)

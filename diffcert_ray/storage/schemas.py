@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from diffcert_ray.conventions import STREAM_NAMES
 
 SCHEMA_VERSION = 2
-ADDED_IN_2 = ("slack", "taken_off")
-"""Columns that files of version 1 lack: nothing was taken off then."""
 VERSION_KEY = b"diffcert.schema"
 PUBLISHED_KEY = b"diffcert.published_us"  # unix time; orders parts of different writers
+# What files of method version 1 lack, and what it is there.
+LATER_COLUMNS: dict[str, Any] = {"slack": 0.0, "taken_off": 0.0}
 
 
 @dataclass(frozen=True)
