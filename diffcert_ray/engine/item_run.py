@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcert_ray.conventions import DENOISE, OPEN
+from diffcert_ray.conventions import DENOISE, NO_CLASS, OPEN
 from diffcert_ray.denoisers.device import Coming, sent
 from diffcert_ray.engine.item_votes import CastVotes, HandedBack, Unpacked, Votes, packed
 from diffcert_ray.engine.lanes import Lanes, Rows
@@ -144,7 +144,7 @@ class ItemRun:
         if not self._base.plan.needs_denoised:
             self._queue_rounds(lanes)
         elif self._base.unconditional is self._base.denoiser:
-            self._queue.put(lanes, np.full_like(lanes, DENOISE), np.full_like(lanes, -1))
+            self._queue.put(lanes, np.full_like(lanes, DENOISE), np.full_like(lanes, NO_CLASS))
             self._expected_rows += len(lanes) * self._classes
             self._lanes.wait_for(lanes, 1)
         else:
