@@ -1,11 +1,13 @@
 """Pixels that are not in [0, 1]: refused wherever they enter, with range, cause and remedy."""
 
+import pickle
 import re
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.io import savemat
 from torch import nn
 
 from diffcert_ray import Classifier, Dataset, PixelsError, certify, load_dataset
@@ -227,14 +229,47 @@ def test_pictures_whose_levels_are_0_and_1_are_asked_about(tmp_path):
     assert len(check_images(data, data.ids).shas) == 3
 
 
-def test_an_archive_of_0_and_1_is_asked_about_and_one_of_floats_refused(tmp_path):
+def test_an_archive_of_0_and_1_is_asked_about(tmp_path):
     rows = np.random.default_rng(0).integers(0, 2, (6, 3072)).astype(np.uint8)
-    spec = {"name": "imagenet32", "path": str(tmp_path), "split": "val"}
-    spec["label_map"] = list(range(1000))
-    for data in (rows, rows.astype(np.float32)):
-        np.savez(tmp_path / "val_data.npz", data=data, labels=np.arange(1, 7))
-        with pytest.raises(DatasetError, match=r"brightest pixel of all 6|data is float32"):
-            check_images(found := load_dataset(spec), found.ids)
+    data = load_dataset(archive(tmp_path, rows))
+    with pytest.raises(PixelsError, match=r"brightest pixel of all 6 images is 0\.00392"):
+        check_images(data, data.ids)
+
+
+def archive(folder, rows) -> dict:
+    np.savez(folder / "val_data.npz", data=rows, labels=np.arange(1, len(rows) + 1))
+    spec = {"name": "imagenet32", "path": str(folder), "split": "val"}
+    return spec | {"label_map": list(range(1000))}
+
+
+def pickled(folder, rows) -> dict:
+    content = {"data": rows, "labels": [0] * len(rows)}
+    (folder / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
+    return {"name": "cifar10", "path": str(folder)}
+
+
+def matlab(folder, rows) -> dict:
+    images = rows.reshape(-1, 3, 32, 32).transpose(2, 3, 1, 0)
+    savemat(folder / "test_32x32.mat", {"X": images, "y": np.ones((len(rows), 1))})
+    return {"name": "svhn", "path": str(folder)}
+
+
+@pytest.mark.parametrize("written", [archive, pickled, matlab])
+@pytest.mark.parametrize(
+    ("scale", "seen"),
+    [
+        (lambda x: x, r"from 0 to 1 \(float32\)"),
+        (lambda x: x * 255, r"from 0 to 255 \(float32\)"),
+        (lambda x: x.astype(float) * 2 - 1, r"from -1 to 1 \(float64\)"),
+        (lambda x: (x * 255).astype(np.int64), r"from 0 to 255 \(int64\)"),
+    ],
+)
+def test_published_files_of_other_numbers_are_refused_with_range_and_remedy(
+    tmp_path, written, scale, seen
+):
+    rows = np.linspace(0, 1, 2 * 3072, dtype=np.float32).reshape(2, 3072)
+    with pytest.raises(PixelsError, match=rf"{tmp_path}/.* has pixels {seen}, where .* uint8"):
+        load_dataset(written(tmp_path, scale(rows)))
 
 
 # --- channel order

@@ -141,6 +141,20 @@ def check_levels(values: NDArray[np.uint8]) -> None:
         raise ScaleError(_fault(values))
 
 
+def check_published(values: NDArray[Any], where: str) -> None:
+    """Refuse pixels of a published file that are no uint8, as its format has them.
+
+    Raises:
+        PixelsError: what they are instead, and what to do.
+    """
+    if values.dtype != np.uint8:
+        raise PixelsError(
+            f"{where} has pixels {_fault(values).seen}, where the published files have uint8 of 0 "
+            "to 255: fetch it again, or store uint8 (np.rint(x * 255).astype(np.uint8) of floats "
+            "in [0, 1]); floats in [0, 1] may be given as Parquet or as a Dataset"
+        )
+
+
 def as_images(given: NDArray[Any], what: str) -> NDArray[np.float32]:
     """Several images as ``as_pixels`` gives them, or which of them are wrong.
 
