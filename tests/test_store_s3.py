@@ -110,6 +110,10 @@ def test_truncated_object_is_named_or_left_out_as_asked(store, options, address)
         store.units()
     lenient = RunStore.open(address, options, on_damaged="recompute")
     assert len(starts(lenient)) == 1
+    put(lenient, unit(0), unit(10))  # computed again
+    assert lenient.supersede("writer") == 1
+    assert starts(store) == [0, 10]
+    assert store.location.exists(name)
 
 
 def test_pyarrow_and_pandas_read_the_objects(store, endpoint):
