@@ -21,39 +21,23 @@ VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
 
 @dataclass(frozen=True)
 class RunDocument:
-    """What a run folder says about itself.
+    """What a run folder says about itself."""
 
-    Args:
-        config: the configuration of the run's first start, without storage options.
-        votes_identity: everything that a vote depends on, by key.
-        votes_id: its hash.
-        plan_id: hash of what was asked for at the first start.
-        dataset: name, split, fingerprint, number of classes and image shape.
-        versions: of this package and of what it computes with.
-    """
-
-    config: Config
-    votes_identity: Mapping[str, Any]
-    votes_id: str
-    plan_id: str
-    dataset: Mapping[str, Any]
-    versions: Mapping[str, str]
+    config: Config  # of the run's first start, without storage options
+    votes_identity: Mapping[str, Any]  # everything that a vote depends on, by key
+    votes_id: str  # its hash
+    plan_id: str  # hash of what was asked for at the first start
+    dataset: Mapping[str, Any]  # name, split, fingerprint, number of classes and image shape
+    versions: Mapping[str, str]  # of this package and of what it computes with
 
     @staticmethod
     def of(
         config: Config,
         weights: Mapping[str, str],
         dataset: Mapping[str, Any],
-        method_version: int | None = None,
+        method_version: int | None = None,  # of a stored run to compare with; else this program's
     ) -> "RunDocument":
-        """The document of a run about to start.
-
-        Args:
-            config: with final [numerics].
-            weights: sha256 of each checkpoint by role.
-            dataset: what to say about the dataset.
-            method_version: of a stored run to compare with; by default this program's.
-        """
+        """The document of a run about to start, with final [numerics]."""
         votes = votes_identity(config, weights, method_version)
         votes_id = canonical_hash(votes)
         plan_id = canonical_hash(plan_identity(config, votes_id))

@@ -28,30 +28,17 @@ UNCERTIFIED = {"predicted": ABSTAIN, "abstained": True, "correct": False, "radiu
 
 @dataclass
 class Verification:
-    """What was compared, and every difference found.
+    """What was compared, and every difference found."""
 
-    Args:
-        certificates: certificates recomputed and compared.
-        units: units evaluated again.
-        votes: votes in them.
-        units_stored: all that there are.
-        missing: images (times sigmas) that were asked for and have no certificate.
-        seed: of the choice of units.
-        same_numerics: whether this machine's numerics kind is the stored units'.
-        other_method: the run's version of the method, where this program casts other votes: no
-            unit can be evaluated again; else 0.
-        differences: one sentence for each difference.
-    """
-
-    certificates: int = 0
-    units: int = 0
-    votes: int = 0
-    units_stored: int = 0
-    missing: int = 0
-    seed: int = 0
-    same_numerics: bool = True
-    other_method: int = 0
-    differences: list[str] = field(default_factory=list)
+    certificates: int = 0  # recomputed and compared
+    units: int = 0  # evaluated again
+    votes: int = 0  # votes in them
+    units_stored: int = 0  # all that there are
+    missing: int = 0  # images (times sigmas) that were asked for and have no certificate
+    seed: int = 0  # of the choice of units
+    same_numerics: bool = True  # whether this machine's numerics kind is the stored units'
+    other_method: int = 0  # version of the run's method, where this program casts other votes
+    differences: list[str] = field(default_factory=list)  # one sentence for each
 
     @property
     def missed_share(self) -> float:
@@ -69,13 +56,7 @@ class Verification:
 def compare_certificates(
     stored: pd.DataFrame, recomputed: list[CertificateRow], verification: Verification
 ) -> None:
-    """Compare stored certificates with those that the counts give.
-
-    Args:
-        stored: the certificates table, one row for each sigma and image.
-        recomputed: rows made anew from the stored units.
-        verification: where differences are noted.
-    """
+    """Note where stored certificates differ from those that the counts give."""
     keys = zip(stored["sigma"].tolist(), stored["image_id"].tolist(), strict=True)
     rows = dict(zip(keys, stored[list(COMPARED)].to_dict("records"), strict=True))
     for row in recomputed:
@@ -115,12 +96,6 @@ def replay(
 
     Units of another numerics kind than this worker's may differ in rare votes; they are compared
     too, and what differs is noted with that remark.
-
-    Args:
-        units: the stored units, all columns.
-        worker: loaded with the run's configuration.
-        verification: where differences are noted.
-        sample: number of units, at most all.
     """
     for row in units.iloc[verification.chosen(len(units), sample)].to_dict("records"):
         unit = Unit(row["sigma"], row["image_id"], row["stream"], row["start"], row["stop"])
@@ -142,14 +117,7 @@ def replay(
 def replay_losses(
     losses: StoredLosses, worker: "Worker", verification: Verification, *, sample: int
 ) -> None:
-    """Evaluate a random sample of the stored losses again and compare their sums.
-
-    Args:
-        losses: the run's losses.
-        worker: loaded with the run's configuration.
-        verification: where differences are noted; draws count as votes.
-        sample: number of units, at most all.
-    """
+    """Evaluate ``sample`` units of losses again and compare their sums; draws count as votes."""
     keys = losses.units.tolist()
     for row in verification.chosen(len(keys), sample):
         unit = LossUnit(*keys[row])
