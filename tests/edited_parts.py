@@ -27,7 +27,7 @@ def edited(part: Path, table: pa.Table) -> Path:
     return named_anew(part, sink.getvalue().to_pybytes())
 
 
-def copied(part: Path, writer: str, folder: Path | None = None) -> Path:
+def copied_part(part: Path, writer: str, folder: Path | None = None) -> Path:
     """Copy a part as the first of another writer, into its own folder or another; the copy."""
     data = part.read_bytes()
     copy = (folder or part.parent) / Path(part_name("x", writer, 0, data)).name

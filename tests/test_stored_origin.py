@@ -16,9 +16,15 @@ from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.origin import METHOD_VERSION_KEY, VOTES_ID_KEY, Origin
 from diffcert_ray.storage.parts import part_name
 from diffcert_ray.storage.store import RunStore
-from tests.edited_parts import copied, edited, named_anew, unmarked
+from tests.edited_parts import copied_part, edited, named_anew, unmarked
 from tests.test_store import CERTIFICATE, UNIT
-from tests.worlds import counts_of, settings, small_world
+from tests.worlds import counts_of, settings
+
+
+@pytest.fixture(autouse=True)
+def a_program_of_version_2(monkeypatch):
+    """Runs of version 2 are continued, as those of the version that a program knows are."""
+    monkeypatch.setattr(identity, "METHOD_VERSION", 2)
 
 
 def document(votes_id: str = "mine", version: int = 2) -> bytes:
@@ -124,7 +130,7 @@ def test_two_files_of_one_number_of_a_writer_are_refused(tmp_path):
 
 def test_copies_of_the_runs_own_parts_under_another_writer_do_no_harm(tmp_path):
     store = store_of(tmp_path / "run", document())
-    copied(only(store, "units"), "again")
+    copied_part(only(store, "units"), "again")
     assert store.units().num_rows == 1
 
 
@@ -183,11 +189,6 @@ def test_part_names_are_told_apart_from_old_ones_whatever_the_digits():
 # --- whole runs
 
 
-@pytest.fixture(scope="module")
-def world():
-    return small_world()
-
-
 def run_of(world, folder, **tables):
     on_damaged = tables.pop("on_damaged", "refuse")
     return certify(
@@ -197,8 +198,7 @@ def run_of(world, folder, **tables):
 
 
 @pytest.mark.parametrize("of", ["units", "certificates"])
-def test_results_of_another_seed_are_refused_then_set_aside_as_asked(world, tmp_path, of):
-    clean = run_of(world, tmp_path / "clean")
+def test_results_of_another_seed_are_refused_then_set_aside_as_asked(world, clean, tmp_path, of):
     other = run_of(world, tmp_path / "other", votes={"seed": 1})
     run = run_of(world, tmp_path / "run")
     names = [

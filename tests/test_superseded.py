@@ -18,17 +18,7 @@ from diffcert_ray.storage.sealed_json import seal, unseal
 from diffcert_ray.storage.store import RunStore
 from diffcert_ray.storage.superseded import FOLDER, store_superseded
 from tests.edited_parts import flipped
-from tests.worlds import counts_of, settings, small_world
-
-
-@pytest.fixture(scope="module")
-def world():
-    return small_world()
-
-
-@pytest.fixture(scope="module")
-def clean(world, tmp_path_factory):
-    return run_of(world, tmp_path_factory.mktemp("clean") / "run")
+from tests.worlds import counts_of, settings
 
 
 def run_of(world, folder, on_damaged="refuse", pieces=False):

@@ -35,16 +35,9 @@ class RunDocument:
         config: Config,
         weights: Mapping[str, str],
         dataset: Mapping[str, Any],
-        method_version: int | None = None,
+        method_version: int | None = None,  # of a stored run to compare with; else this program's
     ) -> "RunDocument":
-        """The document of a run about to start.
-
-        Args:
-            config: with final [numerics].
-            weights: sha256 of each checkpoint by role.
-            dataset: what to say about the dataset.
-            method_version: of a stored run to compare with; by default this program's.
-        """
+        """The document of a run about to start, with final [numerics]."""
         votes = votes_identity(config, weights, method_version)
         votes_id = canonical_hash(votes)
         plan_id = canonical_hash(plan_identity(config, votes_id))

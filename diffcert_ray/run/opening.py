@@ -45,7 +45,6 @@ def open_or_create(
         return store, document, settings
     store = RunStore.open(location, on_damaged=on_damaged)
     document = RunDocument.from_bytes(store.run_document())
-    document.check_castable()
     document = document.with_storage_options(settings.execution.storage_options)
     settings = document.adopt_numerics(settings)
     document.check_continues(RunDocument.of(settings, weights, described))

@@ -37,9 +37,7 @@ class Verification:
     missing: int = 0  # images (times sigmas) that were asked for and have no certificate
     seed: int = 0  # of the choice of units
     same_numerics: bool = True  # whether this machine's numerics kind is the stored units'
-    # The run's version of the method, where this program casts other votes: no unit can be
-    # evaluated again; else 0.
-    other_method: int = 0
+    other_method: int = 0  # version of the run's method, where this program casts other votes
     differences: list[str] = field(default_factory=list)  # one sentence for each
 
     @property
