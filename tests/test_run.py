@@ -12,6 +12,7 @@ import pytest
 
 from diffcert_ray import ABSTAIN, certify, open_run
 from diffcert_ray.certificates.executed import executed_certificate
+from diffcert_ray.datasets.pixel_grid import off_grid
 from diffcert_ray.errors import ConfigError, StoreError
 from diffcert_ray.method.grid import rounding_radius, slack
 from diffcert_ray.pool.local import LocalPool
@@ -30,7 +31,8 @@ def test_a_run_certifies_every_image_from_its_own_counts(clean, world):
         n_a = sum(counts[0.25, image_id, "estimate", a, a + 20].get(chosen, 0) for a in (0, 20, 40))
         off = {"slack": row["slack"], "taken_off": row["taken_off"]}
         expected = executed_certificate(n_a, 60, sigma=0.25, alpha=0.001, **off)
-        assert (off["slack"], off["taken_off"]) == (slack(0.25, 16), rounding_radius(16))
+        assert off["slack"] == slack(0.25, 16)
+        assert off["taken_off"] == rounding_radius(16) + off_grid(world[1].image(image_id))
         assert row["n_a"] == n_a
         assert row["radius"] == expected.radius
         assert row["predicted"] == (ABSTAIN if expected.abstained else chosen)

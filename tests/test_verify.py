@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from diffcert_ray import certify, open_run
 from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.datasets import check_images
 from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import ConfigError
@@ -29,7 +30,8 @@ from tests.worlds import settings
 
 @pytest.fixture(scope="module")
 def plan(world):
-    return plan_of(load_config(settings()), world[1])
+    plan = plan_of(load_config(settings()), world[1])
+    return dataclasses.replace(plan, off_grid=check_images(world[1], world[1].ids).off_grid)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffcert_ray.config.tables import Config
-from diffcert_ray.datasets import Dataset
+from diffcert_ray.datasets import Dataset, check_images
 from diffcert_ray.datasets.dataset import labels_of
-from diffcert_ray.datasets.pixel_grid import STEPS, off_grid
+from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.method.from_config import levels_and_sift
 from diffcert_ray.run.estimate import Estimate, estimate
 from diffcert_ray.run.reachable import check_radii, doubts
@@ -171,8 +171,11 @@ class VoteRuns:
         units = self.begun(store)
         images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
         sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
-        distances = {i: d for i in images.tolist() if (d := off_grid(data.image(i)))}
-        plan = replace(self.plan(config, images, data), sigmas=sigmas, off_grid=distances)
+        plan = replace(self.plan(config, images, data), sigmas=sigmas)
+        if verification.other_method:  # before there was a grid: nothing was taken off
+            plan = replace(plan, dimensions=0)
+        else:
+            plan = replace(plan, off_grid=check_images(data, images.tolist()).off_grid)
         label = labels_of(data).__getitem__
         rows: Iterator[CertificateRow]
         if plan.bound == "sequential":
