@@ -54,7 +54,7 @@ def test_a_run_says_what_it_is_and_what_it_cost(run):
     assert facts["evaluations"] == f"{units['nfe'].sum():,} NFE"
     (kind,) = units["numerics"].unique()
     assert facts["numerics kinds"] == f"1: {kind} (48 units)"
-    assert facts["units that kinds disagree on"] == "0 (the first stored one counts)"
+    assert facts["units that kinds disagree on"] == "0 (the one whose part sorts first counts)"
     assert "[votes]" in one.config
     assert one.command.startswith("diffcert certify world.toml --run ")
     assert one.seed == 0

@@ -1,5 +1,6 @@
 """Certify a dataset: checked before anything starts, a run opened or continued, then driven."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from diffcert_ray.datasets import Dataset, check_images, load_dataset
 from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.pool.local import Pool
 from diffcert_ray.pool.usual import usual_pool
+from diffcert_ray.run.agreement import agree, disagreement, supersede
 from diffcert_ray.run.kind import Rows, kind_of
 from diffcert_ray.run.loop import Driver, Outcome, Progress, Work
 from diffcert_ray.run.opening import calibrated, open_or_create, store_options
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from diffcert_ray.checkpoints.image_classifier import Network
     from diffcert_ray.denoisers.denoiser import Denoiser
     from diffcert_ray.engine.worker import WorkerSpec
+
+logger = logging.getLogger(__name__)
 
 RUNS_FOLDER = "runs"
 
@@ -107,8 +111,9 @@ def certify(
     )
     on_start(opened.run)
     todo = _left_to_do(opened)
+    evaluates = not todo.work.all_stored()
     with opened.run.store.writer(flush_s=opened.spec.config.execution.flush_s) as writer:
-        if todo.work.all_stored():  # only certificates may be missing: no worker is needed
+        if not evaluates:  # only certificates may be missing: no worker is needed
             images_done: list[Any] = list(todo.work.finished_images)
             writer.add_certificates(row for i in images_done if (row := todo.certificate(i)))
             outcome = Outcome(complete=True)
@@ -116,6 +121,9 @@ def certify(
             make = pool or partial(usual_pool, local=local, address=address)
             watching = on_progress if local or pool else _exported(on_progress, opened)
             outcome = _driven(opened, todo, writer, make, watching, should_stop)
+    del todo  # what was read of the store is read anew
+    if evaluates:
+        outcome.complete &= _in_agreement(opened)
     if on_damaged == "recompute" and not outcome.interrupted:
         opened.run.store.supersede(writer.name)  # what it held is stored again
     outcome.unreadable = opened.unreadable
@@ -247,6 +255,10 @@ def _left_to_do(opened: _Opened) -> _ToDo:
         with store.writer() as writer:
             writer.add_certificates(r for r in unread if (r.sigma, r.image_id, r.n) not in stored)
     stored -= unfounded_certificates(store, plan, stored, kind.votes_held(held))
+    found = disagreement(kind, config, plan, votes_id, store, held, data)
+    if found.superseding:
+        supersede(store, found.superseding)
+    stored -= found.lacking
     certified = {(sigma, image_id) for sigma, image_id, _ in stored}
     work = kind.work(config, plan, held, certified)
     return _ToDo(work, kind.rows(config, votes_id, labels, image_sha, data.image), stored)
@@ -287,6 +299,27 @@ def _driven(
     finally:
         pool.close()
     return outcome
+
+
+def _in_agreement(opened: _Opened) -> bool:
+    """Supersede certificates that the counted units do not give; False where votes are lacking.
+
+    Another driver may have stored units meanwhile that count instead of this one's.
+    """
+    run, config = opened.run, opened.spec.config
+    lacking = agree(run.kind, config, opened.plan, run.document.votes_id, run.store, opened.data)
+    if lacking:
+        sigma, image_id, _ = min(lacking)
+        logger.warning(
+            "%d certificates in %s need votes that are not stored (first image %d at sigma %g): a "
+            "driver of another numerics kind chose another class. Run the same command again, "
+            "which casts them",
+            len(lacking),
+            run.address,
+            image_id,
+            sigma,
+        )
+    return not lacking
 
 
 def _exported(

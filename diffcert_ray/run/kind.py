@@ -175,6 +175,18 @@ class Kind(Protocol):
         """Refuse certificates whose counts their bound does not hold for (ConfigError)."""
         ...
 
+    def given(
+        self,
+        config: Config,
+        plan: Any,
+        votes_id: str,
+        held: Any,
+        data: Dataset,
+        certificates: pd.DataFrame,
+    ) -> Iterable[CertificateRow]:
+        """What the counts give for a plan's images; ``certificates`` says by which bounds and n."""
+        ...
+
     def recompute(
         self,
         config: Config,

@@ -1,6 +1,6 @@
 """Runs without votes, of the plain diffusion classifier: what `Kind` asks of them."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,10 @@ from diffcert_ray.errors import ConfigError
 from diffcert_ray.plain.plan import PlainPlan, plain_plan
 from diffcert_ray.plain.stages import LossStages
 from diffcert_ray.run.estimate import PlainEstimate, estimate_plain
-from diffcert_ray.run.loss_rows import LossRows, estimates, plain_row, recompute_plain
+from diffcert_ray.run.loss_rows import Bound, LossRows, estimates, plain_row, recompute_plain
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
 from diffcert_ray.run.verification import Verification, compare_certificates, replay_losses
-from diffcert_ray.storage.schemas import LOSS_UNIT_KEY
+from diffcert_ray.storage.schemas import LOSS_UNIT_KEY, CertificateRow
 from diffcert_ray.storage.store import RunStore
 
 if TYPE_CHECKING:
@@ -105,6 +105,20 @@ class LossRuns:
     def check_counts(self, config: Config, store: RunStore, certificates: pd.DataFrame) -> None:
         """As `Kind.check_counts`: draws are fixed, and no unit can be extended."""
 
+    def given(
+        self,
+        config: Config,
+        plan: PlainPlan,
+        votes_id: str,
+        held: StoredLosses,
+        data: Dataset,
+        certificates: pd.DataFrame,
+    ) -> Iterator[CertificateRow]:
+        """As `Kind.given`."""
+        for bound in PLAIN_BOUNDS:
+            if (certificates["bound"] == bound).any():
+                yield from _rows(plan, votes_id, held, data, bound)
+
     def recompute(
         self,
         config: Config,
@@ -117,15 +131,11 @@ class LossRuns:
     ) -> None:
         """As `Kind.recompute`: by the bound asked for, and by the other one if it is stored."""
         plan = self.plan(config, data.ids, data)
-        labels = labels_of(data)
         for bound in PLAIN_BOUNDS:
             stored = certificates[certificates["bound"] == bound]
             if bound == plan.bound or len(stored):
-                rows = [
-                    plain_row(image, c, labels[image.image_id], votes_id=votes_id)
-                    for image, c in recompute_plain(plan, held, data.image, bound)
-                ]
-                compare_certificates(stored, rows, verification)
+                rows = _rows(plan, votes_id, held, data, bound)
+                compare_certificates(stored, list(rows), verification)
 
     def replay(
         self,
@@ -167,3 +177,12 @@ class LossRuns:
     def costs(self, store: RunStore, certificates: pd.DataFrame) -> Iterable[tuple[str, str]]:
         """As `Kind.costs`: not counted yet."""
         return ()
+
+
+def _rows(
+    plan: PlainPlan, votes_id: str, held: StoredLosses, data: Dataset, bound: Bound
+) -> Iterator[CertificateRow]:
+    """The certificates by one bound that stored losses give."""
+    labels = labels_of(data)
+    for image, certificate in recompute_plain(plan, held, data.image, bound):
+        yield plain_row(image, certificate, labels[image.image_id], votes_id=votes_id)

@@ -71,7 +71,7 @@ def compare_certificates(
             continue
         for name in COMPARED:
             exact = not verification.other_method
-            if not _same(kept[name], getattr(row, name), exact=exact):
+            if not same_value(kept[name], getattr(row, name), exact=exact):
                 verification.differences.append(
                     f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
                 )
@@ -82,7 +82,7 @@ def compare_certificates(
             )
 
 
-def _same(stored: Any, recomputed: Any, *, exact: bool) -> bool:
+def same_value(stored: Any, recomputed: Any, *, exact: bool) -> bool:
     """Whether two values are equal; p_low is no number in certificates without votes.
 
     Method version 1 did not round down: its numbers agree to nine digits only.

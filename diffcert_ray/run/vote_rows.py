@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcert_ray.conventions import ABSTAIN, STREAM_NAMES
+from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, STREAM_NAMES
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.schemas import CertificateRow, UnitRow
 from diffcert_ray.storage.writer import Writer
@@ -18,7 +18,8 @@ from diffcert_ray.votes.units import Unit
 def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[UnitCounts]]:
     """Look up the stored units of an image, as ``ImageVotes`` takes them.
 
-    Units off the plan's grid (of an earlier, smaller n) are left out.
+    Units off the plan's grid (of an earlier, smaller n) are left out, and those about another class
+    than the selection votes that count choose: a driver of another numerics kind chose it.
 
     Returns:
         (sigma, image_id) -> its units: selection first, then estimation, in vote order.
@@ -26,20 +27,27 @@ def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[Uni
     wanted = {stream: set(plan.ranges(stream)) for stream in STREAM_NAMES}
 
     def units(sigma: float, image_id: int) -> list[UnitCounts]:
-        complete = []
+        complete: list[UnitCounts] = []
+        asked = {ALL_CLASSES}
         for stream in STREAM_NAMES:
+            if stream == "estimate" and plan.estimate == "target":
+                choice = _image(ImageVotes(plan, sigma, image_id), lambda *_: complete).chosen
+                asked.add(ALL_CLASSES if choice is None else choice)
             group = done.groups.get((sigma, stream))
             if group is None:
                 continue
             for row in group.rows(image_id):
                 start, stop = int(group.start[row]), int(group.stop[row])
+                target = int(group.target[row])
                 if (start, stop) not in wanted[stream]:
+                    continue
+                if stream == "estimate" and plan.estimate == "target" and target not in asked:
                     continue
                 classes, counts = group.votes(row)
                 unit = Unit(sigma, image_id, stream, start, stop)
                 tally = {int(c): int(n) for c, n in zip(classes, counts, strict=True)}
                 nfe, seconds = int(group.nfe[row]), float(group.seconds[row])
-                complete.append(UnitCounts(unit, int(group.target[row]), tally, nfe, seconds))
+                complete.append(UnitCounts(unit, target, tally, nfe, seconds))
         return complete
 
     return units

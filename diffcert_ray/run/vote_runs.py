@@ -157,6 +157,23 @@ class VoteRuns:
         if (certificates["bound"] == "two-class").any():
             check_complete_votes(certificates, store.units(["stream", "target"]).to_pandas())
 
+    def given(
+        self,
+        config: Config,
+        plan: Plan,
+        votes_id: str,
+        held: DoneUnits,
+        data: Dataset,
+        certificates: pd.DataFrame,
+    ) -> Iterator[CertificateRow]:
+        """As `Kind.given`."""
+        label, method = labels_of(data).__getitem__, config.method.name
+        if plan.bound != "sequential":
+            return recompute(plan, held, label, method=method, votes_id=votes_id)
+        columns = [certificates[c].tolist() for c in ("sigma", "image_id", "n")]
+        stopped = zip(*columns, strict=True)
+        return recompute_stopped(plan, held, stopped, label, method=method, votes_id=votes_id)
+
     def recompute(
         self,
         config: Config,
@@ -176,15 +193,7 @@ class VoteRuns:
             plan = replace(plan, dimensions=0)
         else:
             plan = replace(plan, off_grid=check_images(data, images.tolist()).off_grid)
-        label = labels_of(data).__getitem__
-        rows: Iterator[CertificateRow]
-        if plan.bound == "sequential":
-            columns = [certificates[c].tolist() for c in ("sigma", "image_id", "n")]
-            stopped = zip(*columns, strict=True)
-            method = config.method.name
-            rows = recompute_stopped(plan, held, stopped, label, method=method, votes_id=votes_id)
-        else:
-            rows = recompute(plan, held, label, method=config.method.name, votes_id=votes_id)
+        rows = self.given(config, plan, votes_id, held, data, certificates)
         compare_certificates(certificates, list(rows), verification)
 
     def replay(
@@ -234,7 +243,10 @@ class VoteRuns:
             ("worker time", f"{units['seconds'].sum() / 3600:,.3f} hours"),
             ("workers", f"{units['worker'].nunique():,}, on {devices}"),
             ("numerics kinds", f"{len(kinds)}: {shown}"),
-            ("units that kinds disagree on", f"{store.differing:,} (the first stored one counts)"),
+            (
+                "units that kinds disagree on",
+                f"{store.differing:,} (the one whose part sorts first counts)",
+            ),
         ]
 
 

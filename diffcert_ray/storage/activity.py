@@ -155,7 +155,7 @@ class OtherWriters:
             self._said.add(writer)
             logger.warning(
                 "another driver (writer %s) works on the same images of %s, %d of them in its last "
-                "part: every result stays right, but work is done twice. End one of the two, or "
+                "part: results are right at the end, but work is done twice. End one of the two or "
                 "give each its own images (--images)",
                 writer,
                 self._location.address,

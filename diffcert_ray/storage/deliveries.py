@@ -1,7 +1,8 @@
 """Which of several stored deliveries of the same rows counts.
 
-A lost answer is computed again, so rows may be stored more than once. Each key counts once: the
-first stored delivery. Two deliveries of one numerics kind must be equal.
+A lost answer is computed again, so rows may be stored more than once. Each key counts once: what a
+compaction took over, else the delivery in the part whose name sorts first. Two deliveries of one
+numerics kind must be equal.
 """
 
 from collections.abc import Callable
@@ -60,7 +61,7 @@ def resolve_units(table: pa.Table, source: Callable[[int], str]) -> Resolution:
     """Choose the delivery that counts for each unit: the first in the table.
 
     Args:
-        table: at least UNIT_COUNT_COLUMNS, rows in the order in which they were stored.
+        table: at least UNIT_COUNT_COLUMNS, rows in the order that counts.
         source: names the file of a row, for messages.
 
     Returns:
@@ -91,7 +92,7 @@ def first_deliveries(
     """The first row of each key, after repeats have been compared with it.
 
     Args:
-        table: rows in the order in which they were stored.
+        table: rows in the order that counts.
         source: names the file of a row, for messages.
         key: columns that name a row.
         unit_key: columns that name the unit that a row is of.

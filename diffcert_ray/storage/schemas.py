@@ -12,7 +12,7 @@ from diffcert_ray.conventions import STREAM_NAMES
 
 SCHEMA_VERSION = 2
 VERSION_KEY = b"diffcert.schema"
-PUBLISHED_KEY = b"diffcert.published_us"  # unix time; orders parts of different writers
+PUBLISHED_KEY = b"diffcert.published_us"  # unix time; tells how fast a run goes, never what counts
 # What files of method version 1 lack, and what it is there.
 LATER_COLUMNS: dict[str, Any] = {"slack": 0.0, "taken_off": 0.0}
 

@@ -17,7 +17,7 @@ from diffcert_ray.storage.manifest import FOLDER as COMPACTED
 from diffcert_ray.storage.manifest import Manifests
 from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.origin import Origin
-from diffcert_ray.storage.parts import Damage
+from diffcert_ray.storage.parts import Damage, part_number
 from diffcert_ray.storage.schemas import (
     CERTIFICATE_SCHEMA,
     LOSS_SCHEMA,
@@ -32,7 +32,7 @@ from diffcert_ray.storage.stored_rows import (
     read_once,
 )
 from diffcert_ray.storage.superseded import read_superseded, store_superseded
-from diffcert_ray.storage.writer import Writer
+from diffcert_ray.storage.writer import Writer, writer_name
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class RunStore:
         return self._resolved("losses", LOSS_SCHEMA.names)
 
     def certificates(self) -> pa.Table:
-        """The stored certificates, the last of each key, sorted by key."""
+        """The stored certificates, the last of each key by part names, sorted by key."""
         return self._resolved("certificates", CERTIFICATE_SCHEMA.names)
 
     def loose_part_count(self) -> int:
@@ -217,6 +217,12 @@ class RunStore:
         self._read.add(folder)
         self._left_out |= {d.name: d for d in (*damaged, *rows.manifest.passed_over)}
         return replace(rows, damaged=damaged)
+
+    def superseding_writer(self) -> Writer:
+        """A writer whose certificates count instead of all that are stored now."""
+        numbers = map(part_number, self.location.list("certificates"))
+        name = writer_name(number[1] for number in numbers if number)
+        return Writer(self.location, self.origin, name=name)
 
     def _refusal(self, damaged: Sequence[Damage], hint: str) -> str:
         """The message about damaged or foreign files."""

@@ -33,7 +33,7 @@ SCHEMAS = {"units": UNIT_SCHEMA, "losses": LOSS_SCHEMA, "certificates": CERTIFIC
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows as stored, repeats included: compacted ones first, then in order of publication.
+    """Rows as stored, repeats included: compacted ones first, then parts in order of their names.
 
     Args:
         folder: units, losses or certificates.
@@ -117,7 +117,7 @@ def read_once(
     parts, twins = without_twins(parts, replaced)
     damaged += twins
     superseded.refuse_whole(location, [part.name for part in (*base, *parts)])
-    parts.sort(key=lambda part: (part.published_us, part.name))
+    parts.sort(key=lambda part: part.name)  # never by time or content, which nothing fixes
     known = {*superseded.notes, *manifest.given_up[folder]}
     reported = [damage for damage in damaged if damage.name not in known]
     reported += [Damage(name, "missing") for name in sorted(gone)]

@@ -28,9 +28,15 @@ logger = logging.getLogger(__name__)
 RETRY_S = 5.0
 
 
-def writer_name() -> str:
-    """A random name, new for each start of a driver; later starts sort later."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(6)}"
+def writer_name(after: Iterable[str] = ()) -> str:
+    """A random name, new for each start of a driver; later starts sort later.
+
+    Args:
+        after: names of writers whose parts sort before this one's, whatever the clock says.
+    """
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(6)}"
+    latest = max(after, default="")
+    return name if name > latest else f"{latest}0{secrets.token_hex(6)}"
 
 
 class Writer:
@@ -45,6 +51,7 @@ class Writer:
         flush_s: how long rows may wait, seconds, >= 0.
         give_up_s: how long the store may stay unwritable before `flush` raises, seconds.
         clock: monotonic seconds.
+        name: of this writer; by default a new one.
     """
 
     def __init__(
@@ -55,8 +62,9 @@ class Writer:
         flush_s: float = 30.0,
         give_up_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
+        name: str | None = None,
     ) -> None:
-        self.name = writer_name()
+        self.name = name or writer_name()
         self.origin = origin
         self.bytes_written = 0
         self._flush_s = flush_s
