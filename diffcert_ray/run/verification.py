@@ -70,7 +70,7 @@ def compare_certificates(
             )
             continue
         for name in COMPARED:
-            exact = not verification.other_method
+            exact = verification.other_method != 1
             if not _same(kept[name], getattr(row, name), exact=exact):
                 verification.differences.append(
                     f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
