@@ -15,7 +15,6 @@ from diffcert_ray.errors import ConfigError
 from diffcert_ray.report.cohen_log import DEFAULT_ALPHA
 from diffcert_ray.report.gallery import Pictures
 from diffcert_ray.report.series import Series, distinct_names, series_of_log
-from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.stored import Run, open_run
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
@@ -74,7 +73,6 @@ def series_of_run(run: Run) -> list[Series]:
     certificates, config, all_asked = run.certificates(), run.config, run.asked()
     if certificates.empty:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
-    check_certifiable(run, certificates)
     asked = config.votes.bound
     bounds = sorted(certificates["bound"].unique(), key=lambda bound: (bound != asked, bound))
     one = Series(

@@ -1,12 +1,16 @@
 """Whether stored certificates may be believed: asked before any of them is reported."""
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.run.stored import Run
+
+if TYPE_CHECKING:
+    from diffcert_ray.run.stored import Run
 
 
-def check_certifiable(run: Run, certificates: pd.DataFrame) -> None:
+def check_certifiable(run: "Run", certificates: pd.DataFrame) -> None:
     """Refuse certificates of another run, and those whose counts their bound does not hold for.
 
     Args:

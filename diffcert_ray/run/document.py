@@ -9,12 +9,18 @@ from typing import Any
 
 import tomli_w
 
-from diffcert_ray.config.identity import canonical_hash, plan_identity, votes_identity
+from diffcert_ray.config.identity import (
+    METHOD_VERSION,
+    canonical_hash,
+    plan_identity,
+    votes_identity,
+)
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config, NumericsConfig
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.kind import kind_of
 
+WEIGHTS = "weights."
 VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
 
 
@@ -29,6 +35,8 @@ class RunDocument:
         plan_id: hash of what was asked for at the first start.
         dataset: name, split, fingerprint, number of classes and image shape.
         versions: of this package and of what it computes with.
+        document_id: hash of both ids, dataset and versions; "" in runs of method version 1 that
+            were started before it was written, which have no notes of what was asked for either.
     """
 
     config: Config
@@ -37,6 +45,7 @@ class RunDocument:
     plan_id: str
     dataset: Mapping[str, Any]
     versions: Mapping[str, str]
+    document_id: str
 
     @staticmethod
     def of(config: Config, weights: Mapping[str, str], dataset: Mapping[str, Any]) -> "RunDocument":
@@ -52,7 +61,8 @@ class RunDocument:
         plan_id = canonical_hash(plan_identity(config, votes_id))
         versions = {name: _version(name) for name in VERSIONED}
         versions["python"] = platform.python_version()
-        return RunDocument(config, identity, votes_id, plan_id, dataset, versions)
+        whole = _document_id(votes_id, plan_id, dataset, versions)
+        return RunDocument(config, identity, votes_id, plan_id, dataset, versions, whole)
 
     def to_bytes(self) -> bytes:
         """TOML, without execution settings that may hold credentials."""
@@ -61,6 +71,7 @@ class RunDocument:
         document = {
             "votes_id": self.votes_id,
             "plan_id": self.plan_id,
+            "document_id": self.document_id,
             "config": tables,
             "votes_identity": dict(self.votes_identity),
             "dataset": dict(self.dataset),
@@ -84,6 +95,7 @@ class RunDocument:
                 tables["plan_id"],
                 tables["dataset"],
                 tables["versions"],
+                tables.get("document_id", ""),
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
@@ -92,22 +104,48 @@ class RunDocument:
                 "another version or changed by hand: restore it from a copy, or give another folder"
             ) from None
         document._check_hashes()
+        document._check_identity()
         return document
 
     def _check_hashes(self) -> None:
         """Refuse a document whose hashes are not those of what it says.
 
-        A larger n written into it would let a fixed-n bound be extended after a look.
+        A larger n written into it would let a fixed-n bound be extended after a look, fewer images
+        in its dataset let those without a certificate disappear.
         """
+        whole = _document_id(self.votes_id, self.plan_id, self.dataset, self.versions)
+        first_version = self.votes_identity.get("method_version") == 1
         for name, stated, actual in (
             ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
             ("plan_id", self.plan_id, canonical_hash(plan_identity(self.config, self.votes_id))),
+            ("document_id", self.document_id, whole),
         ):
-            if stated != actual:
+            if stated != actual and not (name == "document_id" and not stated and first_version):
                 raise ConfigError(
                     f"run.toml states {name} {stated}, but what it says has {actual}: it was "
                     "changed by hand, or written by another version; restore it from a copy, or "
                     "give another folder"
+                )
+
+    def _check_identity(self) -> None:
+        """Refuse a document whose [config] is not that of its votes: a seed changed in one place.
+
+        Whatever no vote depends on, such as the paths of checkpoint and images, may be changed.
+        """
+        mine = dict(self.votes_identity)
+        roles = [key.removeprefix(WEIGHTS) for key in mine if key.startswith(WEIGHTS)]
+        weights = {role: mine[WEIGHTS + role] for role in roles if "." not in role}
+        theirs = _without_none(votes_identity(self.config, weights))
+        keys = {*mine, *theirs} - {"method_version"}
+        if mine.get("method_version") != METHOD_VERSION:  # which had other keys
+            keys &= {*mine} & {*theirs}
+        for key in sorted(keys):
+            stated, actual = (canonical_hash({"": m.get(key)}) for m in (mine, theirs))
+            if stated != actual:
+                raise ConfigError(
+                    f"run.toml states {key} {mine.get(key)!r} for its votes, but its [config] "
+                    f"gives {theirs.get(key)!r}: it was changed by hand; restore it from a copy, "
+                    "or give another folder"
                 )
 
     def with_storage_options(self, options: Mapping[str, Any]) -> "RunDocument":
@@ -153,6 +191,14 @@ class RunDocument:
                 f"with {self.dataset.get('fingerprint')}: the data has changed; give another "
                 "run folder"
             )
+
+
+def _document_id(
+    votes_id: str, plan_id: str, dataset: Mapping[str, Any], versions: Mapping[str, str]
+) -> str:
+    """Hash of all that a document says and that nobody has a reason to change."""
+    ids = {"votes_id": votes_id, "plan_id": plan_id}
+    return canonical_hash(_without_none(ids | {"dataset": dataset, "versions": versions}))
 
 
 def _without_none(tables: Mapping[str, Any]) -> dict[str, Any]:

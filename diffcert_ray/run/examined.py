@@ -1,0 +1,77 @@
+"""The certificates of a run as they are stored, and everything about them that cannot be right."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from diffcert_ray.errors import StoreError
+from diffcert_ray.run.contradictions import REMEDY, Contradiction, refuse, row_contradictions
+from diffcert_ray.run.document import RunDocument
+from diffcert_ray.run.kind import kind_of
+from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
+from diffcert_ray.storage.store import RunStore
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """What was read of certificates/, and what was found.
+
+    Args:
+        rows: all that are stored, repeats included.
+        counting: positions of those that count, sorted by key.
+        source: position -> name of its file.
+        contradictions: rows that cannot be right.
+        odd: sentences about units that the run cannot have stored.
+        begun: sigma -> images that have a stored unit.
+    """
+
+    rows: pd.DataFrame
+    counting: npt.NDArray[np.int64]
+    source: Callable[[int], str]
+    contradictions: list[Contradiction]
+    odd: list[str]
+    begun: Mapping[float, set[int]]
+
+    @property
+    def certified(self) -> dict[float, set[int]]:
+        """Sigma -> images that have a stored certificate."""
+        groups = self.rows.groupby("sigma")["image_id"]
+        return {float(str(sigma)): set(ids.tolist()) for sigma, ids in groups}
+
+    @property
+    def certificates(self) -> pd.DataFrame:
+        """One row for each image, sigma and bound: where n grew, that of most votes."""
+        rows = self.rows.iloc[self.counting]
+        key = ["sigma", "image_id", "bound", "alpha", "n0"]
+        return rows.sort_values([*key, "n"]).drop_duplicates(key, keep="last", ignore_index=True)
+
+    def refuse(self, address: str) -> None:
+        """Refuse the run if anything was found (StoreError)."""
+        refuse(self.rows, self.contradictions, self.source, address)
+        if self.odd:
+            raise StoreError(f"{self.odd[0]}. Find its part under units/ or compact/. {REMEDY}")
+
+
+def examine(
+    store: RunStore, document: RunDocument, check: Callable[[pd.DataFrame], None]
+) -> Examined:
+    """Read the certificates of a run, and compare them with what their counts give.
+
+    Args:
+        store: the run's folder.
+        document: its run.toml.
+        check: refuses rows of another run, whose counts mean nothing here.
+    """
+    # Certificates first: what they rest on was stored before them.
+    stored = store.read_rows("certificates", CERTIFICATE_SCHEMA.names)
+    counting = stored.resolve().rows
+    rows = stored.table.to_pandas()
+    check(rows.iloc[counting])
+    classes = int(document.dataset["num_classes"])
+    found = list(row_contradictions(rows, classes))
+    units = kind_of(document.config).examine(document.config, store, rows, counting, classes)
+    found += units.contradictions
+    return Examined(rows, counting, stored.source, found, units.odd, units.begun)
