@@ -165,6 +165,7 @@ class LossRuns:
         """As `Kind.recompute`: by the bound asked for, and by the other one if it is stored."""
         plan = self.plan(config, data.ids, data)
         labels = labels_of(data)
+        verification.costs_too = held.differing == 0
         for bound in PLAIN_BOUNDS:
             stored = certificates[certificates["bound"] == bound]
             if bound == plan.bound or len(stored):

@@ -41,6 +41,8 @@ class Verification:
         same_numerics: whether this machine's numerics kind is the stored units'.
         differences: one sentence for each difference.
         contradicted: (sigma, image_id) of certificates that differ already by what is stored.
+        costs_too: compare the evaluations of certificates and of their units, which differ where
+            several kinds delivered a unit.
         other_kinds: stored units of numerics kinds that this machine does not have.
     """
 
@@ -53,6 +55,7 @@ class Verification:
     same_numerics: bool = True
     differences: list[str] = field(default_factory=list)
     contradicted: set[tuple[float, int]] = field(default_factory=set)
+    costs_too: bool = False
     other_kinds: int = 0
 
     @property
@@ -83,8 +86,9 @@ def compare_certificates(
         recomputed: rows made anew from the stored units.
         verification: where differences are noted.
     """
+    names = [*COMPARED, *(["nfe"] if verification.costs_too else [])]
     keys = zip(stored["sigma"].tolist(), stored["image_id"].tolist(), strict=True)
-    rows = dict(zip(keys, stored[list(COMPARED)].to_dict("records"), strict=True))
+    rows = dict(zip(keys, stored[names].to_dict("records"), strict=True))
     for row in recomputed:
         verification.certificates += 1
         kept = rows.pop((row.sigma, row.image_id), None)
@@ -96,7 +100,7 @@ def compare_certificates(
                 f"{where} has all its votes, but no certificate is stored"
             )
             continue
-        for name in COMPARED:
+        for name in names:
             if not _same(kept[name], getattr(row, name)):
                 verification.differences.append(
                     f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
