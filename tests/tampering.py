@@ -357,7 +357,6 @@ def no_manifest(run: Path) -> None:
 # ---- the edits ----------------------------------------------------------------------------------
 
 CONSISTENT = "every number of the run fits every other: only casting votes again tells"
-LABELS = "true classes are in the dataset, which a report does without"
 
 
 def edits(other: Path) -> list[Edit]:
@@ -457,7 +456,6 @@ def edits(other: Path) -> list[Edit]:
                     lambda r: replace(r, label=r.predicted, correct=True),
                 )
             ),
-            LABELS,
         ),
         Edit(
             "a class that does not exist",
@@ -588,7 +586,7 @@ def edits(other: Path) -> list[Edit]:
         Edit(
             "the numerics kind of all units",
             units(every(numerics="0" * 12)),
-            "units of other processors are honest; `verify` counts those that it cannot repeat bit for bit",
+            "other processors are honest too; `verify` counts units that it cannot repeat bit for bit",
         ),
         Edit("a wrong image left out everywhere", image_gone),
         Edit(
