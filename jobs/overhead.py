@@ -35,7 +35,7 @@ from diffcert_ray.datasets import load_dataset
 from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.pool.local import Pool, PoolState
-from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.pool.on_ray.actors import RayPool
 from diffcert_ray.run.loop import Driver
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.vote_rows import certificate_row, unit_row

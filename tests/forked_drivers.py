@@ -1,79 +1,21 @@
-"""Drivers in forked processes, to be killed: a fork needs no import, and dies without clean-up.
+"""Drivers in forked processes, to be killed: a fork needs no import, and dies without clean-up."""
 
-What their workers begin to evaluate is noted in a file, which outlives them.
-"""
-
-import dataclasses
 import os
 import random
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from diffcert_ray.run import certify as certification
+from diffcert_ray.config.tables import Config
+from diffcert_ray.pool.local import Pool
 from diffcert_ray.run import loop as run
+from diffcert_ray.run.certify import MakePool
 from diffcert_ray.storage import local_folder
-from diffcert_ray.votes.units import Item, Result
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-Vote = tuple[float, int, str, int]
 POINTS = ("result", "half a file", "before the name", "after the name", "moment")
-
-
-@dataclasses.dataclass(frozen=True)
-class Noting:
-    """What ``inner`` loads, with each vote noted in ``book`` when its evaluation begins."""
-
-    inner: Any
-    book: Path
-
-    @property
-    def device(self) -> str:
-        """What the actors ask for."""
-        return str(self.inner.device)
-
-    def load(self, name: str) -> "NotingWorker":
-        return NotingWorker(self.inner.load(name), self.book)
-
-
-class NotingWorker:
-    """A worker that notes what it evaluates; items come with fresh votes only."""
-
-    def __init__(self, inner: Any, book: Path) -> None:
-        self.inner, self.book = inner, book
-        self.numerics, self.compiled = inner.numerics, inner.compiled
-
-    def evaluate(self, item: Item) -> Result:
-        lines = [
-            f"{p.unit.sigma} {p.unit.image_id} {p.unit.stream} {p.start} {p.stop}\n"
-            for p in item.parts
-        ]
-        with self.book.open("a") as notes:
-            notes.write("".join(lines))
-        result: Result = self.inner.evaluate(item)
-        return result
-
-
-def noted(book: Path) -> Counter[Vote]:
-    """How often the evaluation of each vote was begun."""
-    votes: Counter[Vote] = Counter()
-    for line in book.read_text().splitlines() if book.exists() else ():
-        sigma, image_id, stream, start, stop = line.split()
-        for vote in range(int(start), int(stop)):
-            votes[float(sigma), int(image_id), stream, vote] += 1
-    return votes
-
-
-def votes_of(counts: dict[Any, Any]) -> set[Vote]:
-    """The votes of stored units, as ``tests.worlds.counts_of`` keys them."""
-    return {(s, i, stream, v) for s, i, stream, start, stop in counts for v in range(start, stop)}
 
 
 def forked(body: Callable[[], None], log: Path) -> int:
@@ -119,16 +61,11 @@ def small_items(nfe: float) -> None:
     run.FIRST_ITEM_NFE = nfe
 
 
-def note_evaluations(book: Path) -> None:
-    """In this process, let the workers of every pool note what they evaluate."""
-    make = certification.usual_pool
-    certification.usual_pool = lambda spec, *given, **named: make(
-        Noting(spec, book), *given, **named
-    )
+def dying_at(point: str, rng: random.Random, make: MakePool) -> MakePool:
+    """Arrange a SIGKILL of this process at one of POINTS; "moment" is the parent's business.
 
-
-def die_at(point: str, rng: random.Random) -> None:
-    """In this process, arrange a SIGKILL at one of POINTS; "moment" is the parent's business."""
+    Returns the pools of ``make``, whose results may be the last that is seen of it.
+    """
     left = rng.randint(1, 3)
 
     def due() -> bool:
@@ -137,8 +74,8 @@ def die_at(point: str, rng: random.Random) -> None:
         return left == 0
 
     if point == "result":
-        _wrap_collect(due)
-    elif point == "half a file":
+        return _dying_with_results(due, make)
+    if point == "half a file":
         write = local_folder.write_durably
 
         def write_half(path: Path, data: bytes) -> None:
@@ -161,18 +98,18 @@ def die_at(point: str, rng: random.Random) -> None:
             return made
 
         local_folder.link_new = link_and_die
+    return make
 
 
-def _wrap_collect(due: Callable[[], bool]) -> None:
+def _dying_with_results(due: Callable[[], bool], make: MakePool) -> MakePool:
     """Die with results in hand that nothing has been done with."""
-    make = certification.usual_pool
 
-    def made(*given: Any, **named: Any) -> Any:
-        pool = make(*given, **named)
+    def made(spec: Any, config: Config) -> Pool:
+        pool = make(spec, config)
         collect = pool.collect
 
         def collect_and_die(timeout_s: float) -> list[Any]:
-            results: list[Any] = collect(timeout_s)
+            results = collect(timeout_s)
             if results and due():
                 _die()
             return results
@@ -180,7 +117,7 @@ def _wrap_collect(due: Callable[[], bool]) -> None:
         pool.collect = collect_and_die
         return pool
 
-    certification.usual_pool = made
+    return made
 
 
 def _die() -> None:

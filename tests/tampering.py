@@ -586,7 +586,7 @@ def edits(other: Path) -> list[Edit]:
         Edit(
             "the numerics kind of all units",
             units(every(numerics="0" * 12)),
-            "other processors are honest too; `verify` counts units that it cannot repeat bit for bit",
+            "other processors are honest too; `verify` counts units it cannot repeat in bits",
         ),
         Edit("a wrong image left out everywhere", image_gone),
         Edit(

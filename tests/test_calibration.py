@@ -17,9 +17,9 @@ from diffcert_ray.run.calibration import (
     memory_limit,
     open_keys,
     pays,
-    planned_nfe,
 )
 from diffcert_ray.run.certify import certify
+from diffcert_ray.run.kind import kind_of
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.stored import open_run
 from tests.worlds import settings, small_world
@@ -171,24 +171,24 @@ def test_shipped_quick_presets_are_not_even_looked_at():
     assert "digits-quick" in presets()
     config = load_config("digits-quick")
     data = load_dataset(config.dataset)
-    nfe = planned_nfe(config, plan_of(config, data), data.num_classes)
+    nfe = kind_of(config).planned_nfe(config, plan_of(config, data), data.num_classes)
     assert 0 < nfe < calibration.SMALL_NFE
 
 
 def test_planned_evaluations_are_exact_where_nothing_is_sifted():
     _, data = small_world()
     config = load_config(settings(sift={"rule": "full"}))
-    assert planned_nfe(config, plan_of(config, data), 4) == 6 * 80 * (24 * 4 + 1)
+    assert kind_of(config).planned_nfe(config, plan_of(config, data), 4) == 6 * 80 * (24 * 4 + 1)
     plain = load_config(settings(method={"name": "dc"}, plain={"draws": 64},
                                  votes={"bound": "local"},
                                  noise_levels={"weights": "linear-s", "min": 1.0}))  # fmt: skip
-    assert planned_nfe(plain, plan_of(plain, data), 4) == 6 * 64 * 24 * 4
+    assert kind_of(plain).planned_nfe(plain, plan_of(plain, data), 4) == 6 * 64 * 24 * 4
 
 
 def test_a_rule_that_drops_few_classes_plans_for_more_evaluations():
     _, data = small_world()
     full, exact, paired = (
-        planned_nfe(config, plan_of(config, data), 4)
+        kind_of(config).planned_nfe(config, plan_of(config, data), 4)
         for rule in ("full", "exact", "paired-z")
         for config in [load_config(settings(sift={"rule": rule}))]
     )
@@ -302,7 +302,7 @@ def test_on_a_cluster_a_worker_is_calibrated_not_the_driver(tmp_path, monkeypatc
         called.append((work.func, address, gpus))
         raise KeyboardInterrupt  # nothing more is to happen here
 
-    monkeypatch.setattr("diffcert_ray.pool.ray_pool.calibrate_on_worker", task)
+    monkeypatch.setattr("diffcert_ray.pool.on_ray.calibration.calibrate_on_worker", task)
     with pytest.raises(KeyboardInterrupt):
         certify(config, tmp_path / "run", address="host:1", denoiser=world, dataset=data)
     assert called == [(calibration.calibrate, "host:1", 0.0)]

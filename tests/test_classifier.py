@@ -30,11 +30,6 @@ S_TAU = 0.5
 LEVELS = NoiseLevels(s=np.array([0.6, 1.0, 2.5]), weights=np.array([0.5, 2.0, 0.25]))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def normal(*shape: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -1,6 +1,5 @@
 """A CIFAR-sized Parquet on an object store: what is fetched, and what stays in memory."""
 
-import os
 import tracemalloc
 from collections.abc import Iterator
 
@@ -14,12 +13,11 @@ from diffcert_ray.datasets import check_images, load_dataset
 from diffcert_ray.datasets.parquet_files import TAIL_BYTES
 from diffcert_ray.errors import DatasetError
 from tests.s3_proxy import Faults, proxied
+from tests.s3_server import BUCKET, s3_server
 from tests.test_datasets_files import png
 from tests.test_datasets_parquet import live  # noqa: F401 (a fixture)
 
-moto_server = pytest.importorskip("moto.server")
-
-BUCKET, KEY = "data", "cifar/test-00000-of-00001.parquet"
+KEY = "cifar/test-00000-of-00001.parquet"
 ROWS, GROUP, DIFFERENT = 50_000, 5000, 8
 KEPT = 3 * 2**20
 
@@ -37,24 +35,10 @@ def images() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def endpoint(images) -> Iterator[str]:
     """The address of an S3 server on loopback that holds the file."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            patch.delenv(name, raising=False)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test-access")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        host, port = server.get_host_and_port()
-        address = f"http://{host}:{port}"
+    with s3_server() as address:
         store = fsspec.filesystem("s3", endpoint_url=address, skip_instance_cache=True)
-        store.mkdir(BUCKET)
         store.pipe_file(f"{BUCKET}/{KEY}", parquet_file(images))
         yield address
-        server.stop()
 
 
 def parquet_file(images) -> bytes:
@@ -136,9 +120,9 @@ def test_memory_does_not_grow_over_a_pass_of_all_row_groups(endpoint, images, mo
 
 def test_what_is_not_on_the_store_is_refused_by_its_address(endpoint):
     options = {"endpoint_url": endpoint}
-    with pytest.raises(DatasetError, match=r"s3://data/cifar10' does not exist or is empty"):
+    with pytest.raises(DatasetError, match=rf"s3://{BUCKET}/cifar10' does not exist or is empty"):
         load_dataset(spec(path=f"s3://{BUCKET}/cifar10"), options)
-    with pytest.raises(DatasetError, match=r"s3://data' has neither test_batch\.bin"):
+    with pytest.raises(DatasetError, match=rf"s3://{BUCKET}' has neither test_batch\.bin"):
         load_dataset({"name": "cifar10", "path": f"s3://{BUCKET}"}, options)
 
 

@@ -39,14 +39,6 @@ IMAGENET64 = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def golden(name, dtype="float32"):
     """The denoiser with the golden weights, and the golden inputs and outputs."""
     tensors = load_file(GOLDEN / f"{name}.safetensors")

@@ -31,11 +31,6 @@ S_TAU, S_LO, S_MAX = 0.5, 0.55, 3.0
 SIZES = 2 ** np.arange(2, 10)  # T = 4 .. 512
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def line_world() -> tuple[GaussianClasses, Tensor]:
     means = torch.tensor([-0.4, 0.5], dtype=torch.float64).reshape(2, 1, 1, 1)
     return GaussianClasses(means, 0.3), torch.full((1, 1, 1), 0.35, dtype=torch.float64)

@@ -31,14 +31,14 @@ def fields(stream: io.StringIO) -> list[tuple[str, ...]]:
 def test_lines_name_time_level_module_run_and_event():
     stream = io.StringIO()
     log_to(stream, level="INFO")
-    pool = logging.getLogger("diffcert_ray.pool.ray_pool")
+    pool = logging.getLogger("diffcert_ray.pool.on_ray.actors")
     pool.info("live actor=%s", "actor-1")
     name_run("208f05966da1eefb")
     pool.warning("lost actor=actor-1 error=%r", "node died")
     assert fields(stream) == [
-        ("INFO", "diffcert_ray.pool.ray_pool", "-", "live actor=actor-1"),
+        ("INFO", "diffcert_ray.pool.on_ray.actors", "-", "live actor=actor-1"),
         (
-            "WARNING", "diffcert_ray.pool.ray_pool", "208f05966da1eefb",
+            "WARNING", "diffcert_ray.pool.on_ray.actors", "208f05966da1eefb",
             "lost actor=actor-1 error='node died'",
         ),
     ]  # fmt: skip

@@ -13,6 +13,7 @@ import diffcert_ray
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PACKAGE = ROOT / "diffcert_ray"
 TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*TOP, *sorted(DOCS.glob("*.md"))]
 
@@ -101,3 +102,13 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert built == {f"{page.stem}.html" for page in DOCS.glob("*.md")}
     names = (tmp_path / "api.html").read_text("utf-8")
     assert "the smoothed classifier returns" in names  # docstrings, not only names
+
+
+def test_every_module_is_named_in_its_package_s_line_of_the_map():
+    design = (DOCS / "design.md").read_text("utf-8")
+    modules = design[design.index("### The modules") : design.index("## One way")]
+    for package in sorted(p for p in PACKAGE.iterdir() if (p / "__init__.py").exists()):
+        (line,) = re.findall(rf"^- `{package.name}/`: (.*?)(?=^- `|\Z)", modules, re.S | re.M)
+        named = set(re.findall(r"`(\w+)/?`", line))
+        stems = {path.stem for path in package.rglob("*.py")} - {"__init__"}
+        assert stems - named == set(), package.name

@@ -20,7 +20,7 @@ from diffcert_ray.engine.losses import (
 )
 from diffcert_ray.errors import ConfigError, DatasetError, StoreError
 from diffcert_ray.method.noise import NoiseSource
-from diffcert_ray.plain.plan import plain_levels, plan_of_images
+from diffcert_ray.plain.plan import plain_levels
 from diffcert_ray.plain.stages import ImageLosses, LossStages
 from diffcert_ray.plain.units import LossItem, LossResult, LossUnit, UnitLosses
 from diffcert_ray.report.files import report_files
@@ -261,27 +261,29 @@ def test_second_delivery_changes_nothing() -> None:
     assert stages.votes_done == item.votes
 
 
+def deliver_again(run, numerics: str) -> None:
+    """Store a unit once more, with slightly other losses, as by a worker of a numerics kind."""
+    whole = stored(run)
+    unit = whole.of(int(whole.units[0, 0]))[0]
+    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
+    sha = separated_world()[1].image_sha(unit.unit.image_id)
+    with run.store.writer() as writer:
+        result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
+        writer.add_losses([loss_row(changed, result, sha)])
+
+
 def test_other_deliveries_of_one_kind_are_refused_and_of_another_kind_counted(
     clean, tmp_path: Path
 ) -> None:
     run = run_of(tmp_path / "run", images=(0, 1))
     whole = stored(run)
-    unit = whole.of(int(whole.units[0, 0]))[0]
-    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
     kind = next(iter(run.outcome.numerics))
-    sha = separated_world()[1].image_sha(unit.unit.image_id)
-
-    def deliver(numerics: str) -> StoredLosses:
-        with run.store.writer() as writer:
-            result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
-            writer.add_losses([loss_row(changed, result, sha)])
-        return stored(run)
-
-    after = deliver("another")
-    assert after.differing == 1
-    np.testing.assert_array_equal(after.sums, whole.sums)  # the first delivery counts
+    deliver_again(run, "another")
+    assert stored(run).differing == 1
+    np.testing.assert_array_equal(stored(run).sums, whole.sums)  # the first delivery counts
+    deliver_again(run, kind)
     with pytest.raises(StoreError, match="one numerics kind differ"):
-        deliver(kind)
+        stored(run)
 
 
 def test_run_refuses_other_draws_units_alpha_and_votes(clean) -> None:
@@ -304,7 +306,7 @@ def test_losses_are_not_combined_with_pixels_that_have_changed(clean, tmp_path: 
         config = plain_settings(bound=bound)
         with pytest.raises(ConfigError, match=r"image 100 has pixels \w+, but the run's votes"):
             certify(config, tmp_path / "run", local=True, denoiser=world, dataset=changed)
-    plan = plan_of_images(load_config(plain_settings()), data)
+    plan = plan_of(load_config(plain_settings()), data)
     image, _ = next(iter(recompute_plain(plan, stored(clean[0]), data.image, "local")))
     rows = LossRows("id", {100: 0}, data.image_sha, data.image)
     assert rows.certificate(image).image_id == 100
@@ -366,7 +368,7 @@ def test_score_gap_is_the_weighted_loss_difference_and_has_its_slope() -> None:
 
 def test_estimate_is_never_called_certified(clean) -> None:
     _, data = separated_world()
-    plan = plan_of_images(load_config(plain_settings()), data)
+    plan = plan_of(load_config(plain_settings()), data)
     line = estimates(plan, stored(clean[0]), data.image, "local")
     radii = [f for _, f in recompute_plain(plan, stored(clean[0]), data.image, "local")]
     certified, estimated = (
@@ -426,21 +428,12 @@ def test_compaction_keeps_the_first_delivery_of_losses_and_refuses_what_differs(
 ) -> None:
     run = run_of(tmp_path / "run", images=(0, 1))
     whole = stored(run)
-    unit = whole.of(int(whole.units[0, 0]))[0]
-    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
     kind = next(iter(run.outcome.numerics))
-    sha = separated_world()[1].image_sha(unit.unit.image_id)
-
-    def deliver(numerics: str) -> None:
-        with run.store.writer() as writer:
-            result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
-            writer.add_losses([loss_row(changed, result, sha)])
-
-    deliver("another")
+    deliver_again(run, "another")
     compact(run.store, delete_sources=True)
     assert stored(run).differing == 1
     np.testing.assert_array_equal(stored(run).sums, whole.sums)
-    deliver(kind)
+    deliver_again(run, kind)
     with pytest.raises(StoreError, match=r"one numerics kind differ.*compact/000001"):
         compact(run.store)
 

@@ -12,12 +12,7 @@ from diffcert_ray.run.certify import certify
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.preflight import check_plan
 from diffcert_ray.run.reachable import check_radii
-from tests.worlds import settings, small_world
-
-
-@pytest.fixture(scope="module")
-def world():
-    return small_world()
+from tests.worlds import settings
 
 
 def refuse(world, dataset, match: str, **tables) -> None:

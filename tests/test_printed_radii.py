@@ -10,7 +10,7 @@ from diffcert_ray.certificates.radius import largest_radius
 from diffcert_ray.commands import attack, plan
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.run.estimate import Estimate, SigmaEstimate
+from diffcert_ray.run.estimate import SigmaEstimate
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.reachable import check_radii, doubts
 from tests.worlds import settings, small_world
@@ -33,7 +33,7 @@ def test_how_far_an_attack_found_no_change():
 
 def test_the_largest_radius_of_a_plan(capsys):
     sigma = SigmaEstimate(0.25, 0.75064, (), 1000, 10.0, 100, 1000.0)
-    plan._say_votes("title", Estimate(1, 1, 1, (sigma,), 1))
+    plan._say_sigmas("title", (sigma,))
     assert re.search(r" 0\.750\s", capsys.readouterr().out)
 
 
@@ -44,5 +44,5 @@ def test_the_ceiling_of_settings_that_ask_for_more():
     with pytest.raises(ConfigError, match=r"at most radius 0\.253 at sigma 0\.25 "):
         check_radii(plan_of(far, data))
     near = load_config(settings(votes={"n": VOTES, "radii": [0.254], "sigmas": [0.25, 0.5]}))
-    (doubt,) = doubts(near, plan_of(near, data), world.num_classes)
+    (doubt,) = doubts(near, plan_of(near, data), world.num_classes, sifted=True)
     assert "certifies at most 0.253;" in doubt

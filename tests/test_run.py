@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,19 +16,7 @@ from diffcert_ray.errors import ConfigError, StoreError
 from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.run import certify as certification
 from diffcert_ray.storage.schemas import CertificateRow
-from tests.worlds import counts_of, settings, small_world
-
-
-@pytest.fixture(scope="module")
-def world():
-    return small_world()
-
-
-@pytest.fixture(scope="module")
-def clean(world, tmp_path_factory):
-    """An undisturbed run, the reference of the module."""
-    folder = tmp_path_factory.mktemp("clean") / "run"
-    return certify(settings(), folder, local=True, denoiser=world[0], dataset=world[1])
+from tests.worlds import counts_of, settings
 
 
 def test_a_run_certifies_every_image_from_its_own_counts(clean, world):
@@ -201,10 +190,9 @@ def test_images_may_be_split_over_drivers_and_are_merged_by_reading(clean, world
     assert len(run.certificates()) == 6
 
 
-def test_sigmas_may_be_added_to_a_run(clean, world, tmp_path):
-    arguments = {"local": True, "denoiser": world[0], "dataset": world[1]}
-    certify(settings(), tmp_path / "r", **arguments)
-    run = certify(settings(votes={"sigmas": [0.25, 0.4]}), tmp_path / "r", **arguments)
+def test_sigmas_may_be_added_to_a_run(clean, copied, world):
+    tables = settings(votes={"sigmas": [0.25, 0.4]})
+    run = certify(tables, copied.address, local=True, denoiser=world[0], dataset=world[1])
     assert set(run.certificates()["sigma"]) == {0.25, 0.4}
     assert {k: v for k, v in counts_of(run).items() if k[0] == 0.25} == counts_of(clean)
 
@@ -263,10 +251,9 @@ def test_target_votes_certify_the_same_counts_of_the_chosen_class(clean, world, 
     assert target["nfe"].sum() < complete["nfe"].sum()
 
 
-def test_a_truncated_part_is_named_and_recomputed_only_when_asked(clean, world, tmp_path):
-    folder = tmp_path / "r"
+def test_a_truncated_part_is_named_and_recomputed_only_when_asked(clean, copied, world):
+    folder = Path(copied.address)
     arguments = {"local": True, "denoiser": world[0], "dataset": world[1]}
-    certify(settings(), folder, **arguments)
     part = next((folder / "units").glob("part-*.parquet"))
     part.write_bytes(part.read_bytes()[:100])
     for file in (folder / "certificates").glob("*"):
@@ -282,24 +269,22 @@ def test_a_truncated_part_is_named_and_recomputed_only_when_asked(clean, world, 
     ("line", "changed", "name"),
     [("n = 60", "n = 120", "plan_id"), ('"votes.seed" = 0', '"votes.seed" = 1', "votes_id")],
 )
-def test_a_run_document_that_was_changed_is_refused(world, tmp_path, line, changed, name):
-    certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
-    file = tmp_path / "run" / "run.toml"
+def test_a_run_document_that_was_changed_is_refused(copied, line, changed, name):
+    file = Path(copied.address) / "run.toml"
     text = file.read_text()
     assert text.count(line) == 1
     file.chmod(0o644)
     file.write_text(text.replace(line, changed))
     with pytest.raises(ConfigError, match=rf"states {name} \w+, but what it says has"):
-        open_run(tmp_path / "run")
+        open_run(copied.address)
 
 
-def test_a_certificate_of_other_votes_is_made_again(world, tmp_path):
-    run = certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
-    (honest,) = run.store.certificates().slice(0, 1).to_pylist()
-    shutil.rmtree(tmp_path / "run" / "certificates")
-    with run.store.writer() as writer:
+def test_a_certificate_of_other_votes_is_made_again(copied, world):
+    (honest,) = copied.store.certificates().slice(0, 1).to_pylist()
+    shutil.rmtree(Path(copied.address) / "certificates")
+    with copied.store.writer() as writer:
         writer.add_certificates([CertificateRow(**honest | {"votes_id": "0" * 16, "radius": 9.0})])
-    again = certify(settings(), run.address, local=True, denoiser=world[0], dataset=world[1])
+    again = certify(settings(), copied.address, local=True, denoiser=world[0], dataset=world[1])
     assert again.outcome.nfe == 0
     with pytest.raises(ConfigError, match="1 certificates are not this run's"):
         again.certificates()

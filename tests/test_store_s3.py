@@ -3,7 +3,6 @@
 import os
 import pickle
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,18 +16,13 @@ from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.storage.schemas import UnitRow
 from diffcert_ray.storage.store import RunStore
 from tests.s3_proxy import Faults, proxied
-from tests.s3_server import BUCKET, s3_server
+
+pytestmark = pytest.mark.usefixtures("waited")
 
 DOCUMENT = b'votes_id = "v1"\n'
 UNIT = UnitRow(
     0.25, 7, "a1", "select", 0, 10, ALL_CLASSES, (1, 3), (4, 6), 120, 0.5, "cpu", "kind-a", "w", 0
 )
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +32,8 @@ def options(endpoint) -> dict[str, object]:
 
 
 @pytest.fixture
-def address(request) -> str:
-    return f"s3://{BUCKET}/{request.node.name}"
-
-
-@pytest.fixture
 def store(options, address):
     return RunStore.create(address, DOCUMENT, options)
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(object_prefix.time, "sleep", lambda seconds: None)
 
 
 def unit(start):

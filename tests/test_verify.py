@@ -23,18 +23,7 @@ from diffcert_ray.run.verify import verify_run
 from diffcert_ray.run.vote_bounds import check_complete_votes, check_fixed_n
 from diffcert_ray.run.vote_rows import recompute
 from diffcert_ray.storage.schemas import CertificateRow
-from tests.worlds import settings, small_world
-
-
-@pytest.fixture(scope="module")
-def world():
-    return small_world()
-
-
-@pytest.fixture(scope="module")
-def run(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("verify") / "run"
-    return certify(settings(), folder, local=True, denoiser=world[0], dataset=world[1])
+from tests.worlds import settings
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +32,10 @@ def plan(world):
 
 
 @pytest.fixture(scope="module")
-def rows(run, plan, world):
+def rows(clean, plan, world):
     labels = dict(zip(world[1].ids.tolist(), world[1].labels.tolist(), strict=True))
-    done = run.store.done_units()
-    votes_id = run.document.votes_id
+    done = clean.store.done_units()
+    votes_id = clean.document.votes_id
     return list(recompute(plan, done, labels.__getitem__, method="apndc", votes_id=votes_id))
 
 
@@ -56,10 +45,10 @@ def worker(world):
     return WorkerSpec(config, weights_of(config, world[0]), "cpu", *world).load("verify")
 
 
-def test_an_honest_run_has_no_difference(run, rows, worker):
+def test_an_honest_run_has_no_difference(clean, rows, worker):
     found = Verification()
-    compare_certificates(run.certificates(), rows, found)
-    replay(run.units(), worker, found, sample=10**6)
+    compare_certificates(clean.certificates(), rows, found)
+    replay(clean.units(), worker, found, sample=10**6)
     assert found.differences == []
     assert (found.certificates, found.units) == (6, 6 * 4)
     assert found.same_numerics
@@ -72,8 +61,8 @@ def test_an_honest_run_has_no_difference(run, rows, worker):
         *(("abstained", None), ("alpha", 0.1), ("n0", 3), ("method", "dc"), ("votes_id", "y")),
     ],
 )
-def test_a_changed_certificate_is_found(run, rows, column, value):
-    stored = run.certificates().astype({"method": str, "votes_id": str})
+def test_a_changed_certificate_is_found(clean, rows, column, value):
+    stored = clean.certificates().astype({"method": str, "votes_id": str})
     stored.loc[2, column] = not stored.loc[2, column] if value is None else value
     found = Verification()
     compare_certificates(stored, rows, found)
@@ -82,13 +71,13 @@ def test_a_changed_certificate_is_found(run, rows, column, value):
     assert str(stored.loc[2, "image_id"]) in found.differences[0]
 
 
-def test_a_missing_certificate_and_one_without_votes_are_found(run, rows):
+def test_a_missing_certificate_and_one_without_votes_are_found(clean, rows):
     found = Verification()
-    compare_certificates(run.certificates().drop(index=0), rows, found)
+    compare_certificates(clean.certificates().drop(index=0), rows, found)
     assert "no certificate is stored" in found.differences[0]
     abstention = {"predicted": -1, "abstained": True, "correct": False, "radius": 0.0}
     for claimed in ({"predicted": 1}, {"abstained": False}, {"correct": True}, {"radius": 9.0}):
-        lonely = run.certificates().assign(**abstention | claimed)
+        lonely = clean.certificates().assign(**abstention | claimed)
         found = Verification()
         others = [dataclasses.replace(r, **abstention | claimed) for r in rows[1:]]
         compare_certificates(lonely, others, found)
@@ -130,8 +119,8 @@ def test_verification_says_how_much_it_may_have_missed():
     assert Verification(units=0, units_stored=9).missed_share == 1.0
 
 
-def test_a_changed_count_is_found_by_evaluating_the_unit_again(run, worker):
-    units = run.units()
+def test_a_changed_count_is_found_by_evaluating_the_unit_again(clean, worker):
+    units = clean.units()
     units.at[4, "counts"] = units.at[4, "counts"][::-1].copy() + 1
     found = Verification()
     replay(units, worker, found, sample=10**6)
@@ -139,9 +128,9 @@ def test_a_changed_count_is_found_by_evaluating_the_unit_again(run, worker):
     assert "evaluated again" in found.differences[0]
 
 
-def test_units_of_another_numerics_kind_are_compared_and_remarked_on(run, worker):
+def test_units_of_another_numerics_kind_are_compared_and_remarked_on(clean, worker):
     found = Verification()
-    replay(run.units().assign(numerics="other"), worker, found, sample=3)
+    replay(clean.units().assign(numerics="other"), worker, found, sample=3)
     assert not found.same_numerics
     assert found.differences == []
 
@@ -170,10 +159,10 @@ def test_two_class_on_votes_that_stopped_at_their_target_is_refused():
         check_complete_votes(certificates(bound="two-class"), UNITS.assign(target=3))
 
 
-def test_honest_certificates_pass(run):
-    check_fixed_n(run.certificates(), "clopper-pearson", 60)
+def test_honest_certificates_pass(clean):
+    check_fixed_n(clean.certificates(), "clopper-pearson", 60)
     check_fixed_n(certificates(n=0, predicted=-1), "clopper-pearson", 60)
-    check_complete_votes(run.certificates().assign(bound="two-class"), run.units())
+    check_complete_votes(clean.certificates().assign(bound="two-class"), clean.units())
 
 
 def add_certificate(run, **columns):
@@ -183,12 +172,11 @@ def add_certificate(run, **columns):
         writer.add_certificates([CertificateRow(**row)])
 
 
-def test_report_and_verify_refuse_a_certificate_of_extended_counts(world, tmp_path):
-    run = certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
-    check_certifiable(run, run.certificates())
-    add_certificate(run, n=80, n_a=80)
+def test_report_and_verify_refuse_a_certificate_of_extended_counts(copied):
+    check_certifiable(copied, copied.certificates())
+    add_certificate(copied, n=80, n_a=80)
     with pytest.raises(ConfigError, match="certificate from 80 votes"):
-        check_certifiable(run, run.certificates())
+        check_certifiable(copied, copied.certificates())
 
 
 DIGITS = {
@@ -215,14 +203,13 @@ DIGITS = {
         {"n0": 5, "radius": 9.5},
     ],
 )
-def test_report_and_verify_refuse_a_certificate_of_another_run(world, tmp_path, columns):
-    run = certify(settings(), tmp_path / "run", local=True, denoiser=world[0], dataset=world[1])
-    add_certificate(run, **columns)
+def test_report_and_verify_refuse_a_certificate_of_another_run(copied, tmp_path, columns):
+    add_certificate(copied, **columns)
     (name, value), _ = columns.items()
     with pytest.raises(ConfigError, match=rf"1 certificates are not this run's.*{name} {value}"):
-        series_of_run(run)
+        series_of_run(copied)
     with pytest.raises(ConfigError, match="1 certificates are not this run's"):
-        export_parquet(run, tmp_path / "export.parquet")
+        export_parquet(copied, tmp_path / "export.parquet")
 
 
 def test_a_sequential_run_that_grew_in_images_votes_and_sigmas_is_verified(tmp_path):

@@ -4,8 +4,12 @@ import hashlib
 
 import numpy as np
 
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.engine.weights import weights_of
+from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.tools.exact_worlds import GaussianClasses, gaussian_world, labelled_images
+from diffcert_ray.votes.units import Item, Part, Unit
 
 SETTINGS = {
     "name": "world",
@@ -35,6 +39,26 @@ def settings(**tables: object) -> dict:
     for name, table in tables.items():
         merged[name] = merged.get(name, {}) | table if isinstance(table, dict) else table
     return merged
+
+
+def check_same(run, clean) -> None:
+    """The same counts and certificates as those of another run."""
+    assert counts_of(run) == counts_of(clean)
+    columns = ["image_id", "predicted", "radius", "n_a", "n"]
+    assert run.certificates()[columns].equals(clean.certificates()[columns])
+
+
+def world_spec(images: int = 6) -> WorkerSpec:
+    """What a worker loads to evaluate items of a small world."""
+    world, dataset = small_world(images)
+    config = load_config(settings())
+    return WorkerSpec(config, weights_of(config, world), denoiser=world, dataset=dataset)
+
+
+def world_items(count: int = 6, votes: int = 20) -> list[Item]:
+    """An item for each of the first images of a small world."""
+    units = [Unit(0.25, image, "select", 0, votes) for image in range(100, 100 + count)]
+    return [Item(n, 0.25, (Part(unit, 0, votes),)) for n, unit in enumerate(units)]
 
 
 def counts_of(run) -> dict:

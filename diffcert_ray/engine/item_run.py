@@ -47,10 +47,7 @@ class ItemRun:
     """The state of one item under evaluation.
 
     Args:
-        base: the base classifier at the item's sigma.
-        item: what to evaluate.
         image: image_id -> float32 [C, H, W] in [0, 1].
-        watch: told what is being done.
     """
 
     def __init__(

@@ -10,19 +10,12 @@ from diffcert_ray.votes.units import Item, OpenVotes, Tally, Unit
 
 @dataclass
 class Votes:
-    """The votes of one item, flat: each array is [N].
-
-    Args:
-        units: of the item.
-        unit_index: of each vote, in ``units``.
-        vote: its index in the stream.
-        target: the class asked for, or -1: any.
-    """
+    """The votes of one item, flat: each array is [N]."""
 
     units: tuple[Unit, ...]
-    unit_index: np.ndarray
-    vote: np.ndarray
-    target: np.ndarray
+    unit_index: np.ndarray  # of each vote, in ``units``
+    vote: np.ndarray  # its index in the stream
+    target: np.ndarray  # the class asked for, or -1: any
 
     @staticmethod
     def of(item: Item) -> "Votes":
@@ -78,40 +71,24 @@ class Votes:
 
 @dataclass(frozen=True)
 class CastVotes:
-    """What casting an item's votes gave.
-
-    Args:
-        votes: of the item.
-        winner: class of each vote, OPEN where it was handed back, int64 [N].
-        nfe: evaluations of each vote, int64 [N].
-        padded: rows that only filled batches.
-        open_votes: those handed back, or None.
-    """
+    """What casting an item's votes gave."""
 
     votes: Votes
-    winner: np.ndarray
-    nfe: np.ndarray
-    padded: int
-    open_votes: OpenVotes | None = None
+    winner: np.ndarray  # int64 [N]: class of each vote, OPEN where it was handed back
+    nfe: np.ndarray  # int64 [N]: evaluations of each vote
+    padded: int  # rows that only filled batches
+    open_votes: OpenVotes | None = None  # those handed back
 
 
 @dataclass(frozen=True)
 class HandedBack:
-    """The state of a vote that its sift stage left open.
+    """The state of a vote that its sift stage left open."""
 
-    Args:
-        vote: its position among the item's votes.
-        round: the round that comes next.
-        entries: entries of the rule that lie before it.
-        survivors: classes still in, int32 [w], ascending.
-        losses: float64 [entries, w].
-    """
-
-    vote: int
-    round: int
-    entries: int
-    survivors: np.ndarray
-    losses: np.ndarray
+    vote: int  # its position among the item's votes
+    round: int  # the round that comes next
+    entries: int  # entries of the rule that lie before it
+    survivors: np.ndarray  # classes still in, int32 [w], ascending
+    losses: np.ndarray  # float64 [entries, w]
 
 
 def packed(votes: Votes, back: list[HandedBack]) -> OpenVotes | None:
@@ -135,11 +112,7 @@ def packed(votes: Votes, back: list[HandedBack]) -> OpenVotes | None:
 
 
 class Unpacked:
-    """The votes that an item continues, row by row.
-
-    Args:
-        held: as they were handed back.
-    """
+    """The votes that an item continues, row by row."""
 
     def __init__(self, held: OpenVotes) -> None:
         self._held = held

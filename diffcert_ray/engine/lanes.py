@@ -19,13 +19,7 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Lanes:
-    """A fixed number of lanes.
-
-    Args:
-        sift: the rule.
-        classes: K.
-        count: lanes, >= 1.
-    """
+    """A fixed number of lanes."""
 
     def __init__(self, sift: Sift, classes: int, count: int) -> None:
         self._sift, self._classes = sift, classes

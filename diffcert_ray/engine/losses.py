@@ -34,16 +34,7 @@ def evaluate_loss_item(
     batch: int,
     device: str = "cpu",
 ) -> LossResult:
-    """Evaluate one item.
-
-    Args:
-        denoiser: class-conditional, on ``device``.
-        item: what to evaluate.
-        image: image_id -> float32 [C, H, W], pixel units; projected on [0, 1] here.
-        s: float64 [T], noise levels, model space.
-        seed: of all noise.
-        batch: rows of every batch.
-        device: where the denoiser lives.
+    """Evaluate one item; arguments as of `draw_losses`.
 
     Returns:
         The result, with a unit's share of the seconds by its share of the evaluations.

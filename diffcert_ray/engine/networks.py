@@ -43,10 +43,7 @@ class DiffusionNetworks:
     """The denoisers of a diffusion classifier.
 
     Args:
-        config: of the run, with final [numerics].
-        denoiser: the class-conditional network.
         unconditional: of the first step, or None: the same network.
-        device: "cpu" or "cuda".
     """
 
     def __init__(
@@ -78,14 +75,7 @@ class DiffusionNetworks:
 
 
 class TrainedNetworks:
-    """A trained classifier, and the denoiser of its one step if it has one.
-
-    Args:
-        config: of the run, with final [numerics].
-        classifier: the trained classifier.
-        denoiser: for ``denoise-classify``, else None.
-        device: "cpu" or "cuda".
-    """
+    """A trained classifier, and for ``denoise-classify`` the denoiser of its one step."""
 
     def __init__(
         self, config: Config, classifier: ImageClassifier, denoiser: Denoiser | None, device: str

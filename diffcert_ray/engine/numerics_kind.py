@@ -31,11 +31,6 @@ def numerics_kind(denoiser: Denoiser, batch: int, device: str) -> str:
     on packing; one whose rows differ by more than rounding is refused, because its votes would not
     be independent, which every certificate assumes.
 
-    Args:
-        denoiser: the loaded network.
-        batch: rows of every batch of the run.
-        device: where the network lives.
-
     Returns:
         12 hex digits, with the suffix "-positional" where rows depend on their position.
 
@@ -56,16 +51,9 @@ def joint_kind(kinds: Sequence[str]) -> str:
 def kind_of_logits(
     logits: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], batch: int, device: str
 ) -> str:
-    """The numerics kind of a trained classifier, as `numerics_kind`.
+    """The numerics kind of a trained classifier, as `numerics_kind`, refusals included.
 
-    Args:
-        logits: of images [B, C, H, W] and their noise levels [B].
-        shape: (C, H, W).
-        batch: rows of every batch of the run.
-        device: where the classifier lives.
-
-    Raises:
-        ValueError: as `numerics_kind`.
+    ``logits`` takes images [B, C, H, W] of a ``shape`` (C, H, W), and their noise levels [B].
     """
     z, s, _ = _probe(shape, batch, device)
     return _kind(lambda rows: logits(z[rows], s[rows]), batch, device)
@@ -75,15 +63,8 @@ def short_batches(denoiser: Denoiser, batch: int, device: str) -> tuple[int, ...
     """Halves, quarters, ... of a batch in which probe rows have the bits of the whole one.
 
     Libraries choose their algorithm by the batch's shape: on a CPU the digits network's rows are
-    the same down to 16 and others below. The first size with other bits ends the search.
-
-    Args:
-        denoiser: the loaded network, eager, in float32.
-        batch: rows of every batch of the run.
-        device: where the network lives; on a GPU nothing is tried.
-
-    Returns:
-        Sizes, descending.
+    the same down to 16 and others below. The first size with other bits ends the search. The
+    network is eager and in float32; on a GPU nothing is tried.
     """
     if device != "cpu":
         return ()

@@ -13,13 +13,7 @@ class RowQueue:
         self.rows = 0
 
     def put(self, lane: np.ndarray, entry: np.ndarray, klass: np.ndarray) -> None:
-        """Add rows at the end: three int64 [n].
-
-        Args:
-            lane: of each row.
-            entry: of the sifting rule.
-            klass: its class.
-        """
+        """Add rows at the end: three int64 [n]."""
         self._blocks.append(np.stack([lane, entry, klass]))
         self.rows += len(lane)
 

@@ -19,13 +19,7 @@ from diffcert_ray.votes.units import Item
 
 
 def cast_by_trained(base: TrainedBase, item: Item, image: Callable[[int], np.ndarray]) -> CastVotes:
-    """Cast every vote of an item; none stays open.
-
-    Args:
-        base: the classifier at the item's sigma.
-        item: what to evaluate.
-        image: image_id -> float32 [C, H, W] in [0, 1].
-    """
+    """Cast every vote of an item by the classifier at its sigma; none stays open."""
     votes = Votes.of(item)
     winner = _winners(base, votes, image)
     winner[(votes.target != ALL_CLASSES) & (winner != votes.target)] = NOT_TARGET

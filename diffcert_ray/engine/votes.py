@@ -23,17 +23,9 @@ def evaluate_item(
     clock: Callable[[], float] = time.perf_counter,
     watch: Watch = unwatched,
 ) -> Result:
-    """Evaluate one item.
+    """Evaluate one item; its counts depend on its votes only.
 
-    Args:
-        base: the base classifier at the item's sigma.
-        item: what to evaluate.
-        image: image_id -> float32 [C, H, W] in [0, 1].
-        clock: seconds.
-        watch: told what is being done, for measurements.
-
-    Returns:
-        The result; its counts depend on the item's votes only.
+    ``image`` gives float32 [C, H, W] in [0, 1] by image_id, ``clock`` seconds.
 
     Raises:
         ValueError: the item is about another sigma than the base classifier.
@@ -58,12 +50,7 @@ def evaluate_item(
 def evaluate_votes(
     base: BaseClassifier, item: Item, image: Callable[[int], np.ndarray]
 ) -> tuple[np.ndarray, int]:
-    """The class of every vote of an item, one by one.
-
-    Args:
-        base: the base classifier at the item's sigma.
-        item: what to evaluate, without ``hand_back_levels``.
-        image: image_id -> float32 [C, H, W] in [0, 1].
+    """The class of every vote of an item without ``hand_back_levels``, one by one.
 
     Returns:
         int64 [N], classes in the order of the item's votes (-2: unresolved), and the evaluations.

@@ -18,10 +18,7 @@ def weights_of(
 ) -> dict[str, str]:
     """The sha256 of every checkpoint of a run by role.
 
-    Args:
-        config: names the checkpoints.
-        denoiser: an object used in their place; the tensors of its ``state_dict()`` are hashed.
-        classifier: a torch module used in place of ``config.classifier``'s file.
+    Of an object in a checkpoint's place, the tensors of its ``state_dict()`` are hashed.
 
     Raises:
         ConfigError: a pinned hash is another file's, an object has nothing to hash, or the method

@@ -38,7 +38,6 @@ class WorkerSpec:
     Args:
         config: the run's configuration, with final [numerics].
         weights: sha256 of each checkpoint by role; another file on a worker is refused.
-        device: "cpu" or "cuda".
         denoiser: a denoiser object in place of ``config.model`` (Python API, oracle worlds).
         dataset: a dataset object in place of ``config.dataset``.
         classifier: a torch module in place of ``config.classifier``'s file and architecture.
@@ -146,14 +145,7 @@ class WorkerSpec:
 
 
 class Worker:
-    """Evaluates items at any sigma of the run, whatever kind of run it is.
-
-    Args:
-        name: told with every result.
-        config: of the run, with final [numerics].
-        networks: loaded on their device.
-        dataset: the images.
-    """
+    """Evaluates items at any sigma of the run, whatever kind of run it is."""
 
     def __init__(self, name: str, config: Config, networks: Networks, dataset: Dataset) -> None:
         self.name, self.networks = name, networks

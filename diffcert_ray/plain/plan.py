@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import NO_SMOOTHING
-from diffcert_ray.datasets import Dataset
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.noise_levels import LOWEST_LEVEL, noise_levels
 
@@ -17,29 +16,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PlainPlan:
-    """What is asked of every image of a run of plain certificates.
+    """What is asked of every image of a run of plain certificates."""
 
-    Args:
-        image_ids: int64 [N], images in the order in which they are worked on.
-        draws: M, noise draws of each image, fixed beforehand.
-        unit: draws in a unit.
-        alpha: failure probability of one certificate.
-        bound: "lipschitz" or "local".
-        s: float64 [T], noise levels, model space.
-        weights: float64 [T], weights of the levels' losses, summing to 1.
-        classes: K.
-        dimensions: D, pixels times channels.
-    """
-
-    image_ids: NDArray[np.int64]
-    draws: int
-    unit: int
-    alpha: float
+    image_ids: NDArray[np.int64]  # [N], in the order in which they are worked on
+    draws: int  # M, noise draws of each image, fixed beforehand
+    unit: int  # draws in a unit
+    alpha: float  # failure probability of one certificate
     bound: Literal["lipschitz", "local"]
-    s: Array
-    weights: Array
-    classes: int
-    dimensions: int
+    s: Array  # [T], noise levels, model space
+    weights: Array  # [T], of the levels' losses, summing to 1
+    classes: int  # K
+    dimensions: int  # D, pixels times channels
 
     @property
     def sigma_t(self) -> Array:
@@ -69,21 +56,10 @@ class PlainPlan:
         return 0
 
 
-def plan_of_images(config: Config, data: Dataset) -> PlainPlan:
-    """The plan of a configuration for all chosen images of a dataset."""
-    return plain_plan(config, data.ids, data.num_classes, int(np.prod(data.image_shape)))
-
-
 def plain_plan(
     config: Config, image_ids: NDArray[np.int64], classes: int, dimensions: int
 ) -> PlainPlan:
     """The plan of a configuration whose ``votes.bound`` is "lipschitz" or "local".
-
-    Args:
-        config: the configuration.
-        image_ids: int64 [N], the images.
-        classes: K.
-        dimensions: D.
 
     Raises:
         ConfigError: another bound, or an impossible grid of noise levels.

@@ -18,12 +18,7 @@ Stored = Callable[[int], Iterable[UnitLosses]]
 
 
 class ImageLosses:
-    """The complete units of one image, added in any order.
-
-    Args:
-        plan: what is asked.
-        image_id: the image.
-    """
+    """The complete units of one image, added in any order."""
 
     def __init__(self, plan: PlainPlan, image_id: int) -> None:
         self.plan, self.image_id = plan, image_id
@@ -77,7 +72,6 @@ class LossStages:
     """Hands out items until every image of a plan has its losses.
 
     Args:
-        plan: what is asked.
         stored: image_id -> complete units that exist already.
         certified: (NO_SMOOTHING, image_id) of images that need no draw any more.
     """
@@ -142,11 +136,7 @@ class LossStages:
         return item
 
     def deliver(self, result: LossResult) -> list[UnitLosses]:
-        """Take in the result of an item; a second delivery changes nothing.
-
-        Returns:
-            The units that it completed.
-        """
+        """Returns the units that a result completes; a second delivery changes nothing."""
         if self._in_flight.pop(result.item_id, None) is None:
             return []
         for losses in result.tallies:
@@ -158,11 +148,7 @@ class LossStages:
         return list(result.tallies)
 
     def abandon(self, item: LossItem) -> list[tuple[float, int]]:
-        """Give up an item for good (quarantine): its images get no certificate in this run.
-
-        Returns:
-            (sigma, image_id) of the images given up.
-        """
+        """Give up an item for good (quarantine); returns the (sigma, image_id) lost by it."""
         self._in_flight.pop(item.item_id, None)
         lost = sorted({unit.image_id for unit in item.units})
         for image_id in lost:

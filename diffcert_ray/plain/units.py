@@ -8,17 +8,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, order=True)
 class LossUnit:
-    """A fixed range of draws of one image, at every noise level and class.
-
-    Args:
-        image_id: the dataset's number of the image.
-        start: first draw.
-        stop: one past the last draw.
-    """
+    """A fixed range of draws of one image, at every noise level and class."""
 
     image_id: int
-    start: int
-    stop: int
+    start: int  # first draw
+    stop: int  # one past the last draw
 
     @property
     def draws(self) -> int:
@@ -28,15 +22,10 @@ class LossUnit:
 
 @dataclass(frozen=True)
 class LossItem:
-    """What one call of a worker evaluates: complete units.
+    """What one call of a worker evaluates: complete units."""
 
-    Args:
-        item_id: number within the run of this driver.
-        units: at least one.
-    """
-
-    item_id: int
-    units: tuple[LossUnit, ...]
+    item_id: int  # number within the run of this driver
+    units: tuple[LossUnit, ...]  # at least one
 
     @property
     def votes(self) -> int:
@@ -46,21 +35,13 @@ class LossItem:
 
 @dataclass(frozen=True, eq=False)
 class UnitLosses:
-    """The losses of one unit.
-
-    Args:
-        unit: which draws.
-        sums: float64 [T, K], sums of the single-draw losses (each in [0, 1], pixel units).
-        squares: float64 [T, K], sums of their squares.
-        nfe: evaluations of the denoiser.
-        seconds: worker time.
-    """
+    """The losses of one unit."""
 
     unit: LossUnit
-    sums: NDArray[np.float64]
-    squares: NDArray[np.float64]
+    sums: NDArray[np.float64]  # [T, K], of the single-draw losses (each in [0, 1], pixel units)
+    squares: NDArray[np.float64]  # [T, K], of their squares
     nfe: int
-    seconds: float
+    seconds: float  # worker time
 
     @property
     def votes(self) -> int:
@@ -70,24 +51,13 @@ class UnitLosses:
 
 @dataclass(frozen=True)
 class LossResult:
-    """What an item of losses returned, and what it cost.
-
-    Args:
-        item_id: the item's number.
-        tallies: one entry for each of the item's units.
-        nfe: evaluations of the denoiser.
-        padded: rows evaluated only to fill fixed-shape batches.
-        seconds: wall time on the worker.
-        device: the device's name.
-        worker: the worker's name, which the worker adds.
-        numerics: its numerics kind, likewise.
-    """
+    """What an item of losses returned, and what it cost."""
 
     item_id: int
-    tallies: tuple[UnitLosses, ...]
+    tallies: tuple[UnitLosses, ...]  # one for each of the item's units
     nfe: int
-    padded: int
-    seconds: float
-    device: str
-    worker: str = ""
+    padded: int  # rows evaluated only to fill fixed-shape batches
+    seconds: float  # wall time on the worker
+    worker: str = ""  # its name, which the worker adds, as it does its numerics kind
+    device: str = "cpu"
     numerics: str = ""

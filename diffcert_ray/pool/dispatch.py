@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from diffcert_ray.votes.units import Item
 
 RECENT_CALLS = 200
+FIRST_CALLS = 5  # are enough to go by
+DEADLINE_FACTOR = 5.0
 # So many different items fail in a row on one worker: it is replaced, since a broken worker answers
 # fast and would draw item after item. So many are given up before any has succeeded: all would be.
 WORKER_FAILURES = 3
@@ -22,38 +24,25 @@ CALLS_PER_HALVING = 50
 
 
 def spoils_worker(error: BaseException) -> bool:
-    """Whether a worker is unusable after an error: a CUDA error stays with its process.
-
-    Args:
-        error: what a call raised.
-    """
+    """Whether a worker is unusable after an error: a CUDA error stays with its process."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(w in text for w in ("cuda", "cudnn", "cublas"))
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """How long one call may take: ``factor`` times the 95th percentile of recent calls, or more.
+    """How long one call may take: DEADLINE_FACTOR times the 95th percentile of recent calls."""
 
-    Args:
-        floor_s: at least this long, seconds.
-        first_s: the limit until ``first_calls`` have returned: nothing is known yet, and the first
-            are slow (warm-up, compilation).
-        factor: times the 95th percentile.
-        first_calls: how many calls are enough to go by, >= 1.
-    """
-
-    floor_s: float = 60.0
+    floor_s: float = 60.0  # at least
+    # Until FIRST_CALLS have returned: nothing is known yet, and they are slow (compilation).
     first_s: float = 600.0
-    factor: float = 5.0
-    first_calls: int = 5
 
     def seconds(self, recent: Collection[float]) -> float:
         """The limit, seconds, given the durations of recent calls in seconds."""
-        if len(recent) < self.first_calls:
+        if len(recent) < FIRST_CALLS:
             return max(self.floor_s, self.first_s)
         rank = math.ceil(0.95 * len(recent)) - 1
-        return max(self.floor_s, self.factor * sorted(recent)[rank])
+        return max(self.floor_s, DEADLINE_FACTOR * sorted(recent)[rank])
 
 
 @dataclass
@@ -71,7 +60,6 @@ class Dispatch:
     Args:
         in_flight: calls before each worker, >= 1.
         tries: an item that failed this often is given up, >= 1.
-        deadline: how long one call may take.
     """
 
     def __init__(self, *, in_flight: int = 2, tries: int = 5, deadline: Deadline | None = None):
@@ -115,16 +103,10 @@ class Dispatch:
         return not self._lines[worker].items
 
     def lose_worker(self, worker: str, error: str, *, blame: bool) -> list[Item]:
-        """Put back everything that a dead worker had.
+        """Forget a dead worker, and put back everything that it had; returns these items.
 
-        Args:
-            worker: it is forgotten.
-            error: what it died of.
-            blame: whether its first item counts as failed: it was being evaluated, the others were
-                not; nobody is to blame for the loss of a node.
-
-        Returns:
-            The items put back.
+        With ``blame`` its first item counts as failed: it was being evaluated, the others were not.
+        Nobody is to blame for the loss of a node.
         """
         line = self._lines.pop(worker, _Line())
         self._fed.discard(worker)
@@ -184,11 +166,6 @@ class Dispatch:
     def finish(self, worker: str, item_id: int, now: float) -> bool:
         """Take note of a returned call.
 
-        Args:
-            worker: whose call it was.
-            item_id: what it evaluated.
-            now: monotonic time, s.
-
         Returns:
             Whether the result is to be delivered: an item counts once, whoever evaluated it.
         """
@@ -204,12 +181,6 @@ class Dispatch:
 
     def fail(self, worker: str, item_id: int, error: BaseException, now: float) -> bool:
         """Take note of a call that raised: the item is put back, or given up.
-
-        Args:
-            worker: whose call it was.
-            item_id: what it should have evaluated.
-            error: what was raised.
-            now: monotonic time, s.
 
         Returns:
             Whether the worker is to be replaced.

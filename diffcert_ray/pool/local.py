@@ -28,21 +28,13 @@ class Loads(Protocol):
 
 @dataclass(frozen=True)
 class PoolState:
-    """What the pool is doing, for progress and for the end of a run.
+    """What the pool is doing, for progress and for the end of a run."""
 
-    Args:
-        live: workers that can take items.
-        pending: workers asked for that have not started.
-        requeued: items put back after a loss, so far.
-        note: one sentence about what the pool waits for, or "".
-        draining: nodes that will go soon and are not fed any more.
-    """
-
-    live: int
-    pending: int = 0
-    requeued: int = 0
-    note: str = ""
-    draining: int = 0
+    live: int  # workers that can take items
+    pending: int = 0  # asked for, and not started
+    requeued: int = 0  # items put back after a loss, so far
+    note: str = ""  # one sentence about what the pool waits for, or ""
+    draining: int = 0  # nodes that will go soon and are not fed any more
 
 
 class Pool(Protocol):
@@ -81,15 +73,10 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """One worker in this process, evaluating in ``collect``.
+    """One worker in this process, evaluating in ``collect``."""
 
-    Args:
-        spec: what the worker loads.
-        name: the worker's name.
-    """
-
-    def __init__(self, spec: Loads, name: str = "local") -> None:
-        self._worker = spec.load(name)
+    def __init__(self, spec: Loads) -> None:
+        self._worker = spec.load("local")
         self._items: deque[Any] = deque()
 
     def room(self) -> int:

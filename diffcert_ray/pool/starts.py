@@ -6,14 +6,12 @@ Resources are mappings from a name ("CPU", "GPU") to an amount; nodes are known 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+HOPELESS = 5  # failures in a row, with no worker started in between: it is given up
+LEFT_OUT = 3  # failures in a row on one node: it is left out while others work
+
 
 def fitting(there: Mapping[str, float], asked: Mapping[str, float]) -> int:
-    """How many workers have a place on a node.
-
-    Args:
-        there: the node's resources.
-        asked: those of one worker, each > 0.
-    """
+    """How many workers have a place on a node with ``there``; each asks for amounts > 0."""
     return min(int(there.get(name, 0.0) / amount + 1e-6) for name, amount in asked.items())
 
 
@@ -23,14 +21,7 @@ def missing(
     nodes: Iterable[Mapping[str, float]],
     free: Mapping[str, float],
 ) -> str:
-    """One clause that says what workers without a place wait for.
-
-    Args:
-        placing: how many have no place yet.
-        asked: resources of one worker.
-        nodes: resources of each node.
-        free: resources of all nodes that nobody has.
-    """
+    """One clause that says what workers without a place wait for."""
     nodes = list(nodes)
     each = " and ".join(f"{amount:g} {name}" for name, amount in asked.items())
     there = " and ".join(
@@ -43,17 +34,10 @@ def missing(
 
 
 class Starts:
-    """What failed starts of workers mean: try again, leave out a node, or stop.
+    """What failed starts of workers mean: try again, leave out a node, or stop."""
 
-    Args:
-        budget: failures in a row, with no worker started in between, after which it is hopeless.
-        per_node: failures in a row on one node after which it is left out while others work.
-    """
-
-    def __init__(self, *, budget: int = 5, per_node: int = 3) -> None:
+    def __init__(self) -> None:
         self.left_out: dict[str, str] = {}
-        self._budget = budget
-        self._per_node = per_node
         self._in_a_row = 0
         self._on_node: Counter[str] = Counter()
 
@@ -79,9 +63,9 @@ class Starts:
         self._on_node[node] += 1
         text = str(error) or type(error).__name__
         hopeless = isinstance(error, (ValueError, FileNotFoundError))
-        if not others and (hopeless or self._in_a_row >= self._budget):
+        if not others and (hopeless or self._in_a_row >= HOPELESS):
             tried = "" if hopeless else f"{self._in_a_row} workers in a row did not start: "
             return tried + text
-        if node and others and (hopeless or self._on_node[node] >= self._per_node):
+        if node and others and (hopeless or self._on_node[node] >= LEFT_OUT):
             self.left_out[node] = text
         return None

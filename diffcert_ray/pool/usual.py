@@ -9,17 +9,13 @@ from diffcert_ray.pool.local import LocalPool, Pool
 def usual_pool(
     spec: Any, config: Config, *, local: bool = False, address: str | None = None
 ) -> Pool:
-    """This process, or Ray's actors as [execution] says.
+    """This process (``local``), or Ray's actors as [execution] says.
 
-    Args:
-        spec: what each worker loads, ``engine.worker.WorkerSpec``.
-        config: of the run.
-        local: evaluate in this process, without Ray.
-        address: of a Ray cluster to join; None starts one here.
+    Without ``address`` Ray is started here for them; else they join that cluster.
     """
     if local:
         return LocalPool(spec)
-    from diffcert_ray.pool.ray_pool import RayPool
+    from diffcert_ray.pool.on_ray.actors import RayPool
 
     execution = config.execution
     return RayPool(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from diffcert_ray.config.tables import Config, NumericsConfig
-from diffcert_ray.run.kind import Plan, kind_of
+from diffcert_ray.run.kind import kind_of
 
 if TYPE_CHECKING:
     from diffcert_ray.denoisers.denoiser import Denoiser
@@ -34,12 +34,7 @@ FREE_SHARE = 0.8  # of the memory that is free, where no limit is given
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was chosen.
-
-    Args:
-        numerics: for the run; what the configuration gives is as it was.
-        said: one line for the user: what was tried and what was chosen, and why.
-    """
+    """The run's [numerics], and a line for the user: what was tried, what was chosen and why."""
 
     numerics: NumericsConfig
     said: str
@@ -47,12 +42,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Way:
-    """How a network could compute, whatever its batch.
-
-    Args:
-        dtype: of its weights and activations.
-        channels_last: their order in memory.
-    """
+    """How a network could compute, whatever its batch."""
 
     dtype: Dtype
     channels_last: bool
@@ -66,18 +56,10 @@ def open_keys(config: Config) -> set[str]:
     return set(NumericsConfig.model_fields) - config.numerics.model_fields_set
 
 
-def planned_nfe(config: Config, plan: Plan, classes: int) -> float:
-    """Evaluations of a run, about: exact without votes or sifting, else a guess."""
-    return kind_of(config).planned_nfe(config, plan, classes)
-
-
 def is_wanted(config: Config, nfe: float, *, own_object: bool) -> bool:
-    """Whether a new run is to be calibrated.
+    """Whether a new run of about ``nfe`` evaluations is calibrated.
 
-    Args:
-        config: ``execution.calibrate`` says "always", "never" or "auto".
-        nfe: of ``planned_nfe``.
-        own_object: the network is an object of the caller's, which "auto" leaves alone.
+    An object of the caller's is left alone with "auto", which also asks for a long run.
     """
     mode = config.execution.calibrate
     if mode == "never" or not kind_of(config).calibrates or not open_keys(config):
@@ -96,18 +78,8 @@ def calibrate(
 ) -> Calibrated:
     """Try batches, dtypes, orders and compilation on this machine's device, one thread on a CPU.
 
-    Running out of memory is a finding: that batch is out.
-
-    Args:
-        config: of the run; ``execution.calibrate`` is not "never".
-        weights: sha256 of each checkpoint by role.
-        device: "cpu" or "cuda".
-        nfe: evaluations of the run, about.
-        workers: that share them.
-        denoiser: an object in place of ``model.checkpoint``.
-
-    Returns:
-        What to use.
+    Running out of memory is a finding: that batch is out. The run is of about ``nfe`` evaluations,
+    which ``workers`` share.
 
     Raises:
         ValueError: not even the smallest batch fits into memory.
@@ -140,13 +112,7 @@ def calibrate(
 
 
 def pays(run_s: float, gain: float, compile_s: float) -> bool:
-    """Whether compiling clearly saves more than it takes.
-
-    Args:
-        run_s: seconds of the run eagerly.
-        gain: times as fast when compiled.
-        compile_s: seconds that compiling takes at a worker's start.
-    """
+    """Whether a run compiled, ``gain`` times as fast, clearly saves more than ``compile_s``."""
     return run_s * (1.0 - 1.0 / gain) > CLEARLY * compile_s
 
 

@@ -30,10 +30,6 @@ def check_labels(certificates: pd.DataFrame, data: Dataset) -> None:
 def check_certifiable(run: "Run", certificates: pd.DataFrame) -> None:
     """Refuse certificates of another run, and those whose counts their bound does not hold for.
 
-    Args:
-        run: an opened run.
-        certificates: its certificates, all columns.
-
     Raises:
         ConfigError: another method, bound, alpha, n0 or other votes; fixed-n bounds on stopped or
             extended counts; ``two-class`` on votes that only said whether they are their target.

@@ -121,19 +121,12 @@ def certify(
 
 @dataclass(frozen=True)
 class _Checked:
-    """What is known to be right before anything starts or is written.
-
-    Args:
-        spec: what each worker loads.
-        data: the chosen images.
-        plan: what is asked of those that can be read.
-        unreadable: ids of the others.
-    """
+    """What is known to be right before anything starts or is written."""
 
     spec: "WorkerSpec"
     data: Dataset
-    plan: Any
-    unreadable: list[int]
+    plan: Any  # of the images that can be read
+    unreadable: list[int]  # image ids of the others
 
 
 def _checked(
@@ -171,21 +164,13 @@ def _checked(
 
 @dataclass(frozen=True)
 class _Opened:
-    """A run's folder that was made or continued, and what is asked of it.
-
-    Args:
-        run: the opened run.
-        spec: what each worker loads, with the run's [numerics].
-        data: the chosen images.
-        plan: what is asked of those that can be read.
-        unreadable: ids of the others.
-    """
+    """A run's folder that was made or continued, and what is asked of it."""
 
     run: Run
-    spec: "WorkerSpec"
+    spec: "WorkerSpec"  # with the run's [numerics]
     data: Dataset
-    plan: Any
-    unreadable: list[int]
+    plan: Any  # of the images that can be read
+    unreadable: list[int]  # image ids of the others
 
 
 def _opened(
@@ -222,17 +207,11 @@ def _opened(
 
 @dataclass(frozen=True)
 class _ToDo:
-    """What a run still lacks.
-
-    Args:
-        work: hands out items and takes in their results.
-        rows: turns results and finished images into rows.
-        stored: (sigma, image_id, n) of certificates that stand.
-    """
+    """What a run still lacks."""
 
     work: Work
     rows: Rows
-    stored: set[tuple[float, int, int]]
+    stored: set[tuple[float, int, int]]  # (sigma, image_id, n) of certificates that stand
 
     def certificate(self, image: Any) -> CertificateRow | None:
         """The row of a finished image; None where it is stored already."""
@@ -311,7 +290,7 @@ def _exported(
     on_progress: Callable[[Progress], None], opened: _Opened
 ) -> Callable[[Progress], None]:
     """The same, with every progress also exported as metrics of the Ray cluster."""
-    from diffcert_ray.pool.ray_pool import RayRecorder
+    from diffcert_ray.pool.on_ray.recorder import RayRecorder
     from diffcert_ray.run.monitoring import COUNTERS, GAUGES, Monitor
 
     made: list[Monitor] = []  # when Ray is up

@@ -24,30 +24,19 @@ REMEDY = (
 
 @dataclass(frozen=True, eq=False)
 class Contradiction:
-    """Rows that cannot be right, all for one reason.
+    """Rows that cannot be right, all for one reason."""
 
-    Args:
-        rows: positions in the table.
-        reason: position -> why, as a clause that names the values.
-    """
-
-    rows: npt.NDArray[np.int64]
-    reason: Callable[[int], str]
+    rows: npt.NDArray[np.int64]  # positions in the table
+    reason: Callable[[int], str]  # position -> why, as a clause that names the values
 
 
 @dataclass(frozen=True, eq=False)
 class UnitsExamined:
-    """What the stored units say of certificates, and of themselves.
+    """What the stored units say of certificates, and of themselves."""
 
-    Args:
-        contradictions: certificates that they do not bear out.
-        odd: sentences about units that the run cannot have stored.
-        begun: sigma -> images that have a stored unit.
-    """
-
-    contradictions: list[Contradiction]
-    odd: list[str]
-    begun: Mapping[float, set[int]]
+    contradictions: list[Contradiction]  # certificates that they do not bear out
+    odd: list[str]  # sentences about units that the run cannot have stored
+    begun: Mapping[float, set[int]]  # sigma -> images that have a stored unit
 
 
 def contradiction(wrong: Booleans, reason: Callable[[int], str]) -> Iterator[Contradiction]:
@@ -58,12 +47,7 @@ def contradiction(wrong: Booleans, reason: Callable[[int], str]) -> Iterator[Con
 
 
 def row_contradictions(certificates: pd.DataFrame, classes: int) -> Iterator[Contradiction]:
-    """Certificates whose columns do not fit together, whatever was counted.
-
-    Args:
-        certificates: stored rows, repeats included.
-        classes: K of the run.
-    """
+    """Certificates whose columns do not fit together, whatever was counted."""
     column = {name: certificates[name].to_numpy() for name in certificates.columns}
     label, predicted = column["label"], column["predicted"]
     correct, abstained = column["correct"], column["abstained"]
@@ -120,17 +104,7 @@ def refuse(
     source: Callable[[int], str],
     address: str,
 ) -> None:
-    """Refuse a run of which anything was found.
-
-    Args:
-        certificates: stored rows.
-        found: what is wrong with them.
-        source: row -> name of its file.
-        address: of the run.
-
-    Raises:
-        StoreError: naming the first one, its file and the remedy.
-    """
+    """Refuse a run of which anything was found."""
     if not found:
         return
     rows = np.unique(np.concatenate([one.rows for one in found]))

@@ -17,39 +17,22 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class CountedVotes:
-    """What is stored for each of R certificates, of the units that its n0 and n are made of.
+    """What is stored for each of R certificates, of the units that its n0 and n are made of."""
 
-    Attributes:
-        select: selection votes, [R].
-        chosen: the class that they choose, or ABSTAIN, [R].
-        estimate: estimation votes up to n, [R].
-        n_a: of them, for the chosen class, [R].
-        n_b: for the strongest other class, unresolved ones included, [R].
-        look_row, look_k, look_n: of each unit in vote order, its certificate and the votes up to
-            its end: for the chosen class, and in all.
-    """
-
-    select: Integers
-    chosen: Integers
-    estimate: Integers
-    n_a: Integers
-    n_b: Integers
-    look_row: Integers
-    look_k: Integers
-    look_n: Integers
+    select: Integers  # selection votes, [R]
+    chosen: Integers  # the class that they choose, or ABSTAIN, [R]
+    estimate: Integers  # estimation votes up to n, [R]
+    n_a: Integers  # of them, for the chosen class, [R]
+    n_b: Integers  # for the strongest other class, unresolved ones included, [R]
+    look_row: Integers  # certificate of each of its units, in vote order, [L]
+    look_k: Integers  # votes for the chosen class up to the unit's end, [L]
+    look_n: Integers  # votes up to there, [L]
 
 
 def counted_votes(
     done: DoneUnits, certificates: pd.DataFrame, *, n0: int, unit: int
 ) -> CountedVotes:
-    """Count the stored votes of each certificate's image and sigma, as the run counts them.
-
-    Args:
-        done: the stored units.
-        certificates: at least sigma, image_id and n.
-        n0: selection votes of the run.
-        unit: votes in a unit.
-    """
+    """Count the stored votes of each certificate's image and sigma, as the run counts them."""
     rows = len(certificates)
     image_id, n = (certificates[c].to_numpy(np.int64) for c in ("image_id", "n"))
     out = CountedVotes(*(np.zeros(rows, np.int64) for _ in range(5)), *[np.zeros(0, np.int64)] * 3)
@@ -172,13 +155,7 @@ class Limits:
 def vote_contradictions(
     certificates: pd.DataFrame, *, alpha: float, bound: str
 ) -> Iterator[Contradiction]:
-    """Certificates that are not what their own counts give.
-
-    Args:
-        certificates: stored rows, repeats included.
-        alpha: of the run.
-        bound: of the run.
-    """
+    """Certificates that are not what their own counts give."""
     column = {name: certificates[name].to_numpy() for name in certificates.columns}
     counted = column["n"] > 0
     without = ~counted & ((column["p_low"] != 0) | (column["radius"] != 0) | (column["n_a"] != 0))
@@ -220,15 +197,7 @@ def vote_contradictions(
 def unborne(
     certificates: pd.DataFrame, votes: CountedVotes, *, n0: int, alpha: float, bound: str
 ) -> Iterator[Contradiction]:
-    """Certificates that the stored votes do not bear out.
-
-    Args:
-        certificates: those that count, none of an image that could not be read.
-        votes: what is stored for each of them.
-        n0: selection votes of the run.
-        alpha: of the run.
-        bound: of the run.
-    """
+    """Certificates that the stored votes do not bear out."""
     column = {name: certificates[name].to_numpy() for name in certificates.columns}
     n, n_a, predicted = column["n"], column["n_a"], column["predicted"]
     whole = (votes.select == n0) & (votes.estimate == n)
@@ -309,17 +278,7 @@ def _sequential(
 def odd_units(
     done: DoneUnits, *, classes: int, n0: int, n: int, unit: int, complete: bool, fixed: bool
 ) -> Iterator[str]:
-    """Units that this run cannot have stored, one sentence for the first of each kind.
-
-    Args:
-        done: the stored units.
-        classes: K of the run.
-        n0: selection votes.
-        n: estimation votes.
-        unit: votes in a unit.
-        complete: whether estimation votes name their class.
-        fixed: whether n is (``sequential`` may have been continued with a larger one).
-    """
+    """Units that this run cannot have stored, one sentence for the first of each kind."""
     for (sigma, stream), group in done.groups.items():
         start, stop, target = (a.astype(np.int64) for a in (group.start, group.stop, group.target))
         most = n0 if stream == "select" else n

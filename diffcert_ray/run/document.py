@@ -26,36 +26,19 @@ VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
 
 @dataclass(frozen=True)
 class RunDocument:
-    """What a run folder says about itself.
+    """What a run folder says about itself."""
 
-    Args:
-        config: the configuration of the run's first start, without storage options.
-        votes_identity: everything that a vote depends on, by key.
-        votes_id: its hash.
-        plan_id: hash of what was asked for at the first start.
-        dataset: name, split, fingerprint, number of classes and image shape.
-        versions: of this package and of what it computes with.
-        document_id: hash of both ids, dataset and versions; "" in runs of method version 1 that
-            were started before it was written, which have no notes of what was asked for either.
-    """
-
-    config: Config
-    votes_identity: Mapping[str, Any]
-    votes_id: str
-    plan_id: str
-    dataset: Mapping[str, Any]
-    versions: Mapping[str, str]
-    document_id: str
+    config: Config  # of the run's first start, without storage options
+    votes_identity: Mapping[str, Any]  # everything that a vote depends on, by key
+    votes_id: str  # its hash
+    plan_id: str  # hash of what was asked for at the first start
+    dataset: Mapping[str, Any]  # name, split, fingerprint, number of classes and image shape
+    versions: Mapping[str, str]  # of this package and of what it computes with
+    document_id: str  # hash of both ids, dataset and versions; "" in runs begun before it was kept
 
     @staticmethod
     def of(config: Config, weights: Mapping[str, str], dataset: Mapping[str, Any]) -> "RunDocument":
-        """The document of a run about to start.
-
-        Args:
-            config: with final [numerics].
-            weights: sha256 of each checkpoint by role.
-            dataset: what to say about the dataset.
-        """
+        """The document of a run about to start, with final [numerics]."""
         identity = votes_identity(config, weights)
         votes_id = canonical_hash(identity)
         plan_id = canonical_hash(plan_identity(config, votes_id))

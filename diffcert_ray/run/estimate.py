@@ -24,25 +24,14 @@ TRIAL_S = 3.0
 
 @dataclass(frozen=True)
 class SigmaEstimate:
-    """What one sigma costs.
+    """What one sigma costs."""
 
-    Args:
-        sigma: smoothing noise, pixel units.
-        largest_radius: what unanimous votes certify, pixel units.
-        unreachable: radii asked for that n cannot certify at this sigma.
-        votes: votes asked for at most.
-        nfe_per_vote: measured on a few votes of the first images.
-        nfe_per_vote_limit: of a vote that drops no class early.
-        nfe_per_s: measured in the same trial, on this machine's worker.
-    """
-
-    sigma: float
-    largest_radius: float
-    unreachable: tuple[float, ...]
-    votes: int
-    nfe_per_vote: float
-    nfe_per_vote_limit: int
-    nfe_per_s: float
+    sigma: float  # pixel units
+    largest_radius: float  # what unanimous votes certify, pixel units
+    votes: int  # asked for at most
+    nfe_per_vote: float  # measured on a few votes of the first images
+    nfe_per_vote_limit: int  # of a vote that drops no class early
+    nfe_per_s: float  # measured in the same trial, on this machine's worker
 
     @property
     def worker_hours(self) -> float:
@@ -52,21 +41,13 @@ class SigmaEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run costs.
-
-    Args:
-        images: number of images.
-        units: stored rows at most.
-        stored_bytes: size of the store, about.
-        sigmas: one entry for each sigma.
-        trial_votes: votes that the measured figures rest on.
-    """
+    """What a run costs."""
 
     images: int
-    units: int
-    stored_bytes: int
+    units: int  # stored rows at most
+    stored_bytes: int  # about
     sigmas: tuple[SigmaEstimate, ...]
-    trial_votes: int
+    trial_votes: int  # that the measured figures rest on
 
     @property
     def worker_hours(self) -> float:
@@ -80,25 +61,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PlainEstimate:
-    """What a run without votes costs.
-
-    Args:
-        images: number of images.
-        draws: of all images, exactly.
-        nfe: evaluations, exactly.
-        nfe_per_s: measured on a few draws, on this machine's worker.
-        units: stored units.
-        stored_bytes: size of the store, about.
-        trial_draws: draws that the measured figures rest on.
-    """
+    """What a run without votes costs."""
 
     images: int
-    draws: int
-    nfe: int
-    nfe_per_s: float
+    draws: int  # of all images, exactly
+    nfe: int  # exactly
+    nfe_per_s: float  # measured on a few draws, on this machine's worker
     units: int
-    stored_bytes: int
-    trial_draws: int
+    stored_bytes: int  # about
+    trial_draws: int  # that the measured figures rest on
 
     @property
     def worker_hours(self) -> float:
@@ -121,30 +92,19 @@ class PlainEstimate:
 
 @dataclass(frozen=True)
 class Bill:
-    """What a run costs on machines of one price.
+    """What a run costs on machines of one price."""
 
-    Args:
-        name: of the machines.
-        price: of one worker for one hour.
-        workers: at work at the same time.
-        wall_hours: until all is done, without the start of machines and workers.
-        cost: of all workers together.
-    """
-
-    name: str
-    price: float
-    workers: int
-    wall_hours: float
-    cost: float
+    name: str  # of the machines
+    price: float  # of one worker for one hour
+    workers: int  # at work at the same time
+    wall_hours: float  # until all is done, without the start of machines and workers
+    cost: float  # of all workers together
 
 
 def bills(worker_hours: float, prices: Mapping[str, float], workers: int) -> list[Bill]:
     """What a run costs at some prices; workers are taken to be as fast as the one measured.
 
-    Args:
-        worker_hours: of one worker, >= 0.
-        prices: of one worker for one hour, >= 0, by the machines' name.
-        workers: at work at the same time, >= 1.
+    ``prices`` are of one worker for one hour, by the machines' name.
 
     Raises:
         ValueError: a price or the number of workers is out of range.
@@ -167,13 +127,7 @@ def estimate(
     *,
     trial_s: float = TRIAL_S,
 ) -> Estimate:
-    """Cast a few votes and scale them up.
-
-    Args:
-        plan: what is asked of every image.
-        worker: loaded with the run's networks and images.
-        trial_s: seconds of trial votes for each sigma; at least one vote is cast.
-    """
+    """Cast votes for about ``trial_s`` seconds at each sigma, one at least, and scale them up."""
     sigmas, trial_votes = [], 0
     for sigma in plan.sigmas:
         votes = nfe = 0
@@ -185,12 +139,10 @@ def estimate(
             seconds = time.perf_counter() - started
             votes, nfe, step = item.votes, result.nfe, step * 4
         trial_votes += votes
-        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
         sigmas.append(
             SigmaEstimate(
                 sigma,
-                ceiling,
-                tuple(r for r in plan.radii if r > 0 and r >= ceiling),
+                largest_radius(plan.n, sigma, plan.alpha, plan.bound),
                 len(plan.image_ids) * (plan.n0 + plan.n),
                 nfe / votes,
                 worker.base(sigma).most_nfe,
@@ -211,13 +163,7 @@ def _trial(plan: Plan, sigma: float, votes: int) -> Item:
 
 
 def estimate_plain(plan: PlainPlan, worker: "Worker", *, trial_s: float = TRIAL_S) -> PlainEstimate:
-    """Draw a few losses and scale them up.
-
-    Args:
-        plan: what is asked of every image.
-        worker: loaded with the run's network and images.
-        trial_s: seconds of trial; at least one draw is made.
-    """
+    """Make draws for about ``trial_s`` seconds, one at least, and scale them up."""
     draws, seconds = 0, 0.0
     while draws == 0 or (seconds < trial_s and draws < plan.unit):
         draws = min(4 * draws or 1, plan.unit)

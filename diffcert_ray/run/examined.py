@@ -17,23 +17,14 @@ from diffcert_ray.storage.store import RunStore
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """What was read of certificates/, and what was found.
+    """What was read of certificates/, and what was found."""
 
-    Args:
-        rows: all that are stored, repeats included.
-        counting: positions of those that count, sorted by key.
-        source: position -> name of its file.
-        contradictions: rows that cannot be right.
-        odd: sentences about units that the run cannot have stored.
-        begun: sigma -> images that have a stored unit.
-    """
-
-    rows: pd.DataFrame
-    counting: npt.NDArray[np.int64]
-    source: Callable[[int], str]
+    rows: pd.DataFrame  # all that are stored, repeats included
+    counting: npt.NDArray[np.int64]  # positions of those that count, sorted by key
+    source: Callable[[int], str]  # position -> name of its file
     contradictions: list[Contradiction]
-    odd: list[str]
-    begun: Mapping[float, set[int]]
+    odd: list[str]  # sentences about units that the run cannot have stored
+    begun: Mapping[float, set[int]]  # sigma -> images that have a stored unit
 
     @property
     def certified(self) -> dict[float, set[int]]:
@@ -58,13 +49,7 @@ class Examined:
 def examine(
     store: RunStore, document: RunDocument, check: Callable[[pd.DataFrame], None]
 ) -> Examined:
-    """Read the certificates of a run, and compare them with what their counts give.
-
-    Args:
-        store: the run's folder.
-        document: its run.toml.
-        check: refuses rows of another run, whose counts mean nothing here.
-    """
+    """Read the certificates of a run, and compare them with what their counts give."""
     # Certificates first: what they rest on was stored before them.
     stored = store.read_rows("certificates", CERTIFICATE_SCHEMA.names)
     counting = stored.resolve().rows

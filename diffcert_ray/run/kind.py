@@ -161,12 +161,7 @@ class Kind(Protocol):
     ) -> Rows:
         """Turns results and finished images into rows.
 
-        Args:
-            config: of the run.
-            votes_id: identity of the votes or losses.
-            labels: image_id -> true class.
-            image_sha: image_id -> prefix of its pixels' sha256.
-            pixels: image_id -> float32 [C, H, W] in [0, 1].
+        By image_id: the true class, a prefix of the pixels' sha256, float32 [C, H, W] in [0, 1].
         """
         ...
 
@@ -210,17 +205,7 @@ class Kind(Protocol):
         certificates: pd.DataFrame,
         verification: Verification,
     ) -> None:
-        """Compare stored certificates with what the stored counts give.
-
-        Args:
-            config: of the run.
-            votes_id: identity of its votes.
-            store: its folder.
-            held: of ``held``.
-            data: the whole dataset.
-            certificates: the stored ones.
-            verification: where differences are noted.
-        """
+        """Compare stored certificates with what the counts give; ``data`` is the whole dataset."""
         ...
 
     def replay(
@@ -233,17 +218,7 @@ class Kind(Protocol):
         verification: Verification,
         sample: int,
     ) -> None:
-        """Evaluate a sample of the stored units again.
-
-        Args:
-            config: of the run.
-            store: its folder.
-            held: of ``held``.
-            data: the whole dataset.
-            worker: loaded with the run's configuration.
-            verification: where differences are noted.
-            sample: number of units, at most all.
-        """
+        """Evaluate ``sample`` of the stored units again; ``data`` is the whole dataset."""
         ...
 
     def standing(self, config: Config, store: RunStore) -> tuple[int, int, tuple[str, ...]]:

@@ -1,6 +1,5 @@
 """The loop of a run: stages say what comes next, a pool evaluates it, the store keeps it."""
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +9,8 @@ from diffcert_ray.pool.local import Pool, PoolState
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.writer import Writer
 
-logger = logging.getLogger(__name__)
-
 POLL_S = 1.0
-FIRST_ITEM_NFE = (
-    4000.0  # before a worker's speed is known: a fraction of a second for small networks
-)
+FIRST_ITEM_NFE = 4000.0  # before a worker's speed is known: for small networks, part of a second
 GROWTH = 4.0  # how much longer than the longest item so far the next may be, while speed is learned
 
 
@@ -49,7 +44,7 @@ class Answer(Protocol):
 
 
 class Work(Protocol):
-    """What comes next, and what is complete: ``stages.Stages`` or ``loss_stages.LossStages``."""
+    """What comes next, and what is complete: `votes.stages.Stages` or `plain.stages.LossStages`."""
 
     images_done: int
     votes_done: int
@@ -166,9 +161,6 @@ class Driver:
     """Drives stages over a pool into a store.
 
     Args:
-        work: what is to be done.
-        pool: who does it.
-        writer: where complete units and certificates go.
         record: (result, units that it completed) -> hand their rows to the writer.
         certify: finished image -> its row of the certificates table, or None if that is stored.
         item_s: compute time that an item should take, seconds.

@@ -24,13 +24,10 @@ Bound = Literal["lipschitz", "local"]
 def image_certificate(
     image: ImageLosses, pixels: np.ndarray, bound: Bound | None = None
 ) -> PlainCertificate:
-    """The certificate of one image from its complete losses.
+    """The certificate of one image from its complete losses, by the plan's or another bound.
 
-    Args:
-        image: its losses.
-        pixels: its pixels, any shape; projected on [0, 1] here.
-        bound: "lipschitz" or "local"; by default the plan's. Both rest on the same intervals, so
-            both certificates hold together with probability at least 1 - alpha.
+    Both bounds rest on the same intervals, so that both certificates hold together with
+    probability at least 1 - alpha. ``pixels``, of any shape, are projected on [0, 1] here.
 
     Raises:
         ValueError: a unit is missing.
@@ -65,14 +62,7 @@ def largest_loss(pixels: np.ndarray) -> float:
 def plain_row(
     image: ImageLosses, certificate: PlainCertificate, label: int, *, votes_id: str
 ) -> CertificateRow:
-    """One row of the certificates table: no smoothing, no votes, n counts the draws.
-
-    Args:
-        image: whose losses they are.
-        certificate: its certificate.
-        label: the true class.
-        votes_id: identity of the losses.
-    """
+    """One row of the certificates table: no smoothing, no votes, n counts the draws."""
     return CertificateRow(
         sigma=NO_SMOOTHING,
         image_id=image.image_id,
@@ -99,12 +89,6 @@ def recompute_plain(
 ) -> Iterator[tuple[ImageLosses, PlainCertificate]]:
     """The certificate by one bound of every image of a plan whose losses are complete.
 
-    Args:
-        plan: what was asked.
-        stored: the run's losses.
-        pixels: image_id -> its pixels.
-        bound: "lipschitz" or "local".
-
     Yields:
         The losses and the certificate, whose ``estimated_radius`` is an estimate, never certified.
     """
@@ -119,14 +103,7 @@ def recompute_plain(
 def estimates(
     plan: PlainPlan, stored: StoredLosses, pixels: Callable[[int], np.ndarray], bound: Bound
 ) -> str:
-    """One line that sets the radii at the mean losses beside the certified ones.
-
-    Args:
-        plan: what was asked.
-        stored: the run's losses.
-        pixels: image_id -> its pixels.
-        bound: "lipschitz" or "local".
-    """
+    """One line that sets the radii at the mean losses beside the certified ones."""
     certificates = [c for _, c in recompute_plain(plan, stored, pixels, bound)]
     if not certificates:
         return "no image has all of its draws yet"
@@ -139,13 +116,7 @@ def estimates(
 
 
 def loss_row(losses: UnitLosses, result: LossResult, image_sha: str) -> LossRow:
-    """A unit as it is stored.
-
-    Args:
-        losses: the unit.
-        result: the result that it came with.
-        image_sha: prefix of the pixels' hash.
-    """
+    """A unit as it is stored."""
     return LossRow(
         image_id=losses.unit.image_id,
         image_sha=image_sha,
@@ -162,28 +133,15 @@ def loss_row(losses: UnitLosses, result: LossResult, image_sha: str) -> LossRow:
 
 @dataclass(frozen=True)
 class LossRows:
-    """Rows of a run of plain certificates, without votes.
-
-    Args:
-        votes_id: hash of what a loss depends on.
-        labels: image_id -> true class.
-        image_sha: image_id -> prefix of its pixels' sha256.
-        pixels: image_id -> float32 [C, H, W] in [0, 1].
-    """
+    """Rows of a run of plain certificates, without votes."""
 
     votes_id: str
-    labels: Mapping[int, int]
-    image_sha: Callable[[int], str]
-    pixels: Callable[[int], np.ndarray]
+    labels: Mapping[int, int]  # image_id -> true class
+    image_sha: Callable[[int], str]  # image_id -> prefix of its pixels' sha256
+    pixels: Callable[[int], np.ndarray]  # image_id -> float32 [C, H, W] in [0, 1]
 
     def record(self, writer: Writer, result: LossResult, units: Sequence[UnitLosses]) -> None:
-        """Give the writer the units that a result completed.
-
-        Args:
-            writer: of the run's folder.
-            result: what the work item returned.
-            units: units that are complete now.
-        """
+        """Give the writer the units that a result completed."""
         writer.add_losses(loss_row(u, result, self.image_sha(u.unit.image_id)) for u in units)
 
     def certificate(self, image: ImageLosses) -> CertificateRow:

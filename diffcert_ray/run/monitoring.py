@@ -29,7 +29,7 @@ GAUGES: Mapping[str, str] = MappingProxyType(
 
 
 class Recorder(Protocol):
-    """Where numbers go, such as ``ray_pool.RayRecorder``; only names of this module come."""
+    """Where numbers go, such as `pool.on_ray.recorder.RayRecorder`: under names of this module."""
 
     def add(self, name: str, amount: float) -> None:
         """Let a counter grow by ``amount`` > 0."""
@@ -41,11 +41,7 @@ class Recorder(Protocol):
 
 
 class Monitor:
-    """Records what has changed from one progress of a driver to the next, about once a second.
-
-    Args:
-        recorder: where to.
-    """
+    """Records what has changed from one progress of a driver to the next, about once a second."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder

@@ -30,14 +30,7 @@ def open_or_create(
 ) -> tuple[RunStore, RunDocument, Config]:
     """The run's store and document, and the settings with the run's [numerics].
 
-    Args:
-        location: the run's folder, opened once for all that follows.
-        settings: of this start.
-        weights: role -> sha256 of the model's files.
-        data: the images.
-        options: its storage options, which no document may hold.
-        calibrated: the settings with [numerics] chosen; called if the run is new.
-        on_damaged: "refuse" or "recompute", of RunStore.
+    For a new run ``calibrated`` chooses them. No document may hold ``options``.
 
     Raises:
         ConfigError: the stored run is another one.
@@ -72,16 +65,7 @@ def calibrated(
 ) -> Config:
     """The settings of a run about to start, with what [numerics] leaves open chosen if it pays.
 
-    Args:
-        check_writable: raises if the run's folder cannot be written.
-        nfe: evaluations that the run is expected to take.
-        weights: role -> sha256 of the model's files.
-        device: "cpu" or "cuda".
-        denoiser: one given as an object; None if the settings name files.
-        on_calibrated: called with what was found, as text.
-        settings: of this start.
-        local: this process evaluates, not Ray's workers.
-        address: of the Ray cluster; None starts one here.
+    It is measured where workers will be: in this process (``local``), or in the cluster.
     """
     if not calibration.is_wanted(settings, nfe, own_object=denoiser is not None):
         return settings
@@ -99,7 +83,7 @@ def calibrated(
     if local or (address is None and device == "cpu"):
         choice = calibrate()
     else:  # a worker's machine may be another one, and a GPU is to be free again when they start
-        from diffcert_ray.pool.ray_pool import calibrate_on_worker
+        from diffcert_ray.pool.on_ray.calibration import calibrate_on_worker
 
         gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
         limit_s = settings.execution.stall_timeout_s

@@ -9,15 +9,7 @@ from diffcert_ray.run.kind import kind_of
 
 
 def plan_of(settings: Config, dataset: Dataset, images: tuple[int, int] | None = None) -> Any:
-    """What a configuration asks of a dataset's images.
-
-    Args:
-        settings: the configuration.
-        dataset: the chosen images.
-        images: positions start:stop in them, or None for all.
-
-    Returns:
-        The plan of the configuration's kind of run.
+    """What a configuration asks of a dataset, or of its images at positions start:stop.
 
     Raises:
         ConfigError: the range is empty or goes beyond the subset.

@@ -33,13 +33,6 @@ def check_plan(
 ) -> None:
     """Refuse a plan that cannot give what is asked of it.
 
-    Args:
-        config: the configuration.
-        plan: what is asked of every image.
-        dataset: the chosen images.
-        denoiser: the network object, or None where it comes from a checkpoint.
-        classifier: the classifier object, or None where it comes from a file or is not needed.
-
     Raises:
         ConfigError: radii out of reach of n and alpha; impossible noise levels; labels, image ids,
             shapes or classes that do not fit.
@@ -114,11 +107,6 @@ def _check_direct(
 
 def leave_out_corrupt(config: Config, plan: Any, checked: Checked) -> tuple[Any, list[int]]:
     """Do with corrupt images what ``dataset.on_corrupt`` says.
-
-    Args:
-        config: the configuration.
-        plan: what is asked of every image.
-        checked: what reading the plan's images found.
 
     Returns:
         The plan of the readable images, and the ids of the others, which are warned of.

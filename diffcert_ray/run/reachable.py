@@ -27,16 +27,9 @@ def check_radii(plan: Plan) -> None:
 
 
 def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[str]:
-    """Settings that are allowed, and can hardly be meant.
+    """Settings that are allowed, and can hardly be meant: a sentence for each, with the remedy.
 
-    Args:
-        config: the configuration.
-        plan: what it asks of the images.
-        classes: K.
-        sifted: whether a rule of [sift] decides how many evaluations a vote takes.
-
-    Returns:
-        A sentence for each, with the remedy.
+    With ``sifted``, a rule of [sift] decides how many evaluations a vote takes.
     """
     sentences: list[str] = []
     for sigma in plan.sigmas:

@@ -18,12 +18,6 @@ def stored_certificates(
     """(sigma, image_id, votes used) of the plan's certificates that are stored already.
 
     The row of an image that could not be read counts only while that is so.
-
-    Args:
-        store: the run's folder.
-        plan: what is certified now.
-        unreadable: image_ids that could not be read at this start.
-        votes_id: identity of the run's votes.
     """
     columns = ["sigma", "image_id", "alpha", "bound", "n0", "n", "nfe", "votes_id"]
     table = store.certificates().select(columns).to_pandas()
@@ -48,12 +42,6 @@ def unfounded_certificates(
     """The plan's certificates that rest on lost votes, to be made anew; refused unless asked for.
 
     The last part of a writer leaves no gap in the numbering when it is deleted: this finds it.
-
-    Args:
-        store: the run's folder.
-        plan: what is certified now.
-        stored: of ``stored_certificates``.
-        votes_held: (sigma, image_id) -> stored selection and estimation votes.
 
     Raises:
         StoreError: there are some, and the store was opened with ``on_damaged="refuse"``.
@@ -92,14 +80,6 @@ def unread_rows(
 ) -> Iterator[CertificateRow]:
     """Certificates of images that could not be read: abstentions without votes or evaluations.
 
-    Args:
-        plan: what was asked.
-        image_ids: the images.
-        labels: true class by image_id.
-        p_low: what such a row has in this kind of run.
-        method: name of the base classifier.
-        votes_id: identity of the votes.
-
     Yields:
         A row for each sigma and image; no other row has ``nfe`` 0.
     """
@@ -127,13 +107,7 @@ def unread_rows(
 
 
 def check_same_images(held: Held, known: set[int], image_sha: Callable[[int], str]) -> None:
-    """Refuse to continue with other pixels under a stored image_id.
-
-    Args:
-        held: what the store holds, with each image's pixel hash.
-        known: ids of the images at hand.
-        image_sha: image_id -> its pixel hash now.
-    """
+    """Refuse to continue with other pixels under a stored image_id (ConfigError)."""
     for image_id, sha in held.image_sha.items():
         if image_id in known and (sha_now := image_sha(image_id)) != sha:
             raise ConfigError(

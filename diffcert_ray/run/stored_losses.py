@@ -19,27 +19,16 @@ from diffcert_ray.storage.store import RunStore
 
 @dataclass(frozen=True, eq=False)
 class StoredLosses:
-    """The units of losses in a store, each once, sorted by image and draws.
+    """The units of losses in a store, each once, sorted by image and draws."""
 
-    Attributes:
-        units: int64 [N, 3]: image_id, start, stop.
-        sums: float64 [N, T, K].
-        squares: float64 [N, T, K].
-        nfe: int64 [N].
-        seconds: float64 [N].
-        differing: units for which other numerics kinds returned other sums.
-        image_sha: hash of the pixels of each image that has any.
-        numerics: kind of each unit, [N].
-    """
-
-    units: NDArray[np.int64]
-    sums: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    nfe: NDArray[np.int64]
-    seconds: NDArray[np.float64]
-    differing: int
-    image_sha: Mapping[int, str]
-    numerics: NDArray[np.object_]
+    units: NDArray[np.int64]  # [N, 3]: image_id, start, stop
+    sums: NDArray[np.float64]  # [N, T, K]
+    squares: NDArray[np.float64]  # [N, T, K]
+    nfe: NDArray[np.int64]  # [N]
+    seconds: NDArray[np.float64]  # [N]
+    differing: int  # units for which other numerics kinds returned other sums
+    image_sha: Mapping[int, str]  # of the pixels of each image that has any
+    numerics: NDArray[np.object_]  # kind of each, [N]
 
     def of(self, image_id: int) -> list[UnitLosses]:
         """The stored units of one image in the order of their draws."""
@@ -64,15 +53,7 @@ class StoredLosses:
 
 
 def read_losses(store: RunStore, levels: int, classes: int) -> StoredLosses:
-    """Read the losses of a run.
-
-    Args:
-        store: the run; its ``on_damaged`` decides about damaged parts.
-        levels: T.
-        classes: K.
-
-    Returns:
-        Each unit once, the first delivery where there are several.
+    """Read the losses of a run, each unit once: the first delivery where there are several.
 
     Raises:
         StoreError: a part is damaged (unless on_damaged is "recompute"), holds part of a unit, two

@@ -29,34 +29,20 @@ UNCERTIFIED = {"predicted": ABSTAIN, "abstained": True, "correct": False, "radiu
 
 @dataclass
 class Verification:
-    """What was compared, and every difference found.
+    """What was compared, and every difference found."""
 
-    Args:
-        certificates: certificates recomputed and compared.
-        units: units evaluated again.
-        votes: votes in them.
-        units_stored: all that there are.
-        missing: images (times sigmas) that were asked for and have no certificate.
-        seed: of the choice of units.
-        same_numerics: whether this machine's numerics kind is the stored units'.
-        differences: one sentence for each difference.
-        contradicted: (sigma, image_id) of certificates that differ already by what is stored.
-        costs_too: compare the evaluations of certificates and of their units, which differ where
-            several kinds delivered a unit.
-        other_kinds: stored units of numerics kinds that this machine does not have.
-    """
-
-    certificates: int = 0
-    units: int = 0
-    votes: int = 0
-    units_stored: int = 0
-    missing: int = 0
-    seed: int = 0
-    same_numerics: bool = True
-    differences: list[str] = field(default_factory=list)
+    certificates: int = 0  # recomputed and compared
+    units: int = 0  # evaluated again
+    votes: int = 0  # votes in them
+    units_stored: int = 0  # all that there are
+    missing: int = 0  # images (times sigmas) that were asked for and have no certificate
+    seed: int = 0  # of the choice of units
+    same_numerics: bool = True  # whether this machine's numerics kind is the stored units'
+    differences: list[str] = field(default_factory=list)  # one sentence for each
+    # (sigma, image_id) of certificates that differ already from what is stored beside them
     contradicted: set[tuple[float, int]] = field(default_factory=set)
-    costs_too: bool = False
-    other_kinds: int = 0
+    costs_too: bool = False  # compare NFE, which differ where kinds delivered a unit twice
+    other_kinds: int = 0  # stored units of numerics kinds that this machine does not have
 
     @property
     def missed_share(self) -> float:
@@ -79,13 +65,7 @@ class Verification:
 def compare_certificates(
     stored: pd.DataFrame, recomputed: list[CertificateRow], verification: Verification
 ) -> None:
-    """Compare stored certificates with those that the counts give.
-
-    Args:
-        stored: the certificates table, one row for each sigma and image.
-        recomputed: rows made anew from the stored units.
-        verification: where differences are noted.
-    """
+    """Note where stored certificates differ from those that the counts give."""
     names = [*COMPARED, *(["nfe"] if verification.costs_too else [])]
     keys = zip(stored["sigma"].tolist(), stored["image_id"].tolist(), strict=True)
     rows = dict(zip(keys, stored[names].to_dict("records"), strict=True))
@@ -131,17 +111,9 @@ def replay(
     """Evaluate a random sample of the stored units again, and compare all that this gives.
 
     Units of another numerics kind than this worker's may differ in rare votes; they are compared
-    too, and what differs is noted with that remark.
-
-    Args:
-        units: the stored units, all columns.
-        worker: loaded with the run's configuration.
-        verification: where differences are noted.
-        sample: number of units, at most all.
-        image_sha: image_id -> hash of its pixels here; None: not compared. An image that is not
-            at hand has "".
-        split_at: levels after which the run's votes may have gone from one item to another, which
-            costs an evaluation.
+    too, and what differs is noted with that remark. ``image_sha`` gives the hash of an image's
+    pixels here ("" where there is none, None: not compared); ``split_at`` the levels after which
+    votes may have been handed from one item to another, which costs an evaluation.
     """
     verification.other_kinds = int((units["numerics"] != worker.numerics).sum())
     for row in units.iloc[verification.chosen(len(units), sample)].to_dict("records"):
@@ -188,14 +160,7 @@ def _cast_again(
 def replay_losses(
     losses: StoredLosses, worker: "Worker", verification: Verification, *, sample: int
 ) -> None:
-    """Evaluate a random sample of the stored losses again and compare their sums.
-
-    Args:
-        losses: the run's losses.
-        worker: loaded with the run's configuration.
-        verification: where differences are noted; draws count as votes.
-        sample: number of units, at most all.
-    """
+    """Evaluate ``sample`` units of losses again and compare their sums; draws count as votes."""
     keys = losses.units.tolist()
     verification.other_kinds = int((losses.numerics != worker.numerics).sum())
     for row in verification.chosen(len(keys), sample):

@@ -9,11 +9,6 @@ from diffcert_ray.errors import ConfigError
 def check_fixed_n(certificates: pd.DataFrame, bound: str, n: int) -> None:
     """Refuse fixed-n certificates of counts that were stopped early or extended after a look.
 
-    Args:
-        certificates: stored certificates of votes, at least the columns image_id, bound, n.
-        bound: what the run was started with.
-        n: the estimation votes that the run was started with.
-
     Raises:
         ConfigError: ``clopper-pearson`` or ``two-class`` at another n than the run's, or in a
             run that was started with ``sequential``.
@@ -32,15 +27,7 @@ def check_fixed_n(certificates: pd.DataFrame, bound: str, n: int) -> None:
 
 
 def check_complete_votes(certificates: pd.DataFrame, units: pd.DataFrame) -> None:
-    """Refuse ``two-class`` certificates where votes only said whether they are their target.
-
-    Args:
-        certificates: stored certificates, at least the column bound.
-        units: the stored units, at least the columns stream and target.
-
-    Raises:
-        ConfigError: both are there.
-    """
+    """Refuse ``two-class`` where votes only said whether they are their target (ConfigError)."""
     targeted = (units["stream"] == "estimate") & (units["target"] != ALL_CLASSES)
     if (certificates["bound"] == "two-class").any() and targeted.any():
         raise ConfigError(

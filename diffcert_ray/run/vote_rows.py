@@ -18,9 +18,7 @@ from diffcert_ray.votes.units import Unit
 def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[UnitCounts]]:
     """Look up the stored units of an image, as ``ImageVotes`` takes them.
 
-    Args:
-        done: what the store holds.
-        plan: units off its grid (of an earlier, smaller n) are left out.
+    Units off the plan's grid (of an earlier, smaller n) are left out.
 
     Returns:
         (sigma, image_id) -> its units: selection first, then estimation, in vote order.
@@ -48,12 +46,7 @@ def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[Uni
 
 
 def unit_row(settled: SettledUnit, image_sha: str) -> UnitRow:
-    """One row of the units table.
-
-    Args:
-        settled: a unit whose votes are all in, and who cast them.
-        image_sha: prefix of the pixels' hash.
-    """
+    """One row of the units table, of a unit whose votes are all in."""
     unit, counts = settled.counted.unit, settled.counted.counts
     classes = tuple(sorted(counts))
     return UnitRow(
@@ -78,15 +71,7 @@ def unit_row(settled: SettledUnit, image_sha: str) -> UnitRow:
 def certificate_row(
     image: ImageVotes, verdict: Verdict, label: int, *, method: str, votes_id: str
 ) -> CertificateRow:
-    """One row of the certificates table.
-
-    Args:
-        image: whose votes they are.
-        verdict: its certificate.
-        label: the true class.
-        method: name of the base classifier.
-        votes_id: identity of the votes.
-    """
+    """One row of the certificates table."""
     return CertificateRow(
         sigma=image.sigma,
         image_id=image.image_id,
@@ -112,13 +97,6 @@ def recompute(
     plan: Plan, done: DoneUnits, label: Callable[[int], int], *, method: str, votes_id: str
 ) -> Iterator[CertificateRow]:
     """Every fixed-n certificate that a store's units support, computed anew.
-
-    Args:
-        plan: what was asked.
-        done: what the store holds.
-        label: image_id -> true class.
-        method: name of the base classifier.
-        votes_id: identity of the votes.
 
     Yields:
         A row for each image and sigma that has all votes its bound needs.
@@ -147,15 +125,9 @@ def recompute_stopped(
     """Every stored ``sequential`` certificate, computed anew from the votes up to where it stopped.
 
     Its bound holds at any stopping time, so it does not matter which start of the run, with which
-    n and radii, made the image stop there; the looks are the ends of the units in any case.
-
-    Args:
-        plan: what was asked; only n0, the size of units, alpha and the bound are used.
-        done: what the store holds.
-        stored: (sigma, image_id, estimation votes used) of each stored certificate.
-        label: image_id -> true class.
-        method: name of the base classifier.
-        votes_id: identity of the votes.
+    n and radii, made the image stop there; the looks are the ends of the units in any case. Of the
+    plan only n0, the size of units, alpha and the bound are used; ``stored`` says (sigma, image_id,
+    estimation votes used).
 
     Yields:
         A row for each stored certificate whose votes are all there.
@@ -193,28 +165,15 @@ def votes_held(done: DoneUnits) -> Callable[[float, int], tuple[int, int]]:
 
 @dataclass(frozen=True)
 class VoteRows:
-    """Rows of a run of votes.
-
-    Args:
-        method: name of the base classifier.
-        votes_id: hash of what a vote depends on.
-        labels: image_id -> true class.
-        image_sha: image_id -> prefix of its pixels' sha256.
-    """
+    """Rows of a run of votes."""
 
     method: str
     votes_id: str
-    labels: Mapping[int, int]
-    image_sha: Callable[[int], str]
+    labels: Mapping[int, int]  # image_id -> true class
+    image_sha: Callable[[int], str]  # image_id -> prefix of its pixels' sha256
 
     def record(self, writer: Writer, result: Any, settled: Sequence[SettledUnit]) -> None:
-        """Give the writer the units that a result completed.
-
-        Args:
-            writer: of the run's folder.
-            result: what the work item returned; of votes, all is in ``settled``.
-            settled: units that are complete now.
-        """
+        """Give the writer the units that a result completed; of votes, ``settled`` says all."""
         writer.add_units(unit_row(s, self.image_sha(s.counted.unit.image_id)) for s in settled)
 
     def certificate(self, image: ImageVotes) -> CertificateRow:

@@ -48,13 +48,9 @@ UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
 
 @dataclass(frozen=True)
 class VoteRuns:
-    """Implements `run.kind.Kind`.
+    """Implements `run.kind.Kind`."""
 
-    Args:
-        trained: votes of ``classify`` or ``denoise-classify``, which sift nothing.
-    """
-
-    trained: bool
+    trained: bool  # votes of ``classify`` or ``denoise-classify``, which sift nothing
     folder: str = "units"
     counted: str = "votes"
     unread_p_low: float = 0.0

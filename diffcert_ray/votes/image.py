@@ -21,30 +21,18 @@ from diffcert_ray.votes.units import Unit
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every image.
+    """What is asked of every image."""
 
-    Args:
-        image_ids: int64 [N], images in the order in which they are worked on.
-        sigmas: smoothing noise levels, pixel units.
-        n0: selection votes.
-        n: estimation votes (for ``sequential`` the most).
-        unit: votes in a unit.
-        alpha: failure probability of one certificate.
-        bound: "clopper-pearson", "two-class" or "sequential".
-        radii: radii asked for, pixel units.
-        estimate: "complete" or "target" votes in the estimation stream.
-        futility: posterior probability below which a radius is given up (``sequential``).
-    """
-
-    image_ids: np.ndarray
-    sigmas: tuple[float, ...]
-    n0: int
-    n: int
-    unit: int
-    alpha: float
-    bound: str
-    radii: tuple[float, ...]
-    estimate: str = "complete"
+    image_ids: np.ndarray  # int64 [N], in the order in which they are worked on
+    sigmas: tuple[float, ...]  # smoothing noise, pixel units
+    n0: int  # selection votes
+    n: int  # estimation votes (for ``sequential`` the most)
+    unit: int  # votes in a unit
+    alpha: float  # failure probability of one certificate
+    bound: str  # "clopper-pearson", "two-class" or "sequential"
+    radii: tuple[float, ...]  # asked for, pixel units
+    estimate: str = "complete"  # "complete" or "target" votes in the estimation stream
+    # Posterior probability below which a radius is given up (``sequential``)
     futility: float = 0.05
 
     def ranges(self, stream: str) -> Sequence[tuple[int, int]]:
@@ -60,18 +48,10 @@ def _ranges(votes: int, unit: int) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True)
 class UnitCounts:
-    """One complete unit: counts per class (or NOT_TARGET), and its cost.
-
-    Args:
-        unit: which votes.
-        target: the class asked for, or -1: any.
-        counts: votes of each class.
-        nfe: evaluations spent.
-        seconds: of work spent.
-    """
+    """One complete unit: counts per class (or NOT_TARGET), and its cost."""
 
     unit: Unit
-    target: int
+    target: int  # the class asked for, or -1: any
     counts: Mapping[int, int]
     nfe: int
     seconds: float
@@ -79,34 +59,21 @@ class UnitCounts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The certificate of one image at one sigma, with the counts behind it.
+    """The certificate of one image at one sigma, with the counts behind it."""
 
-    Args:
-        predicted: class, or ABSTAIN.
-        radius: certified l2 radius, pixel units, 0.0 when abstaining.
-        p_low: lower confidence bound on the probability of the class.
-        n_a: estimation votes for the class, of the ``n`` used.
-        n: estimation votes used.
-        nfe: evaluations for all votes of the image, used or not.
-        seconds: worker time of all votes of the image.
-    """
-
-    predicted: int
-    radius: float
-    p_low: float
-    n_a: int
-    n: int
-    nfe: int
-    seconds: float
+    predicted: int  # class, or ABSTAIN
+    radius: float  # certified l2 radius, pixel units, 0.0 when abstaining
+    p_low: float  # lower confidence bound on the probability of the class
+    n_a: int  # estimation votes for the class, of the ``n`` used
+    n: int  # estimation votes used
+    nfe: int  # evaluations for all votes of the image, used or not
+    seconds: float  # worker time of all votes of the image
 
 
 class ImageVotes:
     """Complete units of one image at one sigma, added in any order.
 
     Args:
-        plan: what is asked.
-        sigma: smoothing noise, pixel units.
-        image_id: the image.
         stop_at: take no decision at looks, and stop at this many estimation votes: how a stored
             ``sequential`` certificate is recomputed, whatever made its image stop there.
     """

@@ -44,14 +44,7 @@ class _Cost:
 
 @dataclass
 class SettledUnit:
-    """A unit whose votes are all in, as it is to be stored.
-
-    Args:
-        counted: its counts and cost.
-        workers: that took part.
-        devices: they ran on.
-        numerics: their numerics kinds.
-    """
+    """A unit whose votes are all in, as it is to be stored, and who cast them."""
 
     counted: UnitCounts
     workers: set[str] = field(default_factory=set)
@@ -94,7 +87,6 @@ class Stages:
     """Hands out items until every image of a plan has its votes.
 
     Args:
-        plan: what is asked.
         stored: (sigma, image_id) -> complete units that exist already.
         nfe_guess: evaluations per vote before any have been seen.
         hand_back_levels: noise levels after which an open vote leaves its sift item
@@ -185,11 +177,7 @@ class Stages:
         return None
 
     def deliver(self, result: Result) -> list[SettledUnit]:
-        """Take in the result of an item; a second delivery changes nothing.
-
-        Returns:
-            The units that it completed.
-        """
+        """Returns the units that a result completes; a second delivery changes nothing."""
         item = self._in_flight.pop(result.item_id, None)
         if item is None:
             return []
@@ -226,11 +214,7 @@ class Stages:
         return complete
 
     def abandon(self, item: Item) -> list[tuple[float, int]]:
-        """Give up an item for good (quarantine): its images get no certificate in this run.
-
-        Returns:
-            (sigma, image_id) of the images given up.
-        """
+        """Give up an item for good (quarantine); returns the (sigma, image_id) lost by it."""
         self._in_flight.pop(item.item_id, None)
         units = [p.unit for p in item.parts]
         units += list(item.open_votes.units) if item.open_votes is not None else []

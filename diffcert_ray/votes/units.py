@@ -9,21 +9,13 @@ from diffcert_ray.conventions import ALL_CLASSES
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """A fixed range of votes of one image at one sigma in one stream: what is stored and resumed.
+    """A fixed range of votes of one image at one sigma in one stream: stored and resumed."""
 
-    Args:
-        sigma: smoothing noise in pixel units.
-        image_id: the dataset's number of the image.
-        stream: "select" (votes that choose the class) or "estimate" (votes that bound it).
-        start: first vote index.
-        stop: one past the last vote index.
-    """
-
-    sigma: float
+    sigma: float  # smoothing noise, pixel units
     image_id: int
-    stream: str
-    start: int
-    stop: int
+    stream: str  # "select" (votes that choose the class) or "estimate" (votes that bound it)
+    start: int  # first vote index
+    stop: int  # one past the last vote index
 
     @property
     def votes(self) -> int:
@@ -47,40 +39,24 @@ class Part:
 
 @dataclass(frozen=True)
 class OpenVotes:
-    """Votes that their sift stage left undecided: one row a vote, survivors and losses ragged.
-
-    Args:
-        units: the units that the votes belong to.
-        unit_index: int64 [N], position in ``units``.
-        vote: int64 [N], vote index.
-        target: int64 [N], ALL_CLASSES or a class.
-        round: int64 [N], the round of the sift rule that comes next.
-        entries: int64 [N], entries of the rule that lie before that round.
-        survivor_counts: int64 [N], classes still in.
-        survivors: int32 [sum of counts], their class numbers, ascending within a vote.
-        losses: float64, for each vote [entries, survivors] in C order, end to end.
-    """
+    """Votes that their sift stage left undecided: one row a vote, survivors and losses ragged."""
 
     units: tuple[Unit, ...]
-    unit_index: np.ndarray
-    vote: np.ndarray
-    target: np.ndarray
-    round: np.ndarray
-    entries: np.ndarray
-    survivor_counts: np.ndarray
-    survivors: np.ndarray
-    losses: np.ndarray
+    unit_index: np.ndarray  # int64 [N], position in ``units``
+    vote: np.ndarray  # int64 [N], vote index
+    target: np.ndarray  # int64 [N], ALL_CLASSES or a class
+    round: np.ndarray  # int64 [N], the round of the sift rule that comes next
+    entries: np.ndarray  # int64 [N], entries of the rule that lie before that round
+    survivor_counts: np.ndarray  # int64 [N], classes still in
+    survivors: np.ndarray  # int32 [sum of counts], their class numbers, ascending within a vote
+    losses: np.ndarray  # float64, for each vote [entries, survivors] in C order, end to end
 
     def __len__(self) -> int:
         return len(self.vote)
 
 
 def join_open_votes(pieces: list[OpenVotes]) -> OpenVotes:
-    """One packing of the votes of several, in the same order.
-
-    Args:
-        pieces: at least one.
-    """
+    """One packing of the votes of several, at least one, in the same order."""
     if len(pieces) == 1:
         return pieces[0]
     units: dict[Unit, int] = {}
@@ -118,21 +94,14 @@ def split_open_votes(held: OpenVotes, count: int) -> tuple[OpenVotes, OpenVotes]
 
 @dataclass(frozen=True)
 class Item:
-    """What one call of a worker evaluates: fresh votes (parts) or votes left open by earlier items.
+    """What one call of a worker evaluates: fresh votes, or votes that earlier items left open."""
 
-    Args:
-        item_id: number within the run of this driver.
-        sigma: smoothing noise, pixel units, of all votes in the item.
-        parts: fresh votes.
-        open_votes: votes to continue, or None.
-        hand_back_levels: a vote still open after this many noise levels is handed back for another
-            item to finish (stages = "split"); None finishes every vote (stages = "fused").
-    """
-
-    item_id: int
-    sigma: float
-    parts: tuple[Part, ...] = ()
-    open_votes: OpenVotes | None = None
+    item_id: int  # number within the run of this driver
+    sigma: float  # of all votes in the item, pixel units
+    parts: tuple[Part, ...] = ()  # fresh votes
+    open_votes: OpenVotes | None = None  # votes to continue
+    # A vote still open after this many noise levels is handed back for another item to finish
+    # (stages = "split"); None finishes every vote (stages = "fused").
     hand_back_levels: int | None = None
 
     @property
@@ -143,18 +112,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Tally:
-    """Votes of one unit that an item settled, per class, and the evaluations spent on it.
-
-    Args:
-        unit: which.
-        target: the class asked for, or -1: any.
-        counts: votes of each class.
-        nfe: evaluations.
-    """
+    """Votes of one unit that an item settled, per class, and the evaluations spent on it."""
 
     unit: Unit
-    target: int
-    counts: dict[int, int]
+    target: int  # the class asked for, or -1: any
+    counts: dict[int, int]  # votes of each class
     nfe: int
 
     @property
@@ -165,26 +127,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Result:
-    """What an item returned, and what it cost.
-
-    Args:
-        item_id: the item's number.
-        tallies: one entry for each unit that the item touched.
-        open_votes: votes handed back, or None.
-        nfe: evaluations of the denoiser for votes.
-        padded: rows evaluated only to fill fixed-shape batches.
-        seconds: wall time on the worker.
-        device: the device's name.
-        worker: the worker's name, which the worker adds.
-        numerics: its numerics kind, likewise.
-    """
+    """What an item returned, and what it cost."""
 
     item_id: int
-    tallies: tuple[Tally, ...]
-    open_votes: OpenVotes | None
-    nfe: int
-    padded: int
-    seconds: float
-    device: str
-    worker: str = ""
+    tallies: tuple[Tally, ...]  # one for each unit that the item touched
+    open_votes: OpenVotes | None  # votes handed back
+    nfe: int  # of the votes
+    padded: int  # rows evaluated only to fill fixed-shape batches
+    seconds: float  # wall time on the worker
+    worker: str = ""  # its name, which the worker adds, as it does its numerics kind
+    device: str = "cpu"
     numerics: str = ""

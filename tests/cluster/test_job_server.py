@@ -7,9 +7,8 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from ray.cluster_utils import Cluster
 from diffcert_ray import certify, open_run
 from diffcert_ray.run.monitoring import COUNTERS, GAUGES
 from jobs import submit
+from tests.waiting import wait_for
 from tests.worlds import counts_of, settings, small_world
 
 pytest.importorskip("opentelemetry", reason="ray[default] is not installed")
@@ -28,11 +28,8 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.timeout(900),  # six processes that import torch, one after the other
-    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana-dashboard.json"
@@ -96,13 +93,6 @@ def server() -> Iterator[str]:
         os.environ.update(before)
 
 
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.2)
-
-
 def exported() -> dict[str, dict[str, float]]:
     """What the agent of this node exports of ours: value by run, by name."""
     port = ray.nodes()[0]["MetricsExportPort"]
@@ -122,7 +112,7 @@ def test_metrics_arrive_at_the_endpoint_under_the_names_that_the_dashboard_uses(
     tables = settings(name="watched", execution={"actors": 1, "item_s": 0.05})
     run = certify(tables, tmp_path / "r", denoiser=world, dataset=dataset)
     votes = "ray_diffcert_votes_total"
-    wait_for(lambda: exported().get(votes, {}).get("watched") == run.outcome.votes, 60)
+    wait_for(lambda: exported().get(votes, {}).get("watched") == run.outcome.votes, 60, 0.2)
     found = exported()
     assert found["ray_diffcert_nfe_total"]["watched"] == run.outcome.nfe
     assert found["ray_diffcert_items_total"]["watched"] == run.outcome.items
@@ -169,9 +159,9 @@ def test_five_commands_run_as_jobs_and_a_stopped_one_goes_on_where_it_was(
         assert not client.get_job_status(name).is_terminal(), client.get_job_logs(name)
         return exported().get(votes, {}).get("two-digits", 0) > 0
 
-    wait_for(voting, 600)
+    wait_for(voting, 600, 0.2)
     client.stop_job(name)
-    wait_for(lambda: client.get_job_status(name).is_terminal(), 120)
+    wait_for(lambda: client.get_job_status(name).is_terminal(), 120, 0.2)
     log = " ".join(client.get_job_logs(name).split())
     assert "stopped: what has come back is stored; the same command continues" in log
     before = votes_of(folder)  # stored by the stop alone: no flush was due

@@ -5,30 +5,23 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from diffcert_ray import certify, open_run
-from diffcert_ray.run import certify as certification
 from tests.forked_drivers import (
     POINTS,
-    die_at,
+    dying_at,
     ended,
     forked,
-    note_evaluations,
-    noted,
     small_items,
-    votes_of,
 )
-from tests.worlds import counts_of, settings, small_world
+from tests.noting_pools import in_this_process, noted, noting, on_ray, votes_of
+from tests.waiting import wait_for
+from tests.worlds import check_same, counts_of, settings, small_world
 
-pytestmark = [
-    pytest.mark.forks,
-    # Newer Pythons warn of forks in processes with threads; the children here use none of them.
-    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
-]
+pytestmark = pytest.mark.forks
 
 FLUSH_S = 0.02
 LIMIT_S = 90.0
@@ -64,9 +57,8 @@ def kill_driver(world, folder: Path, book: Path, seed: int, *, local: bool) -> i
 
     def drive() -> None:
         small_items(1000.0)
-        note_evaluations(book)
-        die_at(point, rng)
-        certify(tables(), folder, local=local, denoiser=world[0], dataset=world[1])
+        pool = dying_at(point, rng, noting(book, in_this_process if local else on_ray))
+        certify(tables(), folder, denoiser=world[0], dataset=world[1], pool=pool)
 
     pid = forked(drive, log)
     if point == "moment":
@@ -82,54 +74,41 @@ def kill_driver(world, folder: Path, book: Path, seed: int, *, local: bool) -> i
     return len(here.keys() - after)
 
 
-def finish(world, folder: Path, book: Path, monkeypatch: pytest.MonkeyPatch):
+def finish(world, folder: Path, book: Path):
     """The same command once more, in this process and undisturbed."""
     before, begun = stored_votes(folder), noted(book)
-    monkeypatch.setattr(
-        certification, "usual_pool", certification.usual_pool
-    )  # put back at the end
-    note_evaluations(book)
-    run = certify(tables(), folder, local=True, denoiser=world[0], dataset=world[1])
+    run = certify(tables(), folder, denoiser=world[0], dataset=world[1], pool=noting(book))
     assert run.outcome.complete
     assert noted(book) - begun == Counter(votes_of(counts_of(run)) - before)
     return run
 
 
-def check_same(run, clean, book: Path, lost: int) -> None:
-    assert counts_of(run) == counts_of(clean)
-    columns = ["image_id", "predicted", "radius", "n_a", "n"]
-    assert run.certificates()[columns].equals(clean.certificates()[columns])
+def check(run, clean, book: Path, lost: int) -> None:
+    check_same(run, clean)
     # Each vote once, and once more for each time that it was lost with a driver.
     assert noted(book).total() == clean.outcome.votes + lost
 
 
-def wait_for(condition: Callable[[], object], limit_s: float) -> None:
-    until = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.01)
-
-
 def test_driver_killed_at_each_kind_of_moment_costs_only_what_was_not_stored(
-    world, clean, tmp_path, monkeypatch
+    world, clean, tmp_path, book
 ):
-    folder, book = tmp_path / "run", tmp_path / "evaluations"
+    folder = tmp_path / "run"
     lost = [kill_driver(world, folder, book, seed, local=True) for seed in range(len(POINTS))]
-    run = finish(world, folder, book, monkeypatch)
-    check_same(run, clean, book, sum(lost))
+    run = finish(world, folder, book)
+    check(run, clean, book, sum(lost))
 
 
 @pytest.mark.fault
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_run_whose_driver_is_killed_twenty_times_in_a_row_ends_with_the_same_counts(
-    world, clean, tmp_path, monkeypatch
+    world, clean, tmp_path, book
 ):
-    folder, book = tmp_path / "run", tmp_path / "evaluations"
+    folder = tmp_path / "run"
     lost = []
     for seed in range(20):
         on_ray = seed in (4, 10, 16)
         lost.append(kill_driver(world, folder, book, seed, local=not on_ray))
         assert set(votes_of(counts_of(clean))) - stored_votes(folder)  # there was work to lose
-    run = finish(world, folder, book, monkeypatch)
-    check_same(run, clean, book, sum(lost))
+    run = finish(world, folder, book)
+    check(run, clean, book, sum(lost))

@@ -12,23 +12,16 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.weights import weights_of
-from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.local import LocalPool
-from diffcert_ray.pool.ray_pool import RayPool
-from diffcert_ray.votes.units import Item, Part, Unit
+from diffcert_ray.pool.on_ray.actors import RayPool
+from tests.ray_cluster import NODE, ray_cluster
 from tests.scripted_workers import Run, Script, plain_items, votes
-from tests.worlds import settings, small_world
+from tests.worlds import world_items, world_spec
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(400),  # nodes and actors start slowly on a busy machine
-    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
-    pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 AddNode = Callable[..., Any]
@@ -37,44 +30,17 @@ AddNode = Callable[..., Any]
 IMAGES = 150
 
 
-def world_spec() -> WorkerSpec:
-    world, dataset = small_world(images=IMAGES)
-    config = load_config(settings())
-    return WorkerSpec(config, weights_of(config, world), denoiser=world, dataset=dataset)
-
-
-def world_items(count: int) -> list[Item]:
-    units = [Unit(0.25, image, "select", 0, 4) for image in range(100, 100 + count)]
-    return [Item(n, 0.25, (Part(unit, 0, 4),)) for n, unit in enumerate(units)]
-
-
 @pytest.fixture(scope="module")
 def undisturbed() -> list[object]:
     """Votes of all items in one process."""
-    return votes(Run(LocalPool(world_spec()), world_items(IMAGES)).to_the_end())
+    return votes(Run(LocalPool(world_spec(IMAGES)), world_items(IMAGES, votes=4)).to_the_end())
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs; nodes that die are noticed within seconds."""
-    head = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 0,
-            "include_dashboard": False,
-            "object_store_memory": 100 * 2**20,
-            "_system_config": {
-                "health_check_initial_delay_ms": 0,
-                "health_check_period_ms": 500,
-                "health_check_timeout_ms": 6000,  # a busy machine's raylet is not dead
-                "health_check_failure_threshold": 4,
-            },
-        },
-    )
-    ray.init(address=head.address, log_to_driver=False)
-    yield head
-    ray.shutdown()
-    head.shutdown()
+    with ray_cluster() as head:
+        yield head
 
 
 @pytest.fixture
@@ -83,8 +49,7 @@ def add_node(cluster: Cluster) -> Iterator[AddNode]:
     added = []
 
     def add(num_cpus: int = 1, num_gpus: int = 0) -> Any:
-        memory = {"object_store_memory": 100 * 2**20}
-        added.append(cluster.add_node(num_cpus=num_cpus, num_gpus=num_gpus, **memory))
+        added.append(cluster.add_node(num_cpus=num_cpus, num_gpus=num_gpus, **NODE))
         return added[-1]
 
     yield add
@@ -112,10 +77,10 @@ def test_killed_node_costs_only_its_items(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     nodes = {node.node_id: node for node in (add_node(), add_node())}
-    script = Script(tmp_path, "hangs", inner=world_spec())
+    script = Script(tmp_path, "hangs", inner=world_spec(IMAGES))
     pool = RayPool(script)
     try:
-        run = Run(pool, world_items(6))
+        run = Run(pool, world_items(6, votes=4))
         run.until(script.hanging)
         lost = script.hanging()[1]
         cluster.remove_node(nodes[lost], allow_graceful=False)
@@ -143,10 +108,10 @@ def test_node_added_during_a_run_gets_work(
 ) -> None:
     caplog.set_level("INFO", "diffcert_ray")
     add_node()
-    script = Script(tmp_path, inner=world_spec(), item_s=0.1)
+    script = Script(tmp_path, inner=world_spec(IMAGES), item_s=0.1)
     pool = RayPool(script)
     try:
-        run = Run(pool, world_items(IMAGES))
+        run = Run(pool, world_items(IMAGES, votes=4))
         run.until(lambda: len(run.results) >= 3)
         assert pool.state().live == 1
         late = add_node()
@@ -170,10 +135,10 @@ def test_draining_node_finishes_what_it_has_and_gets_nothing_more(
     caplog.set_level("INFO", "diffcert_ray")
     nodes = {node.node_id: node for node in (add_node(), add_node())}
     drained = next(iter(nodes))
-    script = Script(tmp_path, inner=world_spec(), item_s=0.1)
+    script = Script(tmp_path, inner=world_spec(IMAGES), item_s=0.1)
     pool = RayPool(script)
     try:
-        run = Run(pool, world_items(IMAGES))
+        run = Run(pool, world_items(IMAGES, votes=4))
         run.until(lambda: len({r.worker for r in run.results.values()}) == 2)
         there = re.search(rf"live actor=(\S+) address=\S+ node={drained[:8]}", caplog.text)
         drain(cluster, drained)
@@ -198,10 +163,10 @@ def test_all_nodes_lost_and_one_that_comes_later_finishes_the_run(
     cluster: Cluster, add_node: AddNode, tmp_path: Path, undisturbed: list[object]
 ) -> None:
     node = add_node()
-    script = Script(tmp_path, "hangs", inner=world_spec())
+    script = Script(tmp_path, "hangs", inner=world_spec(IMAGES))
     pool = RayPool(script)
     try:
-        run = Run(pool, world_items(8))
+        run = Run(pool, world_items(8, votes=4))
         run.until(script.hanging)
         cluster.remove_node(node, allow_graceful=False)
         run.until(lambda: pool.state().live == 0)
@@ -233,10 +198,10 @@ def test_workers_are_as_many_as_gpus_have_room_for_on_nodes_of_different_kinds(
     caplog.set_level("INFO", "diffcert_ray")
     add_node()  # without a GPU
     with_gpu = add_node(num_cpus=2, num_gpus=1)
-    script = Script(tmp_path, inner=world_spec(), device="cuda")
+    script = Script(tmp_path, inner=world_spec(IMAGES), device="cuda")
     pool = RayPool(script, gpus_per_actor=share)
     try:
-        run = Run(pool, world_items(12))
+        run = Run(pool, world_items(12, votes=4))
         run.until(lambda: pool.state().live == workers)
         assert pool.state().pending == 0
         results = run.to_the_end()

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,17 @@ import tomli_w
 from diffcert_ray import certify, open_run
 from diffcert_ray.commands import main as cli
 from diffcert_ray.run import certify as certification
+from diffcert_ray.run.certify import MakePool
 from diffcert_ray.votes.units import Item, Result
-from tests.forked_drivers import note_evaluations, noted, small_items, votes_of
-from tests.worlds import counts_of, settings, small_world
+from tests.noting_pools import noted, noting, on_ray, votes_of
+from tests.worlds import check_same, counts_of, settings
 
 pytestmark = [
     pytest.mark.fault,
     pytest.mark.ray,
     pytest.mark.timeout(400),
-    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -91,45 +89,7 @@ class MisbehavingWorker:
         raise KeyError("this image is broken")
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=80 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def world():
-    return small_world()
-
-
-@pytest.fixture(scope="module")
-def clean(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clean") / "run"
-    return certify(settings(), folder, local=True, denoiser=world[0], dataset=world[1])
-
-
-@pytest.fixture
-def book(tmp_path, monkeypatch) -> Path:
-    """Where the workers note what they evaluate."""
-    monkeypatch.setattr(
-        certification, "usual_pool", certification.usual_pool
-    )  # put back at the end
-    monkeypatch.setattr("diffcert_ray.run.loop.FIRST_ITEM_NFE", 0.0)  # put back, too
-    small_items(200.0)
-    note_evaluations(tmp_path / "evaluations")
-    return tmp_path / "evaluations"
-
-
-Command = Callable[[], tuple[int, str]]
+Command = Callable[[MakePool], tuple[int, str]]
 
 
 @pytest.fixture
@@ -138,13 +98,14 @@ def diffcert(world, tmp_path, monkeypatch, capsys, local_ray) -> Command:
     config = tmp_path / "world.toml"
     execution = {"item_s": 0.01, "flush_s": 0.01, "actors": 2}
     config.write_text(tomli_w.dumps(settings(execution=execution)))
-    on_world = partial(certification.certify, denoiser=world[0], dataset=world[1])
-    monkeypatch.setattr(certification, "certify", on_world)
+    monkeypatch.setattr("diffcert_ray.run.loop.FIRST_ITEM_NFE", 200.0)
     monkeypatch.setenv("COLUMNS", "300")
     command = ["diffcert", "certify", str(config), "--run", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", command)
 
-    def run() -> tuple[int, str]:
+    def run(pool: MakePool) -> tuple[int, str]:
+        on_world = partial(certify, denoiser=world[0], dataset=world[1], pool=pool)
+        monkeypatch.setattr(certification, "certify", on_world)
         with pytest.raises(SystemExit) as ended:
             cli.main()
         said = capsys.readouterr()
@@ -153,26 +114,19 @@ def diffcert(world, tmp_path, monkeypatch, capsys, local_ray) -> Command:
     return run
 
 
-def misbehave(monkeypatch: pytest.MonkeyPatch, fault: str, mark: Path | None = None) -> None:
-    """Until ``monkeypatch`` undoes it, let the workers of every pool misbehave."""
-    make = certification.usual_pool
-    monkeypatch.setattr(
-        certification,
-        "usual_pool",
-        lambda spec, *given, **named: make(Misbehaving(spec, fault, mark), *given, **named),
-    )
+def misbehaving(fault: str, make: MakePool, mark: Path | None = None) -> MakePool:
+    """The pools of ``make``, whose workers misbehave."""
+    return lambda spec, config: make(Misbehaving(spec, fault, mark), config)
 
 
 def test_worker_killed_in_the_middle_of_an_item_costs_that_item_and_nothing_else(
-    clean, diffcert: Command, book: Path, tmp_path: Path, monkeypatch, caplog
+    clean, diffcert: Command, book: Path, tmp_path: Path, caplog
 ) -> None:
-    misbehave(monkeypatch, "dies", tmp_path / "mark")
-    code, said = diffcert()
+    code, said = diffcert(misbehaving("dies", noting(book, on_ray), tmp_path / "mark"))
     assert code == 0, said
     assert "Certified accuracy, world" in said
     run = open_run(tmp_path / "run")
-    assert counts_of(run) == counts_of(clean)
-    assert run.certificates()[COLUMNS].equals(clean.certificates()[COLUMNS])
+    check_same(run, clean)
     begun, votes = noted(book), votes_of(counts_of(clean))
     assert set(begun) == votes
     again = begun - Counter(votes)  # what was evaluated in vain
@@ -185,11 +139,9 @@ def test_worker_killed_in_the_middle_of_an_item_costs_that_item_and_nothing_else
 
 
 def test_image_that_always_fails_ends_the_run_incomplete_and_a_mended_one_continues(
-    clean, diffcert: Command, book: Path, tmp_path: Path, monkeypatch, caplog
+    clean, diffcert: Command, book: Path, tmp_path: Path, caplog
 ) -> None:
-    with monkeypatch.context() as broken:
-        misbehave(broken, "raises")
-        code, said = diffcert()
+    code, said = diffcert(misbehaving("raises", noting(book, on_ray)))
     assert code == 3, said
     [given_up] = re.findall(r"incomplete: (\d+) images were given up after repeated failures", said)
     assert f"image {BAD_IMAGE} at sigma 0.25" in said
@@ -208,9 +160,7 @@ def test_image_that_always_fails_ends_the_run_incomplete_and_a_mended_one_contin
     # Five, and what a worker had before it was replaced, since three items in a row had failed.
     assert 5 <= min(tries) <= max(tries) <= 7
     assert max(begun[vote] for vote in stored) <= 2
-    code, said = diffcert()
+    code, said = diffcert(noting(book, on_ray))
     assert code == 0, said
     assert noted(book) - begun == Counter(votes - stored)
-    assert counts_of(open_run(tmp_path / "run")) == counts_of(clean)
-    finished = open_run(tmp_path / "run").certificates()
-    assert finished[COLUMNS].equals(clean.certificates()[COLUMNS])
+    check_same(open_run(tmp_path / "run"), clean)

@@ -3,22 +3,20 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from diffcert_ray import certify, open_run
 from diffcert_ray.commands import main as cli
 from diffcert_ray.errors import StoreError
-from diffcert_ray.run import certify as certification
 from diffcert_ray.storage import object_prefix
 from diffcert_ray.storage.store import RunStore
-from tests.forked_drivers import note_evaluations, noted, votes_of
+from tests.noting_pools import noted, noting, votes_of
 from tests.s3_proxy import Faults, proxied
-from tests.s3_server import BUCKET, s3_server
-from tests.worlds import counts_of, settings, small_world
+from tests.worlds import counts_of, settings
+
+pytestmark = pytest.mark.usefixtures("waited")
 
 WRITES = {
     "500": ["500", ""],
@@ -30,54 +28,14 @@ WRITES = {
 }
 
 
-@pytest.fixture(scope="module")
-def world():
-    return small_world()
-
-
-@pytest.fixture(scope="module")
-def clean(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clean") / "run"
-    return certify(settings(), folder, local=True, denoiser=world[0], dataset=world[1])
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def address(request) -> str:
-    return f"s3://{BUCKET}/{re.sub(r'[^a-z0-9]+', '-', request.node.name)}"
-
-
-@pytest.fixture
-def book(tmp_path, monkeypatch) -> Path:
-    """Where this process's workers note what they evaluate."""
-    monkeypatch.setattr(
-        certification, "usual_pool", certification.usual_pool
-    )  # put back at the end
-    note_evaluations(tmp_path / "evaluations")
-    return tmp_path / "evaluations"
-
-
-@pytest.fixture(autouse=True)
-def waited(monkeypatch) -> list[float]:
-    """The waits between tries, seconds, which are not waited for here."""
-    waits: list[float] = []
-    monkeypatch.setattr(object_prefix, "time", SimpleNamespace(sleep=waits.append))
-    return waits
-
-
 def options(url: str, timeout_s: float = 60.0) -> dict:
     return {"endpoint_url": url, "config_kwargs": {"read_timeout": timeout_s}}
 
 
-def start(world, address: str, url: str, timeout_s: float = 60.0):
+def start(world, address: str, url: str, book: Path, timeout_s: float = 60.0):
     storage = {"storage_options": options(url, timeout_s)}
     tables = settings(execution={"item_s": 0.05, "flush_s": 1e-3} | storage)
-    return certify(tables, address, local=True, denoiser=world[0], dataset=world[1])
+    return certify(tables, address, denoiser=world[0], dataset=world[1], pool=noting(book))
 
 
 def stored(address: str, endpoint: str):
@@ -93,7 +51,7 @@ def test_run_over_a_disturbed_store_has_the_counts_of_an_undisturbed_one(
 ):
     faults = Faults({"PUT": WRITES[kind] * 100, "GET": ["500", "", "short", "", "503", ""] * 100})
     with proxied(endpoint, faults) as url:
-        run = start(world, address, url, timeout_s=1.0 if kind == "no-answer" else 60.0)
+        run = start(world, address, url, book, timeout_s=1.0 if kind == "no-answer" else 60.0)
     assert run.outcome.complete
     assert run.outcome.nfe == clean.outcome.nfe
     assert noted(book) == Counter(votes_of(counts_of(clean)))
@@ -120,7 +78,7 @@ def test_store_that_is_away_for_a_while_costs_no_evaluation(
     # Two flushes fail with all their tries.
     faults = Faults({"PUT": ["503"] * (2 * tries)}, where="/units/")
     with proxied(endpoint, faults) as url:
-        run = start(world, address, url)
+        run = start(world, address, url, book)
     assert run.outcome.complete
     assert [fault for method, fault in faults.requests if fault] == ["503"] * (2 * tries)
     assert noted(book) == Counter(votes_of(counts_of(clean)))
@@ -135,7 +93,7 @@ def test_store_that_stays_away_ends_the_run_and_the_same_command_continues(
 ):
     faults = Faults({"PUT": ["", "", *["503"] * 1000]}, where="/units/")
     with proxied(endpoint, faults) as url, pytest.raises(StoreError) as caught:
-        start(world, address, url)
+        start(world, address, url, book)
     message = str(caught.value)
     assert re.search(rf"cannot write {address}/units/part-\S+\.parquet ", message)
     assert "check the endpoint and the network, then run the same command again" in message
@@ -145,7 +103,7 @@ def test_store_that_stays_away_ends_the_run_and_the_same_command_continues(
     assert 0 < len(before) < clean.outcome.votes
     begun = noted(book)
     with proxied(endpoint, Faults()) as url:
-        run = start(world, address, url)
+        run = start(world, address, url, book)
     assert run.outcome.complete
     assert noted(book) - begun == Counter(votes_of(counts_of(clean)) - before)
     assert counts_of(stored(address, endpoint)) == counts_of(clean)

@@ -7,25 +7,26 @@ import secrets
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from diffcert_ray import certify, open_run
 from diffcert_ray.errors import StoreError
 from diffcert_ray.pool.local import LocalPool
-from diffcert_ray.run import certify as certification
-from diffcert_ray.storage import object_prefix
+from diffcert_ray.run.certify import MakePool
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.store import RunStore
-from tests.forked_drivers import ended, forked, note_evaluations, noted, votes_of
+from tests.forked_drivers import ended, forked
+from tests.noting_pools import at_third_item, noted, noting, votes_of
 from tests.s3_proxy import Faults, proxied
-from tests.s3_server import BUCKET, s3_server
-from tests.worlds import counts_of, settings, small_world
+from tests.s3_server import BUCKET
+from tests.worlds import check_same, counts_of, settings
+
+pytestmark = pytest.mark.usefixtures("waited")
 
 LIMIT_S = 90.0
 
@@ -36,13 +37,14 @@ class Place:
 
     address: str
     options: dict
+    pool: MakePool
 
     def start(self, world, **how):
         execution = {"item_s": 0.05, "flush_s": 1e-3, "storage_options": self.options}
         return certify(
             settings(execution=execution),
             self.address,
-            **({"local": True, "denoiser": world[0], "dataset": world[1]} | how),
+            **({"denoiser": world[0], "dataset": world[1], "pool": self.pool} | how),
         )
 
     @cached_property
@@ -63,46 +65,12 @@ class Place:
             Path(self.address, name).write_bytes(data)
 
 
-@pytest.fixture(scope="module")
-def world():
-    return small_world()
-
-
-@pytest.fixture(scope="module")
-def clean(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clean") / "run"
-    return certify(settings(), folder, local=True, denoiser=world[0], dataset=world[1])
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.fault)])
-def place(request, tmp_path) -> Place:
+def place(request, tmp_path, book) -> Place:
     if request.param == "disk":
-        return Place(str(tmp_path / "run"), {})
+        return Place(str(tmp_path / "run"), {}, noting(book))
     options = {"endpoint_url": request.getfixturevalue("endpoint")}
-    return Place(f"s3://{BUCKET}/{secrets.token_hex(6)}", options)
-
-
-@pytest.fixture
-def book(tmp_path, monkeypatch) -> Path:
-    """Where this process's workers note what they evaluate."""
-    monkeypatch.setattr(
-        certification, "usual_pool", certification.usual_pool
-    )  # put back at the end
-    note_evaluations(tmp_path / "evaluations")
-    return tmp_path / "evaluations"
-
-
-def check_same(place: Place, clean) -> None:
-    assert counts_of(place.run) == counts_of(clean)
-    columns = ["image_id", "predicted", "radius", "n_a", "n"]
-    found = place.run.certificates()[columns]
-    assert found.equals(clean.certificates()[columns])
+    return Place(f"s3://{BUCKET}/{secrets.token_hex(6)}", options, noting(book))
 
 
 def rows_of(place: Place, name: str) -> set:
@@ -160,7 +128,7 @@ def test_part_harmed_by_hand_is_refused_or_its_votes_are_cast_again_as_asked(
         compact(RunStore.open(place.address, place.options, on_damaged="recompute"))
     elif harm == "deleted":
         place.store.location.create(name, data)  # restored from a copy: its votes are there twice
-    check_same(place, clean)
+    check_same(place.run, clean)
     begun = noted(book)
     assert place.start(world).outcome.complete
     assert noted(book) == begun
@@ -173,47 +141,23 @@ def test_certificates_deleted_by_hand_are_made_again_without_any_vote(world, cle
         place.store.location.delete(name)
     assert place.start(world).outcome.complete
     assert noted(book) == begun
-    check_same(place, clean)
+    check_same(place.run, clean)
 
 
 # --- shared
 
 
-class Meddled(LocalPool):
-    """A pool during whose third item something else happens."""
-
-    def __init__(self, spec, happens: Callable[[], object]) -> None:
-        super().__init__(spec)
-        self.happens, self.left = happens, 3
-
-    def collect(self, timeout_s: float):
-        self.left -= 1
-        if self.left == 0:
-            self.happens()
-        return super().collect(timeout_s)
-
-
 def test_two_drivers_on_one_run_by_mistake_store_the_same_and_each_is_told(
-    world, clean, place, book, monkeypatch, caplog
+    world, clean, place, book, caplog
 ):
-    make, drivers = certification.usual_pool, []
-
-    def another_driver() -> None:
-        monkeypatch.setattr(certification, "usual_pool", make)
-        drivers.append(place.start(world))
-
-    def made(spec, settings, **how):
-        noting = make(spec, settings, **how)  # for its spec, which notes
-        pool = Meddled(spec, another_driver)
-        pool._worker = noting._worker
-        return pool
-
-    monkeypatch.setattr(certification, "usual_pool", made)
-    first = place.start(world)
+    drivers = []
+    first = place.start(
+        world, pool=at_third_item(lambda: drivers.append(place.start(world)), place.pool)
+    )
     [second] = drivers
     assert first.outcome.complete
     assert second.outcome.complete
-    check_same(place, clean)
+    check_same(place.run, clean)
     begun = noted(book)
     stored_by_first = begun.total() - second.outcome.votes
     assert stored_by_first == clean.outcome.votes  # it did not know of the other
@@ -226,20 +170,10 @@ def test_two_drivers_on_one_run_by_mistake_store_the_same_and_each_is_told(
     assert again.outcome.nfe == 0
 
 
-def test_drivers_with_images_of_their_own_are_not_told_of_each_other(
-    world, clean, place, book, monkeypatch, caplog
-):
-    make = certification.usual_pool
-
-    def another_driver() -> None:
-        monkeypatch.setattr(certification, "usual_pool", make)
-        place.start(world, images=(3, 6))
-
-    monkeypatch.setattr(
-        certification, "usual_pool", lambda spec, *_, **__: Meddled(spec, another_driver)
-    )
-    place.start(world, images=(0, 3))
-    check_same(place, clean)
+def test_drivers_with_images_of_their_own_are_not_told_of_each_other(world, clean, place, caplog):
+    another = at_third_item(lambda: place.start(world, images=(3, 6)))
+    place.start(world, images=(0, 3), pool=another)
+    check_same(place.run, clean)
     assert "another driver" not in caplog.text
 
 
@@ -256,10 +190,9 @@ class Echo(LocalPool):
         return [*results, *results, *self.first]
 
 
-def test_results_delivered_again_and_again_count_once(world, clean, place, monkeypatch):
-    monkeypatch.setattr(certification, "usual_pool", lambda spec, *_, **__: Echo(spec))
-    assert place.start(world).outcome.complete
-    check_same(place, clean)
+def test_results_delivered_again_and_again_count_once(world, clean, place):
+    assert place.start(world, pool=lambda spec, config: Echo(spec)).outcome.complete
+    check_same(place.run, clean)
     raw = place.store.read_rows("units", ["image_id", "start"])
     assert raw.table.num_rows == len(counts_of(clean))
 
@@ -289,31 +222,11 @@ def stuff(folder: Path) -> None:
 
 
 def test_disk_that_runs_full_ends_the_run_and_space_lets_the_same_command_continue(
-    world, clean, small_disk, book, monkeypatch
+    world, clean, small_disk, book
 ):
-    place = Place(str(small_disk / "run"), {})
-    monkeypatch.setattr(
-        certification,
-        "usual_pool",
-        lambda spec, *a, _make=certification.usual_pool, **b: full_after_three(
-            _make(spec, *a, **b)
-        ),
-    )
-
-    def full_after_three(pool):
-        collect, left = pool.collect, [3]
-
-        def collect_until_full(timeout_s: float):
-            left[0] -= 1
-            if left[0] == 0:
-                stuff(small_disk)
-            return collect(timeout_s)
-
-        pool.collect = collect_until_full
-        return pool
-
+    place = Place(str(small_disk / "run"), {}, noting(book))
     with pytest.raises(StoreError) as caught:
-        place.start(world)
+        place.start(world, pool=at_third_item(lambda: stuff(small_disk), place.pool))
     message = str(caught.value)
     assert re.search(rf"cannot write {place.address}/units/part-\S+ ", message)
     assert "the disk is full: free space there, or continue the run on another disk" in message
@@ -325,18 +238,15 @@ def test_disk_that_runs_full_ends_the_run_and_space_lets_the_same_command_contin
         place.start(world)  # still: refused before any work
     assert noted(book) == begun
     (small_disk / "stuff").unlink()
-    monkeypatch.undo()
-    monkeypatch.setattr(certification, "usual_pool", certification.usual_pool)
-    note_evaluations(book)
     assert place.start(world).outcome.complete
     assert noted(book) - begun == Counter(votes_of(counts_of(clean)) - before)
-    check_same(place, clean)
+    check_same(place.run, clean)
 
 
 def test_read_only_store_is_refused_before_any_work_and_a_finished_run_can_still_be_read(
     world, clean, small_disk, book
 ):
-    place = Place(str(small_disk / "run"), {})
+    place = Place(str(small_disk / "run"), {}, noting(book))
     place.start(world, images=(0, 3))
     begun = noted(book)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], timeout=30, check=True)
@@ -345,10 +255,10 @@ def test_read_only_store_is_refused_before_any_work_and_a_finished_run_can_still
     assert noted(book) == begun
     assert place.start(world, images=(0, 3)).outcome.complete  # nothing is left to do or to write
     with pytest.raises(StoreError, match="mounted read-only"):
-        Place(str(small_disk / "new"), {}).start(world)
+        Place(str(small_disk / "new"), {}, noting(book)).start(world)
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], timeout=30, check=True)
     assert place.start(world).outcome.complete
-    check_same(place, clean)
+    check_same(place.run, clean)
 
 
 # --- killed while it writes to S3
@@ -356,7 +266,6 @@ def test_read_only_store_is_refused_before_any_work_and_a_finished_run_can_still
 
 @pytest.mark.fault
 @pytest.mark.forks
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("at", [0, 3])
 def test_driver_killed_in_the_middle_of_a_put_leaves_no_half_object(
     world, clean, endpoint, tmp_path, book, at
@@ -374,17 +283,12 @@ def test_driver_killed_in_the_middle_of_a_put_leaves_no_half_object(
 
     faults.take = kill_instead
     with proxied(endpoint, faults) as url:
-        killed = Place(address, {"endpoint_url": url})
+        killed = Place(address, {"endpoint_url": url}, noting(book))
         pids.append(forked(lambda: killed.start(world), tmp_path / "log"))
         assert ended(pids[0], LIMIT_S) == -9, (tmp_path / "log").read_text()[-3000:]
-    place = Place(address, {"endpoint_url": endpoint})
+    place = Place(address, {"endpoint_url": endpoint}, noting(book))
     before, begun = votes_of(counts_of(place.run)), noted(book)
     assert before < votes_of(counts_of(clean))
     assert place.start(world).outcome.complete
     assert noted(book) - begun == Counter(votes_of(counts_of(clean)) - before)
-    check_same(place, clean)
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(object_prefix, "time", SimpleNamespace(sleep=lambda seconds: None))
+    check_same(place.run, clean)

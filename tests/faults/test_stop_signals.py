@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,23 +15,13 @@ import tomli_w
 from diffcert_ray import certify, open_run
 from diffcert_ray.commands import main as cli
 from diffcert_ray.commands.exit_codes import INCOMPLETE
-from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.run import certify as certification
-from tests.forked_drivers import (
-    ended,
-    forked,
-    note_evaluations,
-    noted,
-    small_items,
-    votes_of,
-)
+from tests.forked_drivers import ended, forked, small_items
+from tests.noting_pools import at_third_item, noted, noting, votes_of
+from tests.waiting import wait_for
 from tests.worlds import counts_of, settings, small_world
 
-pytestmark = [
-    pytest.mark.forks,
-    # Newer Pythons warn of forks in processes with threads; the children here use none of them.
-    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
-]
+pytestmark = pytest.mark.forks
 
 LIMIT_S = 60.0
 
@@ -47,50 +36,32 @@ def tables(item_s: float = 0.1) -> dict:
     return settings(votes={"n": 100, "unit": 10}, execution=execution)
 
 
-def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
-    until = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.01)
-
-
 def diffcert(world, folder: Path, log: Path, book: Path, *, hangs: bool = False) -> int:
     """The command in a process of its own; ``hangs``: its third item does not come back."""
     config = folder.parent / "world.toml"
     config.write_text(tomli_w.dumps(tables()))
 
+    def hang() -> None:
+        (folder / "hangs").touch()
+        threading.Event().wait(LIMIT_S)
+
     def command() -> None:
         small_items(500.0)
-        note_evaluations(book)
-        if hangs:
-            hang_at_third_item(folder / "hangs")
-        certification.certify = partial(certification.certify, denoiser=world[0], dataset=world[1])
+        pool = at_third_item(hang, noting(book)) if hangs else noting(book)
+        certification.certify = partial(certify, denoiser=world[0], dataset=world[1], pool=pool)
         sys.argv = ["diffcert", "certify", str(config), "--local", "--run", str(folder)]
         cli.main()
 
     return forked(command, log)
 
 
-def hang_at_third_item(mark: Path) -> None:
-    collect, left = LocalPool.collect, [3]
-
-    def collect_or_hang(self: LocalPool, timeout_s: float) -> list:
-        left[0] -= 1
-        if left[0] == 0:
-            mark.touch()
-            threading.Event().wait(LIMIT_S)
-        return collect(self, timeout_s)
-
-    LocalPool.collect = collect_or_hang
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_signal_stores_what_has_come_back_and_the_same_command_continues(
-    world, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+    world, tmp_path: Path, book: Path, number: int
 ) -> None:
-    folder, log, book = tmp_path / "run", tmp_path / "log", tmp_path / "evaluations"
+    folder, log = tmp_path / "run", tmp_path / "log"
     pid = diffcert(world, folder, log, book)
-    wait_for(lambda: len(list((folder / "units").glob("part-*"))) >= 2)
+    wait_for(lambda: len(list((folder / "units").glob("part-*"))) >= 2, LIMIT_S)
     os.kill(pid, number)
     assert ended(pid, LIMIT_S) == INCOMPLETE == 3
     said = " ".join(log.read_text().split())
@@ -101,11 +72,7 @@ def test_signal_stores_what_has_come_back_and_the_same_command_continues(
     open_ = open_units(begun)
     # Everything that was complete, and nothing half.
     assert stored == {vote for vote in begun if (*vote[:3], vote[3] // 10) not in open_}
-    monkeypatch.setattr(
-        certification, "usual_pool", certification.usual_pool
-    )  # put back at the end
-    note_evaluations(book)
-    run = certify(tables(5.0), folder, local=True, denoiser=world[0], dataset=world[1])
+    run = certify(tables(5.0), folder, denoiser=world[0], dataset=world[1], pool=noting(book))
     assert run.outcome.complete
     everything = votes_of(counts_of(run))
     assert len(everything) == 8 * (20 + 100)
@@ -118,12 +85,12 @@ def open_units(begun: Counter) -> set:
     return {unit for unit, votes in units.items() if votes < 10}
 
 
-def test_second_signal_ends_the_program_at_once(world, tmp_path: Path) -> None:
-    folder, log, book = tmp_path / "run", tmp_path / "log", tmp_path / "evaluations"
+def test_second_signal_ends_the_program_at_once(world, tmp_path: Path, book: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
     pid = diffcert(world, folder, log, book, hangs=True)
-    wait_for((folder / "hangs").exists)
+    wait_for((folder / "hangs").exists, LIMIT_S)
     os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: "again: stop at once" in " ".join(log.read_text().split()))
+    wait_for(lambda: "again: stop at once" in " ".join(log.read_text().split()), LIMIT_S)
     began = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     assert ended(pid, LIMIT_S) == 128 + signal.SIGTERM

@@ -6,42 +6,23 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 
-from diffcert_ray.config.loading import load_config
-from diffcert_ray.engine.weights import weights_of
-from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.dispatch import Deadline
 from diffcert_ray.pool.local import LocalPool
-from diffcert_ray.pool.ray_pool import RayPool
-from diffcert_ray.votes.units import Item, Part, Unit
+from diffcert_ray.pool.on_ray.actors import RayPool
+from diffcert_ray.votes.units import Item
 from tests.scripted_workers import Run, Script, plain_items, votes
-from tests.worlds import settings, small_world
+from tests.worlds import world_items, world_spec
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(400),  # actors start slowly on a busy machine
-    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
-    pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-def world_spec() -> WorkerSpec:
-    world, dataset = small_world()
-    config = load_config(settings())
-    return WorkerSpec(config, weights_of(config, world), denoiser=world, dataset=dataset)
-
-
-def world_items() -> list[Item]:
-    units = [Unit(0.25, image, "select", 0, 20) for image in range(100, 106)]
-    return [Item(n, 0.25, (Part(unit, 0, 20),)) for n, unit in enumerate(units)]
 
 
 def votes_in_this_process() -> list[object]:
@@ -64,20 +45,6 @@ def descendants(pid: int) -> set[int]:
         found.update(below)
         waiting += below
     return found
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 # The tests outside the class need a process without Ray: they come first.

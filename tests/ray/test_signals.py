@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from diffcert_ray.pool.ray_pool import RayPool
+from diffcert_ray.pool.on_ray.actors import RayPool
 from tests.scripted_workers import Script
 
 pytestmark = [
     pytest.mark.ray,
-    # Ray's own: a hint about a default that will change, and sockets and files of ended processes.
-    pytest.mark.filterwarnings("ignore:Tip.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 

@@ -5,39 +5,26 @@ Ray restarts and retries nothing here: this driver replaces a lost actor and put
 """
 
 import logging
-import os
-import signal
-import socket
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-if "ray" not in sys.modules:  # Ray reads it while it is imported, and never again
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # calls of a lost actor are dropped
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.metrics import Counter as RayCounter
-from ray.util.metrics import Gauge as RayGauge
 
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.dispatch import Deadline, Dispatch
 from diffcert_ray.pool.local import LoadedWorker, Loads, PoolState
+from diffcert_ray.pool.on_ray.cluster import alive_nodes, brief, connect, draining_nodes
 from diffcert_ray.pool.starts import Starts, fitting, missing
 from diffcert_ray.votes.units import Item, Result
 
 logger = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 100 * 2**20  # only arguments and results above 100 kB go through it
 TICK_S = 0.5  # how often deadlines and starts are looked at
 LOOK_AT_CLUSTER_S = 2.0
-CONNECT_S = 5.0
 
 
 class _RemoteWorker:
@@ -82,7 +69,6 @@ class RayPool:
     """A pool whose workers are Ray actors, one for each GPU or CPU core unless told otherwise.
 
     Args:
-        spec: what each worker loads.
         actors: how many; None is one for each GPU (``spec.device == "cuda"``) or CPU core of the
             cluster, and more when nodes join.
         address: "auto" or host:port of a cluster; None starts Ray on this machine for this pool,
@@ -90,8 +76,6 @@ class RayPool:
         gpus_per_actor: GPUs of each actor, > 0; with fractions, actors share one.
         start_timeout_s: how long loading may take once an actor has a place, seconds.
         stall_timeout_s: how long to wait while there is no worker at all, seconds.
-        deadline: how long one call may take.
-        clock: seconds, monotonic.
 
     Raises:
         PoolError: the cluster cannot be joined.
@@ -126,7 +110,7 @@ class RayPool:
         self._draining: frozenset[str] = frozenset()
         self._asked, self._target, self._named = actors, actors or 1, 0
         self._progress_at = clock()
-        self._connected_here = _connect(address, actors)
+        self._connected_here = connect(address, actors)
         try:
             self._spec = ray.put(spec)
             self._look_at_cluster()
@@ -220,23 +204,23 @@ class RayPool:
     def _lose(self, actor: _Actor, error: str, *, blame: bool) -> None:
         self._remove(actor)
         lost = self._dispatch.lose_worker(actor.name, error, blame=blame)
-        logger.warning("lost %s requeued=%d error=%r", _where(actor), len(lost), _brief(error))
+        logger.warning("lost %s requeued=%d error=%r", _where(actor), len(lost), brief(error))
 
     def _start_failed(self, actor: _Actor, error: BaseException) -> None:
         self._remove(actor)
-        logger.warning("start failed %s error=%r", _where(actor), _brief(str(error)))
-        if actor.node and actor.node not in _alive_nodes():
+        logger.warning("start failed %s error=%r", _where(actor), brief(str(error)))
+        if actor.node and actor.node not in alive_nodes():
             return
         reason = self._starts.failed(actor.node, error, others=self._others(actor.node))
         if reason is not None:
             where = f" on node {actor.address} ({actor.node[:8]})" if actor.node else ""
             self._fatal = PoolError(
-                f"no worker can start{where}: {_brief(reason)}. Every node needs the packages and "
+                f"no worker can start{where}: {brief(reason)}. Every node needs the packages and "
                 "files of the driver, under the same paths: put them there, or correct the "
                 "configuration"
             )
         elif actor.node in self._starts.left_out:
-            logger.error("left out node %s reason=%r", _where(actor), _brief(str(error)))
+            logger.error("left out node %s reason=%r", _where(actor), brief(str(error)))
             self._target = self._asked or 1
             self._look_at_cluster()
 
@@ -257,7 +241,7 @@ class RayPool:
             self._look_at_cluster()
         self._enforce_limits(now)
         for item, error in self._dispatch.take_given_up():
-            logger.error("given up item=%d error=%r", item.item_id, _brief(error))
+            logger.error("given up item=%d error=%r", item.item_id, brief(error))
             self._given_up.append(item)
             if self._dispatch.hopeless:
                 self._fatal = PoolError(f"every item fails, on every try; the last error: {error}")
@@ -285,9 +269,9 @@ class RayPool:
 
     def _look_at_cluster(self) -> None:
         self._looked_at = self._clock()
-        self._nodes = _alive_nodes()
+        self._nodes = alive_nodes()
         self._free = ray.available_resources()  # type: ignore[no-untyped-call]
-        self._draining = _draining_nodes()
+        self._draining = draining_nodes()
         for actor in self._actors.values():
             if actor.node in self._draining and not actor.draining and actor.phase == "live":
                 actor.draining = True
@@ -313,7 +297,7 @@ class RayPool:
             nodes = [n["Resources"] for n in self._nodes.values()]
             parts.append(missing(phases["placing"], self._resources, nodes, self._free))
         for node, why in self._starts.left_out.items():
-            parts.append(f"node {node[:8]} is left out ({_brief(why)})")
+            parts.append(f"node {node[:8]} is left out ({brief(why)})")
         return "; ".join(parts)
 
     # ---- answers ---------------------------------------------------------------------------------
@@ -362,145 +346,10 @@ class RayPool:
 
     def _take_failure(self, actor: _Actor, item_id: int, error: BaseException) -> None:
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            blame = actor.node in _alive_nodes() and actor.node not in self._draining
+            blame = actor.node in alive_nodes() and actor.node not in self._draining
             self._lose(actor, str(error), blame=blame)
         elif self._dispatch.fail(actor.name, item_id, error, self._clock()):
             self._lose(actor, f"{type(error).__name__}: {error}", blame=False)
-
-
-def calibrate_on_worker(
-    work: Callable[[], Any],
-    *,
-    address: str | None,
-    gpus: float,
-    limit_s: float,
-) -> Any:
-    """Calibrate where a worker may be: on one CPU core, with a worker's share of a GPU.
-
-    Args:
-        work: the calibration, of what every node can import.
-        address: as for ``RayPool``.
-        gpus: GPUs that the call needs, >= 0.
-        limit_s: seconds that waiting for a place and the call may take.
-
-    Returns:
-        What it returned.
-
-    Raises:
-        PoolError: the cluster cannot be joined, or there was no answer in time.
-        Exception: what it raised.
-    """
-    connected_here = _connect(address, None)
-    try:
-        remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=2)(_call)
-        return ray.get(remote.remote(work), timeout=limit_s)
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from None
-    except RayError as error:
-        raise PoolError(
-            f"calibration got no answer from a worker in {limit_s:.0f} s ({_brief(str(error))}): "
-            'add nodes with free resources, or set execution.calibrate = "never"'
-        ) from None
-    finally:
-        if connected_here:
-            ray.shutdown()
-
-
-def _call(work: Callable[[], Any]) -> Any:
-    return work()
-
-
-class RayRecorder:
-    """Numbers exported by Ray's agent on the driver's node, as ``ray_NAME`` (counters: ``_total``).
-
-    Args:
-        run: the run's name, the only tag; Ray adds node, session and process.
-        counters: descriptions by name.
-        gauges: descriptions by name.
-    """
-
-    def __init__(self, run: str, counters: Mapping[str, str], gauges: Mapping[str, str]) -> None:
-        tag, keys = {"run": run}, ("run",)
-        self._counters = {n: RayCounter(n, d, keys) for n, d in counters.items()}
-        self._gauges = {n: RayGauge(n, d, keys) for n, d in gauges.items()}
-        for metric in (*self._counters.values(), *self._gauges.values()):
-            metric.set_default_tags(tag)
-
-    def add(self, name: str, amount: float) -> None:
-        """Let a counter grow by ``amount`` > 0."""
-        self._counters[name].inc(amount)
-
-    def set(self, name: str, value: float) -> None:
-        """Set a gauge."""
-        self._gauges[name].set(value)
-
-
-def _connect(address: str | None, actors: int | None) -> bool:
-    """Connect to Ray; returns whether the connection is the pool's to end."""
-    if address is not None and address.startswith("ray://"):
-        raise PoolError(
-            f"address {address!r} is Ray's client protocol, which loses a run with its connection: "
-            'submit a job (ray job submit), or run on the head node with address "auto"'
-        )
-    if ray.is_initialized():
-        return False
-    _log_what_ray_prints()
-    if address is None:
-        with _own_sigterm():
-            ray.init(
-                address="local",  # never one that happens to run here, or lingers after a kill
-                num_cpus=actors,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
-        return True
-    remedy = "see that it runs (ray status), with the version of Ray, the RAY_AUTH_MODE and the "
-    remedy += "token that are used here"
-    try:
-        if _check_listening(address):
-            remedy = "something answers there: the token (RAY_AUTH_TOKEN, or ~/.ray/auth_token), "
-            remedy += "RAY_AUTH_MODE or the version of Ray is not the one that is used here"
-        with _own_sigterm():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise PoolError(
-            f"no Ray cluster at {address!r} can be joined: {error}; {remedy}"
-        ) from error
-    return True
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Put the caller's SIGTERM handler back: Ray's own aborts the process, nothing is stored."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _check_listening(address: str) -> bool:
-    """Fail within seconds where Ray would retry for minutes, and then end the process.
-
-    Returns:
-        Whether somebody listens; False where the address names no port ("auto").
-    """
-    host, colon, port = address.rpartition(":")
-    if not (colon and port.isdigit()):
-        return False
-    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    return True
-
-
-def _log_what_ray_prints() -> None:
-    """Ray prints messages of its raylets on stdout, where results go: send them to the log."""
-
-    def log_lines(data: Any, ignore_prefix: bool) -> None:
-        for line in data["lines"]:
-            logger.info("ray says %r", _brief(line))
-
-    ray._private.worker.print_to_stdstream = log_lines
 
 
 def _answer(ref: Any) -> Any:
@@ -513,24 +362,5 @@ def _answer(ref: Any) -> Any:
         return error
 
 
-def _alive_nodes() -> dict[str, dict[str, Any]]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return {n["NodeID"]: n for n in nodes if n["Alive"]}
-
-
-def _draining_nodes() -> frozenset[str]:
-    """Nodes that will go soon; the name is private to Ray, without it they are fed until then."""
-    try:
-        return frozenset(ray._private.state.state.get_draining_nodes())
-    except (AttributeError, TypeError):
-        return frozenset()
-
-
 def _where(actor: _Actor) -> str:
     return f"actor={actor.name} address={actor.address} node={actor.node[:8]}"
-
-
-def _brief(text: str) -> str:
-    """First and last line: Ray puts a whole traceback into a message."""
-    lines = [line.strip() for line in text.strip().split("\n") if line.strip()]
-    return " ... ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
