@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diffcert_ray import certificate, certify, open_run
+from diffcert_ray import certificate, certified_accuracy, certify, open_run
 from diffcert_ray.certificates.recomputed import radius_of_bound, recomputed, sequential_agrees
 from diffcert_ray.certificates.sequential import sequential_q_bound
 from diffcert_ray.errors import ConfigError, StoreError
@@ -190,3 +190,12 @@ def test_a_configuration_that_is_not_that_of_the_votes_is_refused(tmp_path):
         open_run(tmp_path / "r")
     document.write_text(text.replace('checkpoint = "digits"', 'checkpoint = "elsewhere"'))
     assert open_run(tmp_path / "r").config.model.checkpoint == "elsewhere"
+
+
+@pytest.mark.parametrize("columns", [{"correct": True}, {"abstained": True}, {"predicted": -1}])
+def test_figures_of_rows_that_contradict_themselves_are_refused(columns):
+    row = {"sigma": 0.25, "image_id": 3, "label": 1, "predicted": 2, "correct": False}
+    row |= {"abstained": False, "radius": 0.1, "alpha": 0.001, "bound": "two-class", "n": 100}
+    certified_accuracy(pd.DataFrame([row]), [0.0])
+    with pytest.raises(ValueError, match="1 rows contradict themselves, first image_id=3"):
+        certified_accuracy(pd.DataFrame([row | columns]), [0.0])

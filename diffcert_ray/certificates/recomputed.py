@@ -90,7 +90,13 @@ def recomputed(
 
 
 def radius_of_bound(q: Floats, sigma: Floats, taken_off: Floats | float = 0.0) -> Recomputed:
-    """What bounds q = 1 - p_low, slack included, certify."""
+    """What bounds on a probability certify.
+
+    Args:
+        q: 1 - p_low, slack included, [N].
+        sigma: smoothing noise, pixel units, [N].
+        taken_off: subtracted from the radius.
+    """
     return Recomputed(q, -sigma * special.ndtri(q), np.broadcast_to(taken_off, q.shape), sigma)
 
 
