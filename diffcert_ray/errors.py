@@ -26,6 +26,10 @@ class CorruptImageError(DatasetError):
     """One image that cannot be decoded or is unlike the others; the message names its id."""
 
 
+class PixelsError(DatasetError):
+    """Pixels that are not in [0, 1], or whose axes are not C x H x W; never skipped as corrupt."""
+
+
 class VotesError(ValueError):
     """Counts that must not be certified the way they were asked to be."""
 

@@ -375,15 +375,21 @@ def votes(report: Report, here: Setting) -> None:
 def same_noise(report: Report, here: Setting) -> None:
     """How far the device's noise is from the CPU's."""
     source, rows = NoiseSource(1, 0.25, 3072), np.arange(256)
-    cpu, own = (
-        source.normal(rows, np.zeros_like(rows), rows, "internal", 3, device=device).cpu()
-        for device in ("cpu", here.device)
-    )
-    share, most = float((cpu == own).double().mean()), float((cpu - own).abs().max())
-    report.note(
-        f"Noise: {100 * share:.4f} % of {cpu.numel():,} numbers have the CPU's bits; the largest "
-        f"difference is {most:.2g}."
-    )
+    devices = ("cpu", here.device)
+    draws = {
+        "Internal noise": [source.normal(rows, rows * 0, rows, 3, device=d).cpu() for d in devices],
+        "Smoothing noise, in steps of the grid": [
+            source.steps(np.repeat(rows, 16), np.tile(np.arange(16) % 2, 256), np.tile(rows, 16),
+                         device=d).cpu()
+            for d in devices
+        ],
+    }  # fmt: skip
+    for what, (cpu, own) in draws.items():
+        share, most = float((cpu == own).double().mean()), float((cpu - own).abs().max())
+        report.note(
+            f"{what}: {100 * share:.6f} % of {cpu.numel():,} numbers have the CPU's bits; the "
+            f"largest difference is {most:.2g}."
+        )
 
 
 def kinds(report: Report, here: Setting) -> None:
@@ -709,7 +715,7 @@ def noise(report: Report, here: Setting) -> None:
     """Seconds of noise for one batch, at worst (every row has its own) and for K = 10 at first."""
     report.table(
         "Noise for one batch, by itself",
-        *("image", "addresses", "ms", "numbers/s", "device ms", "kernels", "batch of cifar10 ms"),
+        *("noise", "addresses", "ms", "numbers/s", "device ms", "kernels", "batch of cifar10 ms"),
     )
     batch = here.batches[1]
     network_s = {}
@@ -721,20 +727,23 @@ def noise(report: Report, here: Setting) -> None:
         for addresses in (batch, max(1, batch // 10)):
             with report.step(f"noise {elements}"):
                 source, row = NoiseSource(1, 0.25, elements), np.arange(addresses)
-
-                def draw(source: NoiseSource = source, row: np.ndarray = row) -> None:
-                    source.normal(row, row % 2, row, "internal", row % 100, device=here.device)
-
-                draw()
-                began, times = seconds(here.device), 20
-                for _ in range(times):
-                    draw()
-                took = (seconds(here.device) - began) / times
-                spans = device_spans(draw, here.device)
-                report.row(
-                    f"{elements} numbers", addresses, 1e3 * took, addresses * elements / took,
-                    covered(spans) / 1e3, len(spans), beside if elements == 3072 else None,
-                )  # fmt: skip
+                draws = {
+                    "internal": partial(source.normal, row, row % 2, row, row % 100),
+                    "smoothing": partial(source.steps, row, row % 2, row),
+                }
+                for kind, draw in draws.items():
+                    made = partial(draw, device=here.device)
+                    made()
+                    began, times = seconds(here.device), 20
+                    for _ in range(times):
+                        made()
+                    took = (seconds(here.device) - began) / times
+                    spans = device_spans(made, here.device)
+                    report.row(
+                        f"{kind}, {elements} numbers", addresses, 1e3 * took,
+                        addresses * elements / took, covered(spans) / 1e3, len(spans),
+                        beside if elements == 3072 else None,
+                    )  # fmt: skip
 
 
 class Captured(Forward):

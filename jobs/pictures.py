@@ -31,6 +31,7 @@ from picture_drawing import Copy, Promise, Race, idea_drawing, promise_drawing
 
 from diffcert_ray import Run, certify, load_dataset, load_denoiser
 from diffcert_ray.conventions import OPEN, STREAM_NAMES
+from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.engine.item_run import ItemRun
 from diffcert_ray.method.diffusion_base import DiffusionBase, base_classifier
 from diffcert_ray.method.diffusion_classifier import (
@@ -38,9 +39,8 @@ from diffcert_ray.method.diffusion_classifier import (
     network_input,
     row_losses,
     target,
-    to_model_image,
 )
-from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.method.noise import NoiseSource, noisy_model_images
 from diffcert_ray.method.sift import Sift
 from diffcert_ray.votes.units import Item, Part, Unit
 
@@ -84,12 +84,23 @@ class Votes:
             )
         return Votes(base, image_id, data.image(image_id), work.winner, work.nfe)
 
-    def noise(self, vote: int, purpose: str, level: np.ndarray) -> torch.Tensor:
-        """Noise of one vote at some levels, float32 [levels, C, H, W]."""
-        source = NoiseSource(self.base.seed, self.base.sigma, self.image.size)
-        address = (self.image_id, STREAM_NAMES.index(STREAM), vote)
-        many = [np.full(len(level), part, np.int64) for part in address]
-        return source.normal(*many, purpose, level).reshape(-1, *self.image.shape)
+    def noise(self, vote: int, level: np.ndarray) -> torch.Tensor:
+        """Internal noise of one vote at some levels, float32 [levels, C, H, W]."""
+        many = [np.full(len(level), part, np.int64) for part in self._address(vote)]
+        return self._source.normal(*many, level).reshape(-1, *self.image.shape)
+
+    def noisy(self, vote: int) -> torch.Tensor:
+        """The image under the smoothing noise of one vote, model space [1, C, H, W]."""
+        steps = self._source.steps(*(np.array([part]) for part in self._address(vote)))
+        points = torch.from_numpy(to_grid(self.image))
+        return noisy_model_images(points, steps.reshape(points.shape))[None]
+
+    def _address(self, vote: int) -> tuple[int, int, int]:
+        return self.image_id, STREAM_NAMES.index(STREAM), vote
+
+    @property
+    def _source(self) -> NoiseSource:
+        return NoiseSource(self.base.seed, self.base.sigma, self.image.size)
 
 
 def stored_counts(run: Run, image_id: int, classes: int) -> np.ndarray:
@@ -108,10 +119,10 @@ def promise_of(run: Run, votes: Votes) -> Promise:
         raise ValueError(f"image {votes.image_id} has no certified ball: take another --image")
     others = np.flatnonzero(votes.answers != row.predicted)
     shown = sorted({0, 1, 2, int(others[0]) if len(others) else 3})
-    sigma, nothing = votes.base.sigma, np.zeros(1, np.int64)
+    sigma = votes.base.sigma
     copies = []
     for vote in shown:
-        pixels = votes.image + sigma * votes.noise(vote, "smoothing", nothing)[0].numpy()
+        pixels = (votes.noisy(vote)[0].numpy() + 1.0) / 2.0
         copies.append(Copy(vote, pixels[0], int(votes.answers[vote])))
     counts = stored_counts(run, votes.image_id, votes.base.denoiser.num_classes)
     return Promise(
@@ -132,11 +143,10 @@ def vote_losses(votes: Votes, vote: int) -> np.ndarray:
     classes, entries = base.denoiser.num_classes, len(order)
     level = torch.from_numpy(order)
     with torch.inference_mode():
-        noisy = to_model_image(torch.tensor(votes.image))[None]
-        noisy = noisy + base.plan.s_tau * votes.noise(vote, "smoothing", np.zeros(1, np.int64))
+        noisy = votes.noisy(vote)
         denoised = denoised_image(base.plan, base.unconditional, noisy)
         images = [image.expand(entries, -1, -1, -1) for image in (noisy, denoised)]
-        eps = votes.noise(vote, "internal", order)
+        eps = votes.noise(vote, order)
         seen = network_input(base.plan, level, *images, eps)
         wanted = target(base.plan, level, *images, eps)
         s = torch.from_numpy(base.plan.s[order]).float()

@@ -212,7 +212,8 @@ def write_half(size: Size, folder: str) -> str:
         step = max(1, ROWS_PER_PART // per_image)
         for low in range(0, len(ids), step):
             table = units_of(sigma, ids[low : low + step], dataset, size.votes, kind)
-            run.store.location.create(part_name("units", "scale", seq), encode(table))
+            data = encode(table, run.store.origin)
+            run.store.location.create(part_name("units", "scale", seq, data), data)
             rows, seq = rows + table.num_rows, seq + 1
         with run.store.writer() as writer:
             writer.add_certificates(
@@ -233,7 +234,8 @@ def certificate_of(
     """The row of an image whose votes are all in."""
     return CertificateRow(
         sigma=sigma, image_id=image_id, label=label, predicted=3, correct=label == 3,
-        abstained=False, radius=0.3, p_low=0.89, n_a=9 * config.votes.n // 10, n=config.votes.n,
+        abstained=False, radius=0.3, p_low=0.89, slack=0.0, taken_off=0.0,
+        n_a=9 * config.votes.n // 10, n=config.votes.n,
         n0=N0, alpha=config.votes.alpha, bound=config.votes.bound, nfe=1000, seconds=0.5,
         method=config.method.name, votes_id=votes_id,
     )  # fmt: skip

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
 
-from diffcert_ray import certificate, certify, load_dataset, open_run
+from diffcert_ray import certify, load_dataset, open_run
+from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.config.identity import canonical_hash, plan_identity
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import DatasetConfig
@@ -133,7 +134,9 @@ def refitted(row: CertificateRow, stored: Units) -> CertificateRow:
 
 def counted(row: CertificateRow, klass: int, n_a: int) -> CertificateRow:
     """The same certificate with other counts, and all that follows from them."""
-    given = certificate(n_a, N, sigma=row.sigma, alpha=row.alpha)
+    given = executed_certificate(
+        n_a, N, sigma=row.sigma, slack=row.slack, taken_off=row.taken_off, alpha=row.alpha
+    )
     predicted = ABSTAIN if given.abstained else klass
     return replace(
         row, predicted=predicted, correct=predicted == row.label, abstained=given.abstained,

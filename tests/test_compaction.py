@@ -16,13 +16,32 @@ from diffcert_ray.errors import StoreError
 from diffcert_ray.storage import compaction
 from diffcert_ray.storage.compaction import CompactionReport, compact
 from diffcert_ray.storage.schemas import UNIT_KEY, CertificateRow, UnitRow
+from diffcert_ray.storage.sealed_json import seal, unseal
 from diffcert_ray.storage.store import RunStore
 
 UNIT = UnitRow(
     0.25, 7, "a1", "select", 0, 10, ALL_CLASSES, (1, 3), (4, 6), 120, 0.5, "cpu", "kind-a", "w", 0
 )
 CERTIFICATE = CertificateRow(
-    0.25, 7, 3, 3, True, False, 0.3, 0.9, 9, 10, 10, 0.001, "two-class", 120, 0.5, "epndc", "v1"
+    0.25,
+    7,
+    3,
+    3,
+    True,
+    False,
+    0.3,
+    0.9,
+    0.0,
+    0.0,
+    9,
+    10,
+    10,
+    0.001,
+    "two-class",
+    120,
+    0.5,
+    "epndc",
+    "v1",
 )
 
 
@@ -35,7 +54,7 @@ def put(store, *rows, certificates=()):
     with store.writer() as writer:
         writer.add_units(rows)
         writer.add_certificates(certificates)
-    return f"units/part-{writer.name}-000000.parquet"
+    return next(name for name in store.location.list("units") if writer.name in name)
 
 
 def unit(start, **other):
@@ -195,7 +214,7 @@ def test_conflicting_rows_are_refused_also_against_compacted_ones(store):
     put(store, unit(0))
     compact(store, delete_sources=True)
     put(store, unit(0, counts=(5, 5)))
-    with pytest.raises(StoreError, match=r"compact/000001-\w+/units-0000.parquet"):
+    with pytest.raises(StoreError, match=r"compact/000001-\w+/units-0000-[0-9a-f]{16}.parquet"):
         compact(store)
 
 
@@ -234,7 +253,7 @@ def test_damaged_compacted_file_is_refused_or_replaced_by_its_sources(store, har
 def test_sources_stay_when_a_compacted_file_cannot_be_read_back(store, monkeypatch):
     name = put(store, unit(0))
     encode = compaction.encode
-    monkeypatch.setattr(compaction, "encode", lambda table: encode(table)[:-1])
+    monkeypatch.setattr(compaction, "encode", lambda *what: encode(*what)[:-1])
     with pytest.raises(StoreError, match="no source was deleted"):
         compact(store, delete_sources=True)
     assert store.location.list("units") == [name]
@@ -254,7 +273,8 @@ def test_compaction_under_recompute_gives_damaged_and_missing_parts_up_for_good(
     assert starts(store) == [0, 30]
     assert store.damaged == ()
     assert store.location.list("units") == names[2:3]  # kept for whoever looks into it
-    assert manifest(store, 1)["units"]["given_up"] == names[1:3]
+    missing = f"units/part-{writer.name}-000001*.parquet"
+    assert manifest(store, 1)["units"]["given_up"] == [missing, names[2]]
     put(store, unit(10))  # computed again
     assert starts(store) == [0, 10, 30]
 
@@ -303,18 +323,57 @@ def test_pandas_reads_a_compacted_run_whose_sources_are_gone(store):
     assert np.sort(frame["start"]).tolist() == [0, 10, 20]
 
 
-def test_manifest_of_the_time_before_losses_is_read(store):
+def rewritten(path, **other):
+    """Put another document in place of a manifest, with its checksum."""
+    path.write_bytes(seal(unseal(path.read_bytes()) | other))
+
+
+def test_manifests_of_earlier_versions_are_read_in_runs_of_that_time_only(tmp_path):
+    document = b'votes_id = "v1"\n[votes_identity]\nmethod_version = 1\n'
+    store = RunStore.create(str(tmp_path / "run"), document)
     put(store, unit(0))
     compact(store, delete_sources=True)
     path = Path(store.address, "compact", "000001.json")
-    old = json.loads(path.read_bytes()) | {"version": 1}
-    del old["losses"]
+    old = unseal(path.read_bytes()) | {"version": 1}
+    del old["losses"], old["votes_id"], old["method_version"]
     path.write_text(json.dumps(old))
     assert starts(store) == [0]
     put(store, unit(10))
     assert compact(store).generation == 2
     assert starts(store) == [0, 10]
-    path.write_text(json.dumps(old | {"version": 3}))
+    Path(store.address, "run.toml").write_bytes(document.replace(b"= 1", b"= 2"))
     Path(store.address, "compact", "000002.json").unlink()
-    with pytest.raises(StoreError, match="version 3, this program knows 2: upgrade"):
+    with pytest.raises(StoreError, match=r"000001.json is damaged .it has no checksum"):
+        RunStore.open(store.address).units()
+
+
+def test_manifest_of_a_later_version_another_number_or_another_run_is_refused(store):
+    put(store, unit(0))
+    compact(store)
+    path = Path(store.address, "compact", "000001.json")
+    whole = path.read_bytes()
+    rewritten(path, version=4)
+    with pytest.raises(StoreError, match="version 4, this program knows 3: upgrade"):
         store.units()
+    rewritten(path, version=3, votes_id="other")
+    with pytest.raises(StoreError, match=r"000001.json is damaged .*foreign.* votes_id other"):
+        store.units()
+    path.write_bytes(whole)
+    path.with_name("000002.json").write_bytes(whole)
+    with pytest.raises(StoreError, match=r"000002.json is damaged .it is of generation 1"):
+        store.units()
+
+
+def test_part_that_was_given_up_counts_again_once_it_is_restored(store):
+    name = put(store, unit(0))
+    put(store, unit(10))
+    path = Path(store.address, name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    compact(RunStore.open(store.address, on_damaged="recompute"), delete_sources=True)
+    assert starts(store) == [10]
+    path.write_bytes(whole)
+    assert starts(store) == [0, 10]
+    compact(store, delete_sources=True)
+    assert not path.exists()
+    assert starts(store) == [0, 10]

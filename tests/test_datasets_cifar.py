@@ -179,4 +179,4 @@ def test_a_python_batch_of_another_dataset_is_refused(tmp_path):
         python2_pickle(tmp_path / "test_batch", content)
         refused(tmp_path, "test_batch (does not hold 'data'|holds no dictionary)")
     python2_pickle(tmp_path / "test_batch", {"data": np.zeros((1, 3072)), "labels": [1]})
-    refused(tmp_path, "does not hold 'data'")
+    refused(tmp_path, "published files have uint8")

@@ -301,10 +301,6 @@ def test_the_first_readable_image_tells_the_shape(tmp_path):
     ("cell", "match"),
     [
         ([[[1, 2, 3]], [[4, 5, 6], [7, 8, 9]]], "not of one length"),
-        ([[[1, 2, 256]] * 4] * 4, "go from 0 to 256"),
-        ([[[1, 2, -1]] * 4] * 4, "go from -1 to 2"),
-        ([[[0.5, 1.5, 0.1]] * 4] * 4, r"go from 0\.0 to 1\.5"),
-        ([[[0.5, float("nan"), 0.1]] * 4] * 4, "floats in"),
         ([[[1, None, 3]]], "empty numbers"),
         ([[[1, 2], [3, 4]], [[1, 2], [3, 4]]], "do not say which of them are channels"),
     ],

@@ -23,6 +23,7 @@ from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config, presets
 from diffcert_ray.run.stored import open_run
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_SCHEMA
+from tests.edited_parts import copied_part
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -176,7 +177,7 @@ def test_pandas_and_sql_read_each_unit_once(place, monkeypatch):
     (pandas_line,) = [code for code in everywhere("python") if "pandas.read_parquet" in code]
     (sql,) = everywhere("sql")
     unit = next(Path("runs/old/units").glob("*.parquet"))
-    shutil.copy(unit, unit.with_name("part-again-000000.parquet"))
+    copied_part(unit, "again")
     expected = len(open_run("runs/digits").units())
     assert len(eval(pandas_line.replace("RUN", "runs/old"), {"pandas": pd})) == expected
     assert len(duckdb.sql(sql.replace("RUN", "runs/old")).fetchall()) == expected

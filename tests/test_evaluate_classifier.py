@@ -55,10 +55,8 @@ def noisy_pixels(votes: range, image: np.ndarray = IMAGE, image_id: int = 7) -> 
     """x + sigma delta of each vote, straight from the addresses of the diffusion classifiers."""
     vote = np.array(votes)
     source = NoiseSource(0, SIGMA, 16)
-    delta = source.normal(
-        np.full_like(vote, image_id), np.ones_like(vote), vote, "smoothing"
-    ).numpy()
-    return image.reshape(1, 16).astype(np.float64) + SIGMA * delta
+    steps = source.steps(np.full_like(vote, image_id), np.ones_like(vote), vote).numpy()
+    return (np.rint(image.reshape(1, 16).astype(np.float64) * 65280) + steps) / 65280
 
 
 def by_hand(x: np.ndarray, mean: float = 0.0, std: float = 1.0) -> list[int]:

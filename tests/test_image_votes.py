@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.certificates.radius import certificate
 from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, NOT_TARGET
 from diffcert_ray.errors import VotesError
@@ -23,6 +24,7 @@ def plan(**changes) -> Plan:
         "unit": 20,
         "alpha": 0.001,
         "bound": "clopper-pearson",
+        "dimensions": 1,
         "radii": (0.0, 0.1),
     }
     return Plan(**(asked | changes))
@@ -81,7 +83,10 @@ def test_an_image_whose_selection_votes_are_all_unresolved_abstains_without_esti
 
 
 def test_fixed_n_verdict_is_the_certificate_of_all_votes_in_any_order_of_arrival():
-    expected = certificate(90, 100, sigma=SIGMA, alpha=0.001)
+    off = {"slack": plan().slack(SIGMA), "taken_off": plan().taken_off(7)}
+    expected = executed_certificate(90, 100, sigma=SIGMA, alpha=0.001, **off)
+    ideal = certificate(90, 100, sigma=SIGMA, alpha=0.001)
+    assert 0 < ideal.radius - expected.radius < 1e-5
     for order in itertools.permutations(estimate_units([20, 20, 10, 20, 20])):
         image = chosen_three(plan())
         for units in order:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from diffcert_ray.conventions import MAX_IMAGE_ID, STREAM_NAMES
-from diffcert_ray.method.noise import MAX_LEVEL, MAX_VOTE, PURPOSES, NoiseSource, philox4x32
+from diffcert_ray.datasets.pixel_grid import STEPS
+from diffcert_ray.method.noise import MAX_LEVEL, MAX_VOTE, NoiseSource, philox4x32
 
 SOURCE = NoiseSource(seed=7, sigma=0.25, elements=10)
 
@@ -17,11 +18,16 @@ def words(text: str) -> list[int]:
     return [int(word, 16) for word in text.split()]
 
 
-def noise(image_id=0, stream=0, vote=0, purpose="internal", level=0, source=SOURCE) -> torch.Tensor:
+def noise(image_id=0, stream=0, vote=0, level=0, source=SOURCE) -> torch.Tensor:
     """Noise of one address, or of many given as equally long lists."""
     columns = np.broadcast_arrays(*(np.atleast_1d(c) for c in (image_id, stream, vote, level)))
     ids, streams, votes, levels = (column.astype(np.int64) for column in columns)
-    return source.normal(ids, streams, votes, purpose, levels)
+    return source.normal(ids, streams, votes, levels)
+
+
+def smoothing(ids, streams, votes, source=SOURCE) -> torch.Tensor:
+    """Smoothing noise in units of its standard deviation."""
+    return source.steps(ids, streams, votes).float() / (source.sigma * STEPS)
 
 
 # Random123's kat_vectors: philox 4x32, 10 rounds (counter, key, result).
@@ -121,16 +127,21 @@ def test_every_address_has_noise_of_its_own() -> None:
     )
     ids, streams, votes, levels = (column.ravel() for column in grid)
     tensors = [
-        noise(ids, streams, votes, purpose, levels, NoiseSource(seed, sigma, 8))
+        made
         for seed in (0, 1, 2**62)
         for sigma in (0.25, 0.5)
-        for purpose in PURPOSES
+        for source in [NoiseSource(seed, sigma, 8)]
+        for made in (
+            noise(ids, streams, votes, levels, source),
+            smoothing(ids, streams, votes, source),
+        )
     ]
     numbers = torch.cat(tensors).ravel()
     # 9,216 numbers of 24 bits or more: that two are equal has probability 2 %; whole rows, nil.
     rows = torch.cat(tensors).numpy()
-    assert len(np.unique(rows, axis=0)) == len(rows) == 12 * 96
-    assert len(numbers.unique()) > 0.99 * len(numbers)
+    assert len(rows) == 12 * 96
+    assert len(np.unique(rows, axis=0)) == 6 * 96 + 6 * 32  # smoothing noise has no levels
+    assert len(numbers.unique()) > 0.99 * (6 * 96 + 6 * 32) * 8
 
 
 def test_numbers_of_one_tensor_are_different() -> None:
@@ -150,12 +161,12 @@ def test_neighbours_and_order_change_no_bit(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     columns = [rng.integers(0, limit, count) for limit in (2**32, 2, 2**32, 2**24)]
     ids, streams, votes, levels = columns
-    together = noise(ids, streams, votes, "internal", levels)
+    together = noise(ids, streams, votes, levels)
     order = rng.permutation(count)
-    shuffled = noise(ids[order], streams[order], votes[order], "internal", levels[order])
+    shuffled = noise(ids[order], streams[order], votes[order], levels[order])
     assert torch.equal(shuffled, together[order])
     for row in (0, count - 1):
-        alone = noise(ids[row], streams[row], votes[row], "internal", levels[row])
+        alone = noise(ids[row], streams[row], votes[row], levels[row])
         assert torch.equal(alone[0], together[row])
 
 
@@ -192,7 +203,7 @@ def test_numbers_have_not_changed() -> None:
     angles = [2 * np.pi * (x + 0.5) / 2**32 for x in (x1, x3)]
     expected = [first * np.cos(angles[0]), first * np.sin(angles[0])]
     expected += [second * np.cos(angles[1]), second * np.sin(angles[1])]
-    found = noise(image_id=2, stream=1, vote=3, purpose="internal", level=9)[0, :4]
+    found = noise(image_id=2, stream=1, vote=3, level=9)[0, :4]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert SOURCE.key == (3996562323, 1601385063)
 
@@ -222,11 +233,6 @@ def test_unknown_stream_is_refused(stream: int) -> None:
         noise(stream=stream)
 
 
-def test_unknown_purpose_is_refused() -> None:
-    with pytest.raises(KeyError):
-        noise(purpose="decoration")
-
-
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(ValueError, match=rf"seed is {seed}: it must be in \[0, 2\^63\)"):
@@ -242,5 +248,5 @@ def test_number_of_elements_out_of_range_is_refused(elements: int) -> None:
 def test_noise_is_made_without_a_look_at_the_devices_values():
     """On the meta device there are none: whatever read one back would fail, or wait on a GPU."""
     source, index = NoiseSource(3, 0.25, 10), np.arange(4)
-    made = source.normal(index, index * 0, index, "internal", index, device="meta")
+    made = source.normal(index, index * 0, index, index, device="meta")
     assert (made.shape, made.dtype, made.device.type) == ((4, 10), torch.float32, "meta")

@@ -8,7 +8,12 @@ import pytest
 from scipy.integrate import quad
 
 from diffcert_ray.conventions import to_model_space
-from diffcert_ray.method.noise_levels import noise_levels, reference_levels, weight_density
+from diffcert_ray.method.noise_levels import (
+    noise_levels,
+    reference_levels,
+    reference_sifting,
+    weight_density,
+)
 
 DENSITIES = ("edm", "elbo", "uniform", "linear-s")
 
@@ -113,14 +118,14 @@ def test_reference_level_counts(method: str, of_126: int, of_1001: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["dc", "apndc"])
-def test_reference_dc_and_apndc_skip_both_ends_and_shift_lambda(method: str) -> None:
+def test_reference_dc_and_apndc_skip_both_ends_and_take_p_one_step_below(method: str) -> None:
     s_lo = 1e-4 if method == "dc" else 0.5
     grid, spacing = np.linspace(s_lo, 3.0, 126, retstep=True)
     found = noise_levels("linear", "reference", 126, s_lo=s_lo, s_max=3.0, method=method)
-    for i in range(1, 125):
-        assert found.s[i - 1] == pytest.approx(grid[i], rel=1e-14)
-        weight = edm_lambda(grid[i + 1]) * slipped(grid[i]) * spacing
-        assert found.weights[i - 1] == pytest.approx(weight, rel=1e-12)
+    for j in range(1, 125):
+        assert found.s[j - 1] == pytest.approx(grid[j], rel=1e-14)
+        weight = edm_lambda(grid[j]) * slipped(grid[j - 1]) * spacing
+        assert found.weights[j - 1] == pytest.approx(weight, rel=1e-12)
 
 
 def test_reference_epndc_skips_five_intervals_and_keeps_the_interval_factor() -> None:
@@ -135,19 +140,32 @@ def test_reference_epndc_skips_five_intervals_and_keeps_the_interval_factor() ->
         assert found.weights[row] == pytest.approx(weight, rel=1e-12)
 
 
-def test_reference_posterior_and_sifting_weights() -> None:
+def test_reference_epndc_weighs_by_the_smoothing_noise_wherever_its_grid_begins() -> None:
+    grid, spacing = np.linspace(0.6, 3.0, 126, retstep=True)
+    found = noise_levels("linear", "reference", 126, s_lo=0.6, s_max=3.0, method="epndc", s_tau=0.5)
+    a, b, c = 0.25, grid[5] ** 2, grid[6] ** 2
+    factor = (c - a) * (grid[5] + grid[6]) ** 2 / (4 * c * (b - a))
+    weight = edm_lambda(grid[5]) * slipped(grid[5]) * spacing * factor
+    assert found.weights[0] == pytest.approx(weight, rel=1e-12)
+
+
+def test_reference_posterior_and_sift_and_refine_weights() -> None:
     grid, spacing = np.linspace(0.5, 3.0, 126, retstep=True)
     found = reference_levels("apndc-posterior", 126, s_lo=0.5, s_max=3.0)
     assert found.s[0] == pytest.approx(grid[2])
     assert found.s[-1] == pytest.approx(grid[124])
-    for row, i in enumerate(range(1, 124)):
-        weight = edm_lambda(grid[i + 2]) * slipped(grid[i]) * spacing
+    for row, j in enumerate(range(2, 125)):
+        weight = edm_lambda(grid[j]) * slipped(grid[j - 2]) * spacing
         assert found.weights[row] == pytest.approx(weight, rel=1e-12)
     found = reference_levels("sift-refine", 1001, s_lo=0.5, s_max=3.0)
     np.testing.assert_allclose(found.s, grid, rtol=1e-15)
     # The spacing is that of the 1001 points: 0.0025 at sigma 0.25.
     expected = [edm_lambda(s) * slipped(s) * 0.0025 for s in grid]
     np.testing.assert_allclose(found.weights, expected, rtol=1e-12)
+    sifting = reference_sifting(50, s_lo=0.5, s_max=3.0)
+    np.testing.assert_allclose(sifting.s, [0.5 + i * 2.5 / 49 for i in range(50)], rtol=1e-15)
+    expected = [edm_lambda(s) * slipped(s) for s in sifting.s]
+    np.testing.assert_allclose(sifting.weights, expected, rtol=1e-12)
 
 
 def test_reference_slip_shrinks_the_density_as_published() -> None:

@@ -40,7 +40,7 @@ def separated_world() -> tuple[GaussianClasses, Dataset]:
     """Five images of four classes so far apart that 80 draws certify them."""
     world = gaussian_world(CLASSES, 16, 0.15, 0.6, 1, image_shape=(1, 4, 4))
     u, labels = labelled_images(world, 5, 1)
-    pixels = ((u + 1) / 2).float().numpy()
+    pixels = ((u + 1) / 2).float().clamp(0, 1).numpy()
     names = tuple(str(k) for k in range(CLASSES))
     ids = np.arange(100, 105)  # ids are not positions
     return world, Dataset("world", "test", ids, labels.numpy(), pixels, names, "five images")
@@ -88,7 +88,7 @@ def losses_one_by_one(x: np.ndarray, image_id: int, s: np.ndarray, seed: int) ->
     for draw in range(DRAWS):
         for level in range(len(s)):
             address = [np.array([v]) for v in (image_id, 1, draw)]
-            eps = noise.normal(*address, "internal", level).reshape(1, *x.shape)
+            eps = noise.normal(*address, level).reshape(1, *x.shape)
             z = u[None] + float(s[level]) * eps
             for k in range(CLASSES):
                 h = world(z, torch.tensor([s[level]], dtype=torch.float32), torch.tensor([k]))

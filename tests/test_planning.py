@@ -43,6 +43,13 @@ def test_sound_settings_raise_no_doubt():
         ({"votes": {"estimate": "target"}, "sift": {"rule": "full"}}, "saves no evaluation"),
         ({"votes": {"estimate": "target"}, "method": {"name": "classify"}}, "saves no evaluation"),
         ({"sift": {"rule": "threshold", "keep": 4}}, "never drops"),
+        (
+            {
+                "sift": {"rule": "threshold", "keep": 1},
+                "noise_levels": {"grid": "linear", "weights": "reference", "levels": 1001},
+            },
+            "refines on 126 points",
+        ),
     ],
 )
 def test_settings_that_can_hardly_be_meant_are_named_with_the_remedy(tables, said):

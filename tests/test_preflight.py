@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diffcert_ray.certificates.radius import largest_radius
+from diffcert_ray.certificates.reach import largest_radius
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.certify import certify
@@ -69,8 +69,9 @@ def test_radii_out_of_reach_name_the_n_that_would_do(world, bound):
     with pytest.raises(ConfigError, match=r"set votes.n to") as caught:
         check_radii(plan)
     needed = int(str(caught.value).split("set votes.n to ")[1].split()[0])
-    assert largest_radius(needed, 0.25, 0.001, bound) >= 0.9
-    assert largest_radius(needed - 1, 0.25, 0.001, bound) < 0.9
+    off = {"slack": plan.slack(0.25), "taken_off": plan.taken_off()}
+    assert largest_radius(needed, 0.25, 0.001, bound, **off) >= 0.9
+    assert largest_radius(needed - 1, 0.25, 0.001, bound, **off) < 0.9
 
 
 def test_a_radius_that_only_the_largest_sigma_reaches_is_allowed(world):

@@ -6,7 +6,7 @@ import pytest
 
 from diffcert_ray.attack.image import ImageAttack, Judgement
 from diffcert_ray.attack.run import Attack
-from diffcert_ray.certificates.radius import largest_radius
+from diffcert_ray.certificates.reach import largest_radius
 from diffcert_ray.commands import attack, plan
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
@@ -14,6 +14,8 @@ from diffcert_ray.run.estimate import SigmaEstimate
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.reachable import check_radii, doubts
 from tests.worlds import settings, small_world
+
+IDEAL = {"slack": 0.0, "taken_off": 0.0}  # real arithmetic, as `certificate`
 
 VOTES, CEILING = 41, 0.25374  # largest_radius at sigma 0.25 and alpha 0.001 has ceiling 0.25375
 
@@ -32,13 +34,13 @@ def test_how_far_an_attack_found_no_change():
 
 
 def test_the_largest_radius_of_a_plan(capsys):
-    sigma = SigmaEstimate(0.25, 0.75064, (), 1000, 10.0, 100, 1000.0)
+    sigma = SigmaEstimate(0.25, 0.75064, 1000, 10.0, 100, 1000.0)
     plan._say_sigmas("title", (sigma,))
     assert re.search(r" 0\.750\s", capsys.readouterr().out)
 
 
 def test_the_ceiling_of_settings_that_ask_for_more():
-    assert CEILING < largest_radius(VOTES, 0.25, 0.001, "clopper-pearson") < CEILING + 1e-4
+    assert CEILING < largest_radius(VOTES, 0.25, 0.001, "clopper-pearson", **IDEAL) < CEILING + 1e-4
     world, data = small_world()
     far = load_config(settings(votes={"n": VOTES, "radii": [0.254]}))
     with pytest.raises(ConfigError, match=r"at most radius 0\.253 at sigma 0\.25 "):

@@ -34,6 +34,7 @@ def test_the_public_names_are_pinned():
         "DatasetError",
         "Denoiser",
         "LogError",
+        "PixelsError",
         "PoolError",
         "Run",
         "StoreError",

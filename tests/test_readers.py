@@ -9,6 +9,7 @@ import pytest
 from diffcert_ray import certify
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.schemas import UNIT_KEY
+from tests.edited_parts import copied_part
 from tests.worlds import counts_of, settings, small_world
 
 duckdb = pytest.importorskip("duckdb")
@@ -24,8 +25,7 @@ def run(tmp_path_factory):
         settings(execution=execution), folder, local=True, denoiser=world, dataset=dataset
     )
     location = run.store.location
-    name = location.list("units")[0]
-    location.create("units/part-again-000000.parquet", location.read(name))
+    copied_part(Path(folder, location.list("units")[0]), "again")
     return run
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.report.files import report_page
 from diffcert_ray.report.gallery import Pictures, make_gallery
@@ -153,8 +154,8 @@ def test_the_noisy_copy_is_the_votes_own(tmp_path):
           const [clean, noisy] = document.querySelectorAll("#cards .card:nth-child(4) canvas");
           const data = JSON.parse(document.getElementById("data").textContent);
           tell({
-            noise: [...window.diffcert.normal(data.blocks[0].key, 3, 17, 72)].slice(0, 72),
-            far: [...window.diffcert.normal(data.blocks[1].key, 4294967295, 4294967295, 9)],
+            noise: [...window.diffcert.steps(data.blocks[0].key, 3, 17, 72, 0.25)].slice(0, 72),
+            far: [...window.diffcert.steps(data.blocks[1].key, 4294967295, 4294967295, 9, 0.5)],
             clean: pixels(clean), noisy: pixels(noisy),
           });
         }, 500);
@@ -163,15 +164,15 @@ def test_the_noisy_copy_is_the_votes_own(tmp_path):
         "--virtual-time-budget=3000",  # pictures are decoded after the page has opened
     )
     ids, stream, vote = np.array([3]), np.array([1]), np.array([17])
-    noise = NoiseSource(5, 0.25, 72).normal(ids, stream, vote, "smoothing").numpy()[0]
-    assert np.allclose(found["noise"], noise, atol=1e-5)
+    noise = NoiseSource(5, 0.25, 72).steps(ids, stream, vote).numpy()[0]
+    assert found["noise"] == noise.tolist()
     last = np.array([2**32 - 1])
-    far = NoiseSource(5, 0.5, 9).normal(last, stream, last, "smoothing").numpy()[0]
-    assert np.allclose(found["far"][:9], far, atol=1e-5)
+    far = NoiseSource(5, 0.5, 9).steps(last, stream, last).numpy()[0]
+    assert found["far"][:9] == far.tolist()
     shown = [np.reshape(found[name], (4, 6, 4))[..., :3] for name in ("clean", "noisy")]
     image = picture(3).transpose(1, 2, 0)
     assert np.abs(shown[0] - 255 * image).max() <= 1
-    noisy = np.clip(image + 0.25 * noise.reshape(3, 4, 6).transpose(1, 2, 0), 0, 1)
+    noisy = np.clip(image + noise.reshape(3, 4, 6).transpose(1, 2, 0) / STEPS, 0, 1)
     assert np.abs(shown[1] - 255 * noisy).max() <= 2
 
 

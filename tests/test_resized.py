@@ -8,13 +8,14 @@ from diffcert_ray import certify
 from diffcert_ray.checkpoints.load import save_denoiser
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
+from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.engine.votes import evaluate_votes
 from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.method.diffusion_base import base_classifier
-from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.method.noise import NoiseSource, noisy_model_images
 from diffcert_ray.report.sources import series_of_run
 from diffcert_ray.tools.exact_worlds import gaussian_world
 from diffcert_ray.votes.units import Item, Part, Unit
@@ -53,13 +54,13 @@ def test_votes_are_those_of_noise_at_the_stored_resolution_and_a_resized_estimat
     # The same by hand: each noise from its own address, blocks of 2 x 2 averaged.
     vote = np.arange(VOTES)
     same = np.full(VOTES, 7), np.ones(VOTES, np.int64), vote
-    smoothing = NoiseSource(5, SIGMA, 64).normal(*same, "smoothing").reshape(-1, 1, 8, 8)
-    noisy = torch.from_numpy(PIXELS * 2 - 1) + 0.5 * smoothing
+    steps = NoiseSource(5, SIGMA, 64).steps(*same).reshape(-1, 1, 8, 8)
+    noisy = noisy_model_images(torch.from_numpy(to_grid(PIXELS)), steps)
     clean = LARGE(noisy, torch.full((VOTES,), 0.5), None)
     clean = clean.reshape(-1, 1, 4, 2, 4, 2).mean(dim=(3, 5))
     losses = torch.zeros(VOTES, 5, dtype=torch.float64)
     for level, (s, weight) in enumerate(zip(base.plan.s, base.plan.weights, strict=True)):
-        at = NoiseSource(5, SIGMA, 16).normal(*same, "internal", np.full(VOTES, level))
+        at = NoiseSource(5, SIGMA, 16).normal(*same, np.full(VOTES, level))
         z = clean + float(s) * at.reshape(-1, 1, 4, 4)
         for y in range(5):
             out = SMALL(z, torch.full((VOTES,), float(s)), torch.full((VOTES,), y))

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from diffcert_ray import ABSTAIN, certify, open_run
-from diffcert_ray.certificates.radius import certificate
+from diffcert_ray.certificates.executed import executed_certificate
+from diffcert_ray.datasets.pixel_grid import off_grid
 from diffcert_ray.errors import ConfigError, StoreError
+from diffcert_ray.method.grid import rounding_radius, slack
 from diffcert_ray.pool.local import LocalPool
 from diffcert_ray.run import certify as certification
 from diffcert_ray.storage.schemas import CertificateRow
@@ -27,7 +29,10 @@ def test_a_run_certifies_every_image_from_its_own_counts(clean, world):
         select = counts[0.25, image_id, "select", 0, 20]
         chosen = min(select, key=lambda c: (-select[c], c))
         n_a = sum(counts[0.25, image_id, "estimate", a, a + 20].get(chosen, 0) for a in (0, 20, 40))
-        expected = certificate(n_a, 60, sigma=0.25, alpha=0.001)
+        off = {"slack": row["slack"], "taken_off": row["taken_off"]}
+        expected = executed_certificate(n_a, 60, sigma=0.25, alpha=0.001, **off)
+        assert off["slack"] == slack(0.25, 16)
+        assert off["taken_off"] == rounding_radius(16) + off_grid(world[1].image(image_id))
         assert row["n_a"] == n_a
         assert row["radius"] == expected.radius
         assert row["predicted"] == (ABSTAIN if expected.abstained else chosen)

@@ -23,6 +23,7 @@ def plan(**changes) -> Plan:
         "unit": 20,
         "alpha": 0.001,
         "bound": "clopper-pearson",
+        "dimensions": 1,
         "radii": (0.0,),
     }
     return Plan(**(asked | changes))

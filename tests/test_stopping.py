@@ -9,7 +9,10 @@ from diffcert_ray.certificates.radius import certificate
 from diffcert_ray.certificates.sequential import sequential_q_bound
 from diffcert_ray.certificates.stopping import SequentialLooks
 
-PLAN = {"cap": 1000, "sigma": 0.25, "radii": (0.25, 0.5), "alpha": 0.001, "futility_level": 0.01}
+PLAN = {
+    **{"cap": 1000, "sigma": 0.25, "radii": (0.25, 0.5), "alpha": 0.001, "futility_level": 0.01},
+    **{"slack": 0.0, "taken_off": 0.0},
+}
 
 
 def decide(k, n, **changes):

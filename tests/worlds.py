@@ -26,7 +26,7 @@ def small_world(
     side = round(dimensions**0.5)
     world = gaussian_world(classes, dimensions, 0.3, 0.25, seed, image_shape=(1, side, side))
     u, labels = labelled_images(world, images, seed)
-    pixels = ((u + 1) / 2).float().numpy()
+    pixels = ((u + 1) / 2).float().clamp(0, 1).numpy()
     names = tuple(str(k) for k in range(classes))
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     ids = np.arange(100, 100 + images)  # ids are not positions

@@ -27,8 +27,6 @@ from diffcert_ray.conventions import NOT_TARGET
 
 BOUNDS = ("clopper-pearson", "two-class", "sequential")
 """The bounds that `certificate` knows."""
-LARGEST_N = 2**53
-"""Largest n that `required_n` looks at: beyond it a float no longer counts every vote."""
 
 
 @dataclass(frozen=True)
@@ -83,41 +81,71 @@ def certificate(
     Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), theorem 1 and section 3.2; the
         two-class form is their equation 3. "sequential" is ours (see `sequential.py`).
     """
+    q, p_b = class_bounds(n_a, n, n_b=n_b, alpha=alpha, bound=bound)
+    radius = certified_radius(q, p_b, sigma)
+    return Certificate(radius, 1.0 - q, radius <= 0.0, q)
+
+
+def class_bounds(
+    n_a: Counts, n: Counts, *, n_b: Counts | None, alpha: float, bound: str
+) -> tuple[float, float | None]:
+    """What counts say of probabilities, before it becomes a radius; arguments as `certificate`.
+
+    Args:
+        n_a: estimation votes for the class; for "sequential" cumulative, [looks].
+        n: estimation votes in all; for "sequential" cumulative, [looks].
+        n_b: for "two-class" only: counts of the other classes.
+        alpha: failure probability, in (0, 1).
+        bound: one of BOUNDS.
+
+    Returns:
+        q, an upper bound on the probability that a vote is not for the class (in (0, 1]), and
+        for "two-class" an upper bound on that of the runner-up, else None; together they hold with
+        probability at least 1 - alpha.
+
+    Raises:
+        ValueError: a value is out of range, or counts contradict each other.
+
+    Source: as `certificate`. For "two-class" both are bounded at alpha/2; no split over the K - 1
+        others is needed: the radius is wrong only where p_A is too high, or where the upper bound
+        fails for the true runner-up, one class fixed before the votes. Since n_b <= n - n_a, the
+        bound for p_B is at most 1 - p_A, the one without runner-up.
+    """
     check_bound(bound)
     if (n_b is None) == (bound == "two-class"):
         raise ValueError(
             f"n_b={n_b!r} with bound {bound!r}: the counts of the other classes (n_b) are needed "
             "by 'two-class' and by no other bound; give n_b there and leave it out elsewhere"
         )
-    check_sigma(sigma)
     if bound == "sequential":
-        looks = cumulative_looks(n_a, n)
-        q = float(np.min(sequential_q_bound(*looks, alpha)))
-        return _from_q(q, radius_from_q(q, sigma))
+        return float(np.min(sequential_q_bound(*cumulative_looks(n_a, n), alpha))), None
+    target, total = whole_count(n_a, "n_a"), whole_count(n, "n")
     if n_b is None:
-        q = lower_confidence_bound_q(whole_count(n_a, "n_a"), whole_count(n, "n"), alpha)
-        return _from_q(q, radius_from_q(q, sigma))
-    return _two_class(
-        whole_count(n_a, "n_a"), _largest(n_b, n_a, n), whole_count(n, "n"), sigma, alpha
-    )
+        return lower_confidence_bound_q(target, total, alpha), None
+    q = lower_confidence_bound_q(target, total, alpha / 2)
+    return q, upper_confidence_bound(_largest(n_b, n_a, n), total, alpha / 2)
 
 
-def _from_q(q: float, radius: float) -> Certificate:
-    if radius <= 0.0:
-        return Certificate(radius=0.0, p_low=1.0 - q, abstained=True, q=q)
-    return Certificate(radius=radius, p_low=1.0 - q, abstained=False, q=q)
+def certified_radius(q: float, p_b: float | None, sigma: float) -> float:
+    """The radius for a class of probability at least 1 - q, against one of at most p_b.
 
+    Args:
+        q: upper bound on the probability of all other classes together, in (0, 1].
+        p_b: upper bound on that of the runner-up, in [0, 1]; None: all the others, q.
+        sigma: smoothing noise, pixel units, > 0.
 
-def _two_class(n_a: int, n_b: int, n: int, sigma: float, alpha: float) -> Certificate:
-    """Bound both classes at alpha/2; the largest other count has the largest upper bound.
+    Returns:
+        Pixel units; 0.0 where nothing is certified.
 
-    No split over the K - 1 others: the radius is wrong only where p_A is too high, or where the
-    upper bound fails for the true runner-up, which is one class fixed before the votes.
-    Since n_b <= n - n_a, the bound for p_B is at most 1 - p_A, the one without runner-up.
+    Raises:
+        ValueError: a value is out of range.
+
+    Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), theorem 1 (with p_b their equation 3).
     """
-    q = lower_confidence_bound_q(n_a, n, alpha / 2)
-    p_b = upper_confidence_bound(n_b, n, alpha / 2)
-    return _from_q(q, sigma / 2 * float(-special.ndtri(q) - special.ndtri(p_b)))
+    if p_b is None:
+        return radius_from_q(q, sigma)
+    check_sigma(sigma)
+    return max(0.0, sigma / 2 * float(-special.ndtri(q) - special.ndtri(p_b)))
 
 
 def radius_from_q(q: float, sigma: float) -> float:
@@ -169,67 +197,6 @@ def two_class_counts(counts: Mapping[int, int], target: int) -> tuple[int, int]:
     checked = {label: whole_count(count, f"counts[{label}]") for label, count in counts.items()}
     rivals = [count for label, count in checked.items() if label not in (target, NOT_TARGET)]
     return checked.get(target, 0), max(rivals, default=0) + checked.get(NOT_TARGET, 0)
-
-
-def largest_radius(n: int, sigma: float, alpha: float, bound: str) -> float:
-    """The ceiling: the radius that n unanimous votes certify.
-
-    Args:
-        n: estimation votes, n >= 1; for "sequential" the last look is at n.
-        sigma: smoothing noise, pixel units, > 0.
-        alpha: failure probability, in (0, 1).
-        bound: one of BOUNDS.
-
-    Returns:
-        Radius in pixel units, 0.0 where even unanimous votes abstain.
-
-    Raises:
-        ValueError: a value is out of range.
-
-    Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 3.2.2, figure 4.
-    """
-    n_b = 0 if bound == "two-class" else None
-    return certificate(n, n, sigma=sigma, n_b=n_b, alpha=alpha, bound=bound).radius
-
-
-def required_n(radius: float, sigma: float, alpha: float, bound: str) -> int:
-    """Smallest n at which unanimous votes certify the radius.
-
-    Args:
-        radius: asked l2 radius, pixel units, >= 0 (0: any radius at all).
-        sigma: smoothing noise, pixel units, > 0.
-        alpha: failure probability, in (0, 1).
-        bound: one of BOUNDS; for "sequential" with a look at every vote (with fewer looks, round
-            up to the next look).
-
-    Returns:
-        Votes, >= 1.
-
-    Raises:
-        ValueError: a value is out of range, or no n up to 2**53 is enough.
-
-    Source: ours: the ceiling of `largest_radius` rises with n, so a search by halving finds it.
-    """
-    if not 0.0 <= radius < math.inf:
-        raise ValueError(f"radius={radius!r} must be a finite number of pixel units, at least 0")
-
-    def enough(n: int) -> bool:
-        ceiling = largest_radius(n, sigma, alpha, bound)
-        return ceiling > 0.0 and ceiling >= radius
-
-    above = 1
-    while not enough(above):
-        above *= 2
-        if above > LARGEST_N:
-            raise ValueError(
-                f"radius={radius} at sigma={sigma} needs more than {LARGEST_N} votes "
-                f"at alpha={alpha}; ask for a smaller radius or use a larger sigma"
-            )
-    below = above // 2
-    while above - below > 1:
-        middle = (above + below) // 2
-        above, below = (middle, below) if enough(middle) else (above, middle)
-    return above
 
 
 def round_radius_down(radius: float, decimals: int) -> str:

@@ -7,8 +7,9 @@ from typing import Literal
 
 from scipy import special
 
+from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.certificates.fraction import check_fraction
-from diffcert_ray.certificates.radius import certificate, check_sigma
+from diffcert_ray.certificates.radius import check_sigma
 from diffcert_ray.certificates.sequential import LOG_MARGIN, sequential_log_e
 
 NEAR = 1e-6
@@ -40,6 +41,8 @@ class SequentialLooks:
         radii: asked radii, pixel units, >= 0, not empty.
         alpha: failure probability of the certificate, in (0, 1).
         futility_level: posterior probability below which a radius is given up, in (0, 1).
+        slack: subtracted from the bound on the probability, as in `executed_certificate`.
+        taken_off: subtracted from the radius, pixel units, likewise.
 
     Raises:
         ValueError: a value is out of range.
@@ -53,6 +56,8 @@ class SequentialLooks:
     radii: Sequence[float]
     alpha: float
     futility_level: float
+    slack: float
+    taken_off: float
 
     def __post_init__(self) -> None:
         _check(self.radii, self.sigma, self.alpha, self.futility_level)
@@ -88,8 +93,7 @@ class SequentialLooks:
     def _needed(self, radius: float) -> int:
         """Fewest votes for the class that certify a radius at the cap; cap + 1 if none do."""
         if radius not in self._votes_needed:
-            z = radius / self.sigma
-            p_r, q_r = float(special.ndtr(z)), float(special.ndtr(-z))
+            p_r, q_r = self._boundary(radius)
             below, enough = 0, self.cap + 1
             while enough - below > 1:
                 middle = (below + enough) // 2
@@ -100,16 +104,29 @@ class SequentialLooks:
             self._votes_needed[radius] = enough
         return self._votes_needed[radius]
 
+    def _boundary(self, radius: float) -> tuple[float, float]:
+        """The probability that must be refuted for a radius, and one minus it."""
+        z = (radius + self.taken_off if radius > 0.0 else 0.0) / self.sigma
+        q = max(float(special.ndtr(-z)) - self.slack, 1e-300)
+        return 1.0 - q, q
+
     def _certify(self, k: int, n: int) -> None:
         """Drop the radii that this look certifies."""
         if not self._missing:
             return
-        z = self._missing[0] / self.sigma
-        p_r, q_r = float(special.ndtr(z)), float(special.ndtr(-z))
+        p_r, q_r = self._boundary(self._missing[0])
         # One e-value says whether the bound, a hundred of them, is worth computing.
         if not _refuted(k, n, p_r, q_r, self.alpha * (1 + NEAR)):
             return
-        at_look = certificate(k, n, sigma=self.sigma, alpha=self.alpha, bound="sequential")
+        at_look = executed_certificate(
+            k,
+            n,
+            sigma=self.sigma,
+            slack=self.slack,
+            taken_off=self.taken_off,
+            alpha=self.alpha,
+            bound="sequential",
+        )
         if not at_look.abstained:
             self._missing = [r for r in self._missing if at_look.radius < r]
 

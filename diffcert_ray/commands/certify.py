@@ -40,7 +40,8 @@ def certify(
         str | None, typer.Option(help='Ray cluster to join: "auto" or HOST:PORT')
     ] = None,
     recompute_damaged: Annotated[
-        bool, typer.Option(help="Evaluate the units of damaged files again instead of stopping")
+        bool,
+        typer.Option(help="Set damaged and foreign files aside, evaluate what is missing again"),
     ] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No progress: only warnings, errors and results")

@@ -59,6 +59,11 @@ def _say(result: "Verification") -> None:
             f"INCOMPLETE: {result.missing:,} images have no certificate: not finished, or removed; "
             "reports count them as not certified"
         )
+    if result.other_method:
+        out.print(
+            f"the run is of method version {result.other_method}, and this program casts votes of "
+            "another one: no unit can be evaluated again, only its certificates from its counts"
+        )
     if result.units and result.missed_share:
         out.print(
             f"had {result.missed_share:.2%} of all {result.units_stored:,} units been changed "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config, DatasetConfig
 
-METHOD_VERSION = 1  # raised by a change that changes votes
+METHOD_VERSION = 2  # raised by a change that changes votes
 
 
 def canonical_hash(content: Mapping[str, Any]) -> str:
@@ -17,12 +17,15 @@ def canonical_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]:
+def votes_identity(
+    config: Config, weights: Mapping[str, str], method_version: int | None = None
+) -> dict[str, Any]:
     """Everything that a vote depends on besides its address and its image.
 
     Args:
         config: the configuration, with final [numerics].
         weights: sha256 of each checkpoint by role ("denoiser", "unconditional", "classifier").
+        method_version: of a stored run; by default this program's.
 
     Returns:
         A flat mapping from key to value (a key that is not set is left out); ``canonical_hash`` of
@@ -30,7 +33,7 @@ def votes_identity(config: Config, weights: Mapping[str, str]) -> dict[str, Any]
         default, so that old runs keep their id.
     """
     identity: dict[str, Any] = {
-        "method_version": METHOD_VERSION,
+        "method_version": METHOD_VERSION if method_version is None else method_version,
         "method": config.method.name,
         "votes.seed": config.votes.seed,
         **_identities(config).votes(config),

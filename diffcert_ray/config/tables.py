@@ -161,7 +161,8 @@ class NoiseLevelsConfig(_Table):
     """Losses are weighted by this density over the levels. What the paper's released code computes
     is called reference."""
     levels: Annotated[int, Field(ge=1, le=4096)] = 126
-    """A full vote visits so many levels. For reference it is the number of points of its grid."""
+    """A full vote visits so many levels. For reference it is the number of points of its grid, of
+    which it visits a few less; with the rule threshold its apndc always refines on 126."""
     min: Positive | None = None
     """The grid begins at this level. By default it begins at 2 sigma, the smoothing noise, a little
     above it for epndc, and at 1e-4 for dc."""
@@ -192,7 +193,8 @@ class SiftConfig(_Table):
     keep: Count = 10
     """The rule threshold stops sifting when at most so many classes are left."""
     threshold_levels: Count = 50
-    """The rule threshold sifts over at most so many levels."""
+    """The rule threshold sifts over at most so many levels: spread over the grid, or, for the
+    weights reference, evenly spaced and from the lowest one upwards."""
     levels: Count = 15
     """A vote that is still open after so many levels leaves the sift stage. This changes no
     vote."""

@@ -1,6 +1,7 @@
 """Images checked: read once before any work, and held to what was read then wherever they are used.
 
-A corrupt image is so known by its id, and another copy of the dataset on a node is noticed.
+A corrupt image is so known by its id, pixels on another scale stop everything, and another copy of
+the dataset on a node is noticed.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.dataset import Dataset
+from diffcert_ray.datasets.dataset import Dataset, read_image
+from diffcert_ray.datasets.pixel_grid import off_grid
+from diffcert_ray.datasets.pixel_scale import DARKEST, Fault, ScaleError, as_pixels, said_of
 from diffcert_ray.datasets.pixels import Pixels, pixels_sha
-from diffcert_ray.errors import CorruptImageError, DatasetError
+from diffcert_ray.errors import CorruptImageError, DatasetError, PixelsError
 
 _REMEDY = "let all nodes read one copy (a shared folder, s3://), or copy the driver's there"
 
@@ -26,37 +29,56 @@ class Checked:
     Attributes:
         shas: hash of the pixels by image id, see ``Dataset.image_sha``.
         corrupt: what is wrong by image id, ascending.
+        off_grid: distance from the grid by image id, l2, pixel units, where it is not 0.
     """
 
     shas: dict[int, str]
     corrupt: dict[int, str]
+    off_grid: dict[int, float]
 
 
 def check_images(data: Dataset, image_ids: Iterable[int]) -> Checked:
-    """Decode images that are not in memory yet, in the order of their ids.
+    """Read images, in the order of their ids.
 
     Returns:
-        Hashes, so that nobody needs to read the images for them again, and corrupt images; empty
-        for a dataset in memory, whose files were checked when they were read.
+        Hashes, so that nobody needs to read the images for them again (none for a dataset in
+        memory, whose fingerprint covers its pixels), and corrupt images.
 
     Raises:
+        PixelsError: images that are not in [0, 1], or all so dark that their scale is in doubt.
         OSError: a file cannot be read; that says nothing about an image.
     """
-    checked = Checked({}, {})
-    if data.in_memory:
-        return checked
-    shape = data.image_shape
-    for image_id in sorted(int(i) for i in image_ids):
+    checked, wrong, brightest = Checked({}, {}, {}), dict[int, Fault](), 0.0
+    ids = sorted(int(i) for i in image_ids)
+    position_of = {image_id: position for position, image_id in enumerate(data.ids.tolist())}
+    in_memory, shape = data.in_memory, data.image_shape
+    for image_id in ids:
         try:
-            pixels = data.image(image_id)
+            pixels = read_image(data, position_of[image_id])
             if pixels.shape != shape:
                 raise CorruptImageError(
                     f"image {image_id} is {pixels.shape} (channels, height, width), the first "
                     f"readable one {shape}: store all at the size that the network takes"
                 )
-            checked.shas[image_id] = pixels_sha(pixels)
         except CorruptImageError as error:
             checked.corrupt[image_id] = str(error)
+        except ScaleError as error:
+            wrong[image_id] = error.fault
+        else:
+            brightest = max(brightest, float(pixels.max(initial=0)))
+            if distance := off_grid(pixels):
+                checked.off_grid[image_id] = distance
+            if not in_memory:
+                checked.shas[image_id] = pixels_sha(pixels)
+    if wrong:
+        raise PixelsError(f"{data.name} {data.split}: {said_of(wrong, len(ids), 'image')}")
+    if 0 < brightest <= DARKEST:
+        raise PixelsError(
+            f"{data.name} {data.split}: the brightest pixel of all {len(ids)} images is "
+            f"{brightest:.3g}, where 1 is white: probably levels of 0 and 1 that were read as "
+            "0..255, or images that were divided by 255 twice; store 0 and 1 as floats, divide "
+            "once, or choose images among which one is brighter if they are so dark"
+        )
     return checked
 
 
@@ -80,7 +102,7 @@ class ExpectedPixels:
         return self.pixels.shape
 
     def __getitem__(self, position: int, /) -> NDArray[np.float32]:
-        pixels, image_id = self.pixels[position], int(self.ids[position])
+        pixels, image_id = as_pixels(self.pixels[position]), int(self.ids[position])
         sha, expected = pixels_sha(pixels), self.shas.get(image_id)
         if expected is not None and sha != expected:
             raise DatasetError(

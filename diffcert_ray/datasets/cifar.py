@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from diffcert_ray.datasets.data_files import DataFiles
 from diffcert_ray.datasets.pickled_arrays import read_pickle
+from diffcert_ray.datasets.pixel_scale import check_published
 from diffcert_ray.datasets.reader import Request, Split, split_of_bytes
 from diffcert_ray.errors import DatasetError
 
@@ -118,9 +119,10 @@ def _read_python(layout: _Layout, files: DataFiles, name: str) -> tuple[Bytes, N
     where = f"{files.address}/{name}"
     content = _mapping(files, name)
     values, labels = content.get("data"), content.get(layout.labels_key)
+    if isinstance(values, np.ndarray):
+        check_published(values, where)
     if not (
         isinstance(values, np.ndarray)
-        and values.dtype == np.uint8
         and values.ndim == 2
         and values.shape[1] == PIXELS
         and isinstance(labels, list)

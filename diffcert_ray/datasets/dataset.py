@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffcert_ray.datasets.pixel_scale import ScaleError, as_pixels, check_levels
 from diffcert_ray.datasets.pixels import BytePixels, Pixels, UndecodableError, pixels_sha
-from diffcert_ray.errors import CorruptImageError
+from diffcert_ray.errors import CorruptImageError, DatasetError, PixelsError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,11 +25,17 @@ class Dataset:
         split: which part of the published data it was chosen from.
         ids: stable image ids, int64 [N]; their order is the order of positions.
         labels: class of each, int64 [N], 0 <= label < num_classes.
-        pixels: [N, C, H, W], float32 in [0, 1] once indexed.
+        pixels: [N, C, H, W], floats in [0, 1], or uint8, which stand for x / 255; an array, or an
+            object with this shape that gives an image by position.
         class_names: one name per class.
         fingerprint: sha256 in hex over what identifies the whole split and its labels, the same
             for every part of it: the pixels of a split held in memory; names, sizes and footers of
             the files of one that is read by parts.
+
+    Raises:
+        PixelsError: uint8 that are all 0 and 1, which may mean either scale.
+        DatasetError: an array of another shape; ids, labels and pixels that are not as many; an id
+            twice.
     """
 
     name: str
@@ -38,6 +45,34 @@ class Dataset:
     pixels: Pixels
     class_names: tuple[str, ...]
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        given = self.pixels
+        counts = [len(self.ids), len(self.labels)]
+        if isinstance(given, np.ndarray):
+            if given.ndim != 4:
+                raise DatasetError(
+                    f"dataset {self.name} {self.split} has pixels of shape {given.shape}, not "
+                    "[N, C, H, W]: give grey images [N, H, W] as x[:, None]"
+                )
+            counts.append(len(given))
+            if given.dtype == np.uint8:
+                try:
+                    check_levels(given)
+                except ScaleError as error:
+                    raise PixelsError(f"dataset {self.name} {self.split} has {error}") from None
+                object.__setattr__(self, "pixels", BytePixels(given.view()))
+        if len(set(counts)) > 1:
+            raise DatasetError(
+                f"dataset {self.name} {self.split} has {len(self.ids)} ids, {len(self.labels)} "
+                f"labels and pixels {given.shape}: give each image its id and label"
+            )
+        if len(np.unique(self.ids)) < len(self.ids):
+            values, times = np.unique(self.ids, return_counts=True)
+            raise DatasetError(
+                f"dataset {self.name} {self.split} has id {values[times > 1][0]} twice: ids name "
+                "noise and results, so give each image its own"
+            )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -90,16 +125,12 @@ class Dataset:
         Raises:
             ValueError: no such image in this part of the dataset.
             CorruptImageError: the stored image cannot be decoded.
+            PixelsError: its pixels are not in [0, 1].
         """
-        position = self.position(image_id)
         try:
-            pixels: NDArray[np.float32] = self.pixels[position]
-        except UndecodableError as error:
-            raise CorruptImageError(
-                f"image {image_id} of {self.name} {self.split} is corrupt ({error}): repair it, "
-                'choose others, or set dataset.on_corrupt = "skip" to leave it uncertified'
-            ) from None
-        return pixels
+            return read_image(self, self.position(image_id))
+        except ScaleError as error:
+            raise PixelsError(f"image {image_id} of {self.name} {self.split} has {error}") from None
 
     def image_sha(self, image_id: int) -> str:
         """The first 16 hex digits of the sha256 of one image's pixels (little-endian float32).
@@ -114,6 +145,22 @@ class Dataset:
             ValueError: no such image in this part of the dataset, or it is corrupt.
         """
         return pixels_sha(self.image(image_id))
+
+
+def read_image(data: Dataset, position: int) -> NDArray[np.float32]:
+    """The image at a position, checked; CorruptImageError or ScaleError say what is wrong."""
+    try:
+        return as_pixels(data.pixels[position])
+    except UndecodableError as error:
+        raise CorruptImageError(
+            f"image {data.ids[position]} of {data.name} {data.split} is corrupt ({error}): repair "
+            'it, choose others, or set dataset.on_corrupt = "skip" to leave it uncertified'
+        ) from None
+
+
+def all_images(data: Dataset) -> NDArray[np.float32]:
+    """Every image, checked, float32 [N, C, H, W]."""
+    return np.stack([data.image(image_id) for image_id in data.ids.tolist()])
 
 
 def labels_of(data: Dataset) -> dict[int, int]:

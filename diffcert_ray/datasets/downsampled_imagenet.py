@@ -9,6 +9,7 @@ of the sorted WordNet ids, which starts n01440764 (tench), that EDM and ADM netw
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.datasets.data_files import DataFiles
+from diffcert_ray.datasets.pixel_scale import check_published
 from diffcert_ray.datasets.pixels import BytePixels
 from diffcert_ray.datasets.reader import Ints, Request, Split
 from diffcert_ray.errors import DatasetError
@@ -69,7 +71,7 @@ def _labels(files: DataFiles, name: str, row_bytes: int, digest: Any) -> Ints:
     """Labels of a file, counted from 0; its pixels are checked by shape and hashed by checksum."""
     with _archive(files, name) as archive:
         with archive.open("data.npy") as file:
-            shape = _data_shape(file)
+            shape = _data_shape(file, f"{files.address}/{name}")
         with archive.open("labels.npy") as file:
             labels = np.lib.format.read_array(file, allow_pickle=False)
         if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
@@ -90,7 +92,7 @@ def _rows(files: DataFiles, name: str, rows: Ints) -> Iterator[tuple[int, NDArra
         return
     order = np.argsort(rows, kind="stable")
     with _archive(files, name) as archive, archive.open("data.npy") as file:
-        count, width = _data_shape(file)
+        count, width = _data_shape(file, f"{files.address}/{name}")
         for start in range(0, count, BLOCK_ROWS):
             stop = min(start + BLOCK_ROWS, count)
             data = file.read((stop - start) * width)
@@ -104,14 +106,18 @@ def _rows(files: DataFiles, name: str, rows: Ints) -> Iterator[tuple[int, NDArra
                 return
 
 
-def _data_shape(file: Any) -> tuple[int, ...]:
+def _data_shape(file: Any, where: str) -> tuple[int, ...]:
     """Shape of the array [N, 3 * H * W] of bytes whose content follows in a file."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
         read = np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
-    if dtype != np.uint8 or fortran or len(shape) != 2:
+    if dtype != np.uint8 and not dtype.hasobject and len(shape) >= 1:
+        first = min(shape[0], BLOCK_ROWS) * math.prod(shape[1:])
+        data = file.read(first * dtype.itemsize)
+        check_published(np.frombuffer(data, dtype), f"{where} (its first rows)")
+    if dtype.hasobject or fortran or len(shape) != 2:
         raise ValueError(f"data is {dtype} {shape}, not bytes [N, 3 * H * W] in C order")
     return shape
 

@@ -49,7 +49,7 @@ class ParquetPixels:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, position: int, /) -> NDArray[np.float32]:
+    def __getitem__(self, position: int, /) -> NDArray[Any]:
         group, offset = self.groups.locate(int(self._rows[position]))
         return cell_pixels(self.groups.read(group, self._column), offset, self._asked)
 

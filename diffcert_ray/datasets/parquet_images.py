@@ -33,8 +33,8 @@ def image_leaf(field: Any) -> str:
     )
 
 
-def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[np.float32]:
-    """Pixels of one image, float32 [C, H, W] in [0, 1].
+def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[Any]:
+    """Pixels of one image, [C, H, W]; who gives it out checks that they are in [0, 1].
 
     Args:
         column: Arrow column of one row group, as ``image_leaf`` named it.
@@ -99,17 +99,15 @@ def _guessed(values: NDArray[Any], shape: list[int]) -> NDArray[Any]:
     )
 
 
-def _scaled(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Grey levels 0..255, or floats that lie in [0, 1] already."""
-    low, high = values.min(initial=0), values.max(initial=0)
-    if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 255:
+def _scaled(values: NDArray[Any]) -> NDArray[Any]:
+    """Whole numbers 0..255 as grey levels; all others as they are, for the check of their scale.
+
+    Python's whole numbers become int64 in Parquet: here their type says nothing of their scale.
+    """
+    whole = np.issubdtype(values.dtype, np.integer)
+    if whole and values.min(initial=0) >= 0 and values.max(initial=0) <= 255:
         return from_bytes(values.astype(np.uint8))
-    if np.issubdtype(values.dtype, np.floating) and low >= 0 and high <= 1:  # refuses NaN too
-        return np.ascontiguousarray(values, dtype=np.float32)
-    raise UndecodableError(
-        f"its {values.dtype} numbers go from {low} to {high}: use 0..255 as whole numbers, or "
-        "floats in [0, 1]"
-    )
+    return np.ascontiguousarray(values)
 
 
 def _is_binary(kind: Any) -> bool:

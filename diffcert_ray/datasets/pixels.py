@@ -28,9 +28,9 @@ class UndecodableError(ValueError):
 
 
 class Pixels(Protocol):
-    """Pixels by position: a float32 array [N, C, H, W], or what reads them when asked.
+    """Pixels by position: an array [N, C, H, W], or what reads them when asked.
 
-    ``np.asarray`` of it reads all of them into one float32 array.
+    ``read_image`` of a dataset checks what they give.
     """
 
     @property
@@ -38,8 +38,8 @@ class Pixels(Protocol):
         """(N, C, H, W)."""
         ...
 
-    def __getitem__(self, position: int, /) -> NDArray[np.float32]:
-        """float32 [C, H, W] in [0, 1]."""
+    def __getitem__(self, position: int, /) -> NDArray[Any]:
+        """[C, H, W], floats in [0, 1] or uint8."""
         ...
 
 

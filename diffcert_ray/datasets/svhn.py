@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from diffcert_ray.datasets.pixel_scale import check_published
 from diffcert_ray.datasets.reader import Request, Split, split_of_bytes
 from diffcert_ray.errors import DatasetError
 
@@ -23,10 +24,11 @@ def read_svhn(request: Request) -> Split:
     where = f"{files.address}/{name}"
     variables = _variables(files.read(name), where)
     values, labels = variables.get("X"), variables.get("y")
+    if values is not None:
+        check_published(values, where)
     if (
         values is None
         or labels is None
-        or values.dtype != np.uint8
         or values.shape[:-1] != (32, 32, 3)
         or labels.size != values.shape[-1]
     ):

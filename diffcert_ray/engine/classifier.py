@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.datasets.pixel_scale import as_images, check_channel_order
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.method.grid import slack
 from diffcert_ray.votes.units import Item, Part, Unit
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ class Classifier:
         """Votes start:stop of one image: the class of each of its noisy copies.
 
         Args:
-            image: float32 [C, H, W] in [0, 1].
+            image: [C, H, W], floats in [0, 1], or uint8, which stand for x / 255.
             image_id: what the noise is addressed by, >= 0.
             stream: "select" or "estimate".
             start: first vote index.
@@ -107,20 +109,32 @@ class Classifier:
         Returns:
             int64 [stop - start], class of each vote, -2 where unresolved. The same arguments always
             give the same votes. ``self.nfe`` grows by the evaluations spent.
+
+        Raises:
+            ConfigError: an image of another shape than the network's.
+            PixelsError: pixels that are not in [0, 1], or channels last.
         """
         unit = Unit(self.sigma, image_id, stream, start, stop)
-        return self._cast({unit: np.asarray(image, np.float32)})
+        pixels = self._pixels(np.asarray(image)[None])
+        return self._cast({unit: pixels[0]})
+
+    def _pixels(self, images: np.ndarray) -> np.ndarray:
+        """Images [B, C, H, W] as the method takes them, float32, checked."""
+        network = self._base.denoiser
+        wanted = None if network is None else tuple(network.image_shape)
+        shape = images.shape[1:]
+        check_channel_order(shape, wanted, "an image")
+        if len(shape) != 3 or (wanted is not None and shape != wanted):
+            raise ConfigError(
+                f"image has shape {shape}, the network takes "
+                f"{wanted or '(channels, height, width)'}"
+            )
+        return as_images(images, "image")
 
     def _cast(self, images: Mapping[Unit, np.ndarray]) -> np.ndarray:
         """All votes of some units, one after the other; images that share batches cost less."""
         from diffcert_ray.engine.votes import evaluate_votes
 
-        network = self._base.denoiser
-        for image in images.values():
-            if network is not None and image.shape != tuple(network.image_shape):
-                raise ConfigError(
-                    f"image has shape {image.shape}, the network takes {network.image_shape}"
-                )
         parts = tuple(Part(unit, unit.start, unit.stop) for unit in images)
         pixels = {unit.image_id: image for unit, image in images.items()}
         item = Item(0, self.sigma, parts)
@@ -138,7 +152,8 @@ class Classifier:
         the class of the smoothed classifier itself.
 
         Args:
-            images: float32 [C, H, W], or a batch [B, C, H, W], in [0, 1].
+            images: [C, H, W], or a batch [B, C, H, W]; floats in [0, 1], or uint8, which stand for
+                x / 255.
             image_ids: what the noise of each is addressed by, >= 0 and distinct; by default 0, 1,
                 ... B - 1.
             n: votes for each image (of its estimation stream).
@@ -150,15 +165,17 @@ class Classifier:
 
         Raises:
             ConfigError: images of another shape than the network's, or ids that do not fit them.
+            PixelsError: pixels that are not in [0, 1], or channels last.
             ValueError: alpha or n is out of range.
 
         Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 3.2.1 (PREDICT).
         """
         from diffcert_ray.certificates.prediction import check_prediction, prediction
 
-        check_prediction(n, alpha)
-        images = np.asarray(images, np.float32)
-        batch = images.reshape(-1, *images.shape[-3:]) if images.ndim >= 3 else images
+        images = np.asarray(images)
+        noise_slack = slack(self.sigma, int(np.prod(images.shape[-3:])))
+        check_prediction(n, alpha, noise_slack)
+        batch = self._pixels(images.reshape(-1, *images.shape[-3:]))
         ids = [int(i) for i in image_ids] or list(range(len(batch)))
         if len(ids) != len(batch) or len(set(ids)) < len(ids):
             raise ConfigError(
@@ -170,7 +187,8 @@ class Classifier:
         for first in range(0, len(units), together):
             chosen = slice(first, first + together)
             votes = self._cast(dict(zip(units[chosen], batch[chosen], strict=True)))
-            classes += [prediction(Counter(v.tolist()), alpha=alpha) for v in votes.reshape(-1, n)]
+            counts = [Counter(v.tolist()) for v in votes.reshape(-1, n)]
+            classes += [prediction(c, alpha=alpha, slack=noise_slack) for c in counts]
         return np.array(classes, np.int64).reshape(images.shape[:-3])
 
     def logits(self, u: Any, draws: int = 1, seed: int = 0) -> Any:

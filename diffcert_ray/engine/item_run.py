@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffcert_ray.conventions import DENOISE, OPEN
+from diffcert_ray.conventions import DENOISE, NO_CLASS, OPEN
+from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.denoisers.device import Coming, sent
 from diffcert_ray.engine.item_votes import CastVotes, HandedBack, Unpacked, Votes, packed
 from diffcert_ray.engine.lanes import Lanes, Rows
 from diffcert_ray.engine.row_queue import RowQueue
 from diffcert_ray.engine.watch import Watch, unwatched
 from diffcert_ray.method.diffusion_base import DiffusionBase
-from diffcert_ray.method.diffusion_classifier import row_losses, to_model_image
-from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.method.diffusion_classifier import row_losses
+from diffcert_ray.method.noise import NoiseSource, noisy_model_images
 from diffcert_ray.votes.units import Item
 
 LANE_BYTES = 512 * 2**20  # what the losses of the votes under way may take
@@ -144,7 +145,7 @@ class ItemRun:
         if not self._base.plan.needs_denoised:
             self._queue_rounds(lanes)
         elif self._base.unconditional is self._base.denoiser:
-            self._queue.put(lanes, np.full_like(lanes, DENOISE), np.full_like(lanes, -1))
+            self._queue.put(lanes, np.full_like(lanes, DENOISE), np.full_like(lanes, NO_CLASS))
             self._expected_rows += len(lanes) * self._classes
             self._lanes.wait_for(lanes, 1)
         else:
@@ -156,10 +157,11 @@ class ItemRun:
         ids, device = self._image_id[votes], self._base.device
         different, which = np.unique(ids, return_inverse=True)
         pixels = np.stack([self._image(int(i)).reshape(-1) for i in different])
-        clean = to_model_image(sent(pixels, device)[sent(which.reshape(-1), device)])
-        address = ids, self._stream[votes], self.votes.vote[votes]
-        delta = self._smoothing.normal(*address, "smoothing", device=device)
-        return clean + self._base.plan.s_tau * delta
+        points = sent(to_grid(pixels), device)[sent(which.reshape(-1), device)]
+        steps = self._smoothing.steps(
+            ids, self._stream[votes], self.votes.vote[votes], device=device
+        )
+        return noisy_model_images(points, steps)
 
     def _denoise_apart(self, lanes: np.ndarray) -> None:
         """The unconditional step by a network of its own, in batches of its own."""
@@ -234,7 +236,6 @@ class ItemRun:
             self._image_id[votes],
             self._stream[votes],
             self.votes.vote[votes],
-            "internal",
             self._level_of[entry[kept]],
             device=self._base.device,
         )

@@ -105,7 +105,7 @@ def draw_losses(
             pair = np.arange(low // classes, -(-high // classes))  # (draw, level), one noise each
             at, level = np.divmod(pair, levels)
             noise = source.normal(
-                image_id[at], np.full_like(at, ESTIMATE), draw[at], "internal", level, device=device
+                image_id[at], np.full_like(at, ESTIMATE), draw[at], level, device=device
             )
             for start in range(low, high, batch):
                 count = min(batch, high - start)

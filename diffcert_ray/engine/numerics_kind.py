@@ -98,7 +98,7 @@ def _probe(shape: tuple[int, ...], batch: int, device: str) -> tuple[Tensor, Ten
     """Noise [batch, C, H, W] at noise levels [batch] that go up, and the row numbers."""
     row = np.arange(batch)
     source = NoiseSource(PROBE_SEED, 0.0, int(np.prod(shape)))
-    noise = source.normal(row, np.zeros_like(row), row, "internal", device=device)
+    noise = source.normal(row, np.zeros_like(row), row, device=device)
     s = torch.linspace(0.1, 3.0, batch, device=device)
     return (s[:, None] * noise).reshape(batch, *shape), s, row
 

@@ -10,10 +10,10 @@ from functools import cache
 import numpy as np
 import torch
 
-from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET, to_model_space
+from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET
+from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.engine.item_votes import CastVotes, Votes
-from diffcert_ray.method.diffusion_classifier import to_model_image
-from diffcert_ray.method.noise import NoiseSource
+from diffcert_ray.method.noise import NoiseSource, noisy_model_images
 from diffcert_ray.method.trained_base import TrainedBase
 from diffcert_ray.votes.units import Item
 
@@ -30,23 +30,19 @@ def cast_by_trained(base: TrainedBase, item: Item, image: Callable[[int], np.nda
 def _winners(base: TrainedBase, votes: Votes, image: Callable[[int], np.ndarray]) -> np.ndarray:
     """Class of each vote, int64 [N]; the first of equal logits, -2 where they are not finite."""
     image_id, stream = votes.addresses()
-    s_tau, count = to_model_space(base.sigma), len(votes.vote)
-    pixels = cache(lambda i: torch.from_numpy(np.array(image(i), np.float32)))
+    count = len(votes.vote)
+    points = cache(lambda i: torch.from_numpy(to_grid(image(i))))
     winner = np.empty(count, np.int64)
     with torch.inference_mode():
         for start in range(0, count, base.batch):
             rows = np.arange(start, min(start + base.batch, count))
             padded = np.resize(rows, base.batch)
-            clean = torch.stack([pixels(i) for i in image_id[padded].tolist()]).to(base.device)
-            noise = NoiseSource(base.seed, base.sigma, clean[0].numel())
-            delta = noise.normal(
-                image_id[padded],
-                stream[padded],
-                votes.vote[padded],
-                "smoothing",
-                device=base.device,
+            clean = torch.stack([points(i) for i in image_id[padded].tolist()]).to(base.device)
+            source = NoiseSource(base.seed, base.sigma, clean[0].numel())
+            steps = source.steps(
+                image_id[padded], stream[padded], votes.vote[padded], device=base.device
             )
-            noisy = to_model_image(clean) + s_tau * delta.reshape(clean.shape)
+            noisy = noisy_model_images(clean, steps.reshape(clean.shape))
             logits = base.logits(noisy)[: len(rows)].cpu().numpy()
             finite = np.isfinite(logits).all(axis=1)
             winner[rows] = np.where(finite, logits.argmax(axis=1), NOT_TARGET)

@@ -104,7 +104,7 @@ class DiffusionBase:
         source = NoiseSource(seed, self.sigma, int(np.prod(self.denoiser.image_shape)))
         draw, level = np.divmod(np.arange(draws * levels), levels)
         zero = np.zeros_like(draw)
-        noise = source.normal(zero, zero, draw, "internal", level, device=u.device)
+        noise = source.normal(zero, zero, draw, level, device=u.device)
         eps = noise.reshape(draws, levels, *u.shape[1:]).to(u.dtype)
         return class_logits(self.denoiser, u, self.plan, eps, unconditional=self.unconditional)
 

@@ -96,17 +96,19 @@ def method_plan(method: str, levels: NoiseLevels, s_tau: float) -> MethodPlan:
         The plan.
 
     Raises:
-        ValueError: an unknown method, or a level not above s_tau (any level will do for "dc").
+        ValueError: an unknown method, or a level not above s_tau (any level will do for "dc", and
+            s_tau itself for "apndc", whose noise is added to a denoised image).
 
     Source: Chen et al. 2024 (arXiv:2402.02316): diffusion classifier, APNDC, and EPNDC with its two
     posterior means turned into one target: their difference is (c-b)/c times D - target.
     """
     require_known("method", method, METHODS)
     kind, s = _METHODS[method], levels.s
-    if s_tau < 0.0 or (method != "dc" and not np.all(s > s_tau)):
+    fits = s > s_tau if kind.continues_noise else s >= s_tau
+    if s_tau < 0.0 or (method != "dc" and not np.all(fits)):
         raise ValueError(
             f'the lowest level is {s.min()} and s_tau is {s_tau}: method "{method}" needs every '
-            "level above s_tau >= 0; raise s_lo"
+            f"level {'above' if kind.continues_noise else 'at or above'} s_tau >= 0; raise s_lo"
         )
     noise_scale = np.sqrt((s - s_tau) * (s + s_tau)) if kind.continues_noise else s
     return MethodPlan(

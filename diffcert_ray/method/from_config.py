@@ -5,10 +5,15 @@ import numpy as np
 from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import to_model_space
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.method.noise_levels import LOWEST_LEVEL, NoiseLevels, noise_levels
+from diffcert_ray.method.noise_levels import (
+    LOWEST_LEVEL,
+    NoiseLevels,
+    noise_levels,
+    reference_sifting,
+)
 from diffcert_ray.method.sift import Sift, exact_sift, full_sift, paired_z_sift, threshold_sift
 
-SIFTING_POINTS = 126  # the paper's grid for sifting, whatever the grid for refining
+SIFTING_POINTS = 126  # the grid that sifting levels are taken from, whatever is refined on
 
 
 def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
@@ -32,20 +37,28 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
                 levels.weights, z=rule.z, first_ratio=rule.first_ratio, first=rule.first_level
             )
             return levels, sift
-        sifting, densities = _sifting_grid(config, sigma)
+        sifting = _sifting_levels(config, sigma)
     except ValueError as error:
         raise ConfigError(f"noise_levels at sigma {sigma}: {error}") from None
     sift = threshold_sift(
         levels.weights,
-        densities,
+        sifting.weights,
         threshold=rule.threshold,
         keep=rule.keep,
         levels=rule.threshold_levels,
+        ascending=config.noise_levels.weights == "reference",
     )
     joined = NoiseLevels(
-        s=np.concatenate([levels.s, sifting]), weights=np.concatenate([levels.weights, densities])
+        s=np.concatenate([levels.s, sifting.s]),
+        weights=np.concatenate([levels.weights, sifting.weights]),
     )
     return joined, sift
+
+
+def refines_as_released(config: Config) -> bool:
+    """Whether votes are those of the released sift-and-refine, which has levels of its own."""
+    reference = config.noise_levels.weights == "reference"
+    return reference and config.sift.rule == "threshold" and config.method.name == "apndc"
 
 
 def _grid(config: Config, sigma: float) -> NoiseLevels:
@@ -56,30 +69,32 @@ def _grid(config: Config, sigma: float) -> NoiseLevels:
         grid.levels,
         s_lo=_lowest(config, sigma),
         s_max=grid.max,
-        method=config.method.name,
+        method="sift-refine" if refines_as_released(config) else config.method.name,
         s_tau=to_model_space(sigma),
     )
 
 
-def _sifting_grid(config: Config, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Levels for sifting and the weight density at each, without the spacing."""
-    grid = config.noise_levels
-    low = _lowest(config, sigma)
-    reference = grid.weights == "reference"
+def _sifting_levels(config: Config, sigma: float) -> NoiseLevels:
+    """Levels for sifting, with the weight density at each in place of a weight."""
+    grid, low = config.noise_levels, _lowest(config, sigma)
+    if grid.weights == "reference":
+        count = config.sift.threshold_levels
+        if config.method.name in ("dc", "apndc"):
+            return reference_sifting(count, s_lo=low, s_max=grid.max)
+        # At s_tau itself there is no noise to add, and epndc's target is infinite.
+        found = reference_sifting(count + 1, s_lo=low, s_max=grid.max)
+        return NoiseLevels(s=found.s[1:], weights=found.weights[1:])
     levels = noise_levels(
         "linear",
         grid.weights,
         SIFTING_POINTS,
         s_lo=low,
         s_max=grid.max,
-        method="sift-refine" if reference else config.method.name,
+        method=config.method.name,
         s_tau=to_model_space(sigma),
     )
-    spacing = (grid.max - low) / (SIFTING_POINTS - 1 if reference else SIFTING_POINTS)
-    s, density = levels.s, levels.weights / spacing
-    if reference and config.method.name != "dc":  # the released code's first level is s_tau itself
-        s, density = s[1:], density[1:]
-    return s, density
+    spacing = (grid.max - low) / SIFTING_POINTS
+    return NoiseLevels(s=levels.s, weights=levels.weights / spacing)
 
 
 def _lowest(config: Config, sigma: float) -> float:

@@ -1,5 +1,8 @@
 """Gaussian noise as a function of its address: (seed, sigma, image, stream, vote, purpose, level).
 
+Smoothing noise comes as integers, steps of the grid (``method.grid``), from 64-bit uniforms;
+internal noise as float32 numbers, from 32-bit ones.
+
 Nothing is drawn from a generator with a state, so a vote's noise is the same on every worker, after
 every restart and in every batch. The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011,
 "Parallel random numbers: as easy as 1, 2, 3"), followed by the Box-Muller transform in float64,
@@ -7,7 +10,8 @@ rounded to float32 at the end: libraries differ in the last bits of a float64 lo
 and almost none of these differences survives the rounding.
 
 Layout of an address. The 64-bit key is a hash of (seed, sigma), the 128-bit counter is
-``[block of four numbers, vote, image, stream | purpose | level]``. Within one seed and sigma no two
+``[block, vote, image, stream | purpose | level]``; a block of internal noise has four numbers, one
+of smoothing noise two. Within one seed and sigma no two
 addresses can meet: they are different counters of one bijection.
 """
 
@@ -18,11 +22,13 @@ import torch
 from torch import Tensor
 
 from diffcert_ray.conventions import MAX_IMAGE_ID, STREAM_NAMES
+from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.denoisers.device import sent
+from diffcert_ray.method.grid import MIDDLE, check_sigma_on_grid
 from diffcert_ray.method.noise_key import noise_key
 
-PURPOSES = ("smoothing", "internal")
-
+SMOOTHING, INTERNAL = 0, 1
+"""What noise is for, a bit of its address: no internal noise equals a smoothing noise."""
 MAX_VOTE = 2**32 - 1
 MAX_LEVEL = 2**24 - 1
 MAX_ELEMENTS = 2**34
@@ -94,24 +100,49 @@ class NoiseSource:
         """The two key words of Philox for this seed and sigma."""
         return noise_key(self.seed, self.sigma)
 
-    def normal(
+    def steps(
         self,
         image_id: np.ndarray,
         stream: np.ndarray,
         vote: np.ndarray,
-        purpose: str,
-        level: np.ndarray | int = 0,
         *,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Standard normal numbers for N addresses.
+        """Smoothing noise for N addresses, in steps of the grid: K = round(sigma G / h).
 
         Args:
             image_id: int64 [N], in [0, 2^32).
             stream: int64 [N], index into conventions.STREAM_NAMES.
             vote: int64 [N], in [0, 2^32).
-            purpose: one of PURPOSES; what the noise is for, so that no internal noise of the base
-                classifier equals a smoothing noise.
+            device: where the numbers are made.
+
+        Returns:
+            int32 [N, elements], equal for any N and order; on CPU and GPU equal but with the
+            probability that ``grid.slack`` accounts for.
+
+        Raises:
+            ValueError: part of an address is out of range, or sigma does not fit the grid.
+        """
+        check_sigma_on_grid(self.sigma)
+        words = self._words(image_id, stream, vote, SMOOTHING, 0, -(-self.elements // 2), device)
+        normal = _box_muller_64(*words)[:, : self.elements]
+        return torch.round(normal.mul_(self.sigma * STEPS)).to(torch.int32)
+
+    def normal(
+        self,
+        image_id: np.ndarray,
+        stream: np.ndarray,
+        vote: np.ndarray,
+        level: np.ndarray | int = 0,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Internal noise of the base classifier for N addresses: standard normal numbers.
+
+        Args:
+            image_id: int64 [N], in [0, 2^32).
+            stream: int64 [N], index into conventions.STREAM_NAMES.
+            vote: int64 [N], in [0, 2^32).
             level: index of the noise level, int64 [N] or one number, in [0, 2^24).
             device: where the numbers are made.
 
@@ -119,24 +150,48 @@ class NoiseSource:
             float32 [N, elements], equal on CPU and GPU to 1e-5, equal for any N and order.
 
         Raises:
-            KeyError: unknown purpose.
             ValueError: part of an address is out of range.
         """
+        blocks = -(-self.elements // 4)
+        words = self._words(image_id, stream, vote, INTERNAL, level, blocks, device)
+        return _box_muller(*words)[:, : self.elements].to(torch.float32)
+
+    def _words(
+        self,
+        image_id: np.ndarray,
+        stream: np.ndarray,
+        vote: np.ndarray,
+        purpose: int,
+        level: np.ndarray | int,
+        blocks: int,
+        device: torch.device | str,
+    ) -> tuple[Tensor, ...]:
+        """Four uniform words [N, blocks] for each block of each address."""
         _check_range("image_id", image_id, MAX_IMAGE_ID)
         _check_range("vote", vote, MAX_VOTE)
         _check_range("level", level, MAX_LEVEL)
         _check_range("stream", stream, len(STREAM_NAMES) - 1)
-        tag = np.asarray(stream, np.int64) | (_PURPOSE_BITS[purpose] << 1)
+        tag = np.asarray(stream, np.int64) | (purpose << 1)
         words = np.empty((3, len(vote)), np.int64)
         words[0], words[1] = vote, image_id
         words[2] = (tag << 24) | level
         address = sent(words, device)[:, :, None]
-        block = torch.arange(-(-self.elements // 4), device=device)[None, :]
-        uniform = philox4x32((block, address[0], address[1], address[2]), self.key)
-        return _box_muller(*uniform)[:, : self.elements].to(torch.float32)
+        block = torch.arange(blocks, device=device)[None, :]
+        return philox4x32((block, address[0], address[1], address[2]), self.key)
 
 
-_PURPOSE_BITS = {name: bit for bit, name in enumerate(PURPOSES)}
+def noisy_model_images(points: Tensor, steps: Tensor) -> Tensor:
+    """What a base classifier is shown of images under smoothing noise, and all that it is shown.
+
+    Args:
+        points: int32, images as grid points (``grid.to_grid``), any shape.
+        steps: int32, their noise, the same shape.
+
+    Returns:
+        float32, model space: a function of the integers ``points + steps`` alone, by an exact
+        subtraction, one division in float64 and one rounding. ``2 x - 1`` of the noisy pixels.
+    """
+    return ((points + steps - MIDDLE).to(torch.float64) / MIDDLE).to(torch.float32)
 
 
 def _box_muller(x0: Tensor, x1: Tensor, x2: Tensor, x3: Tensor) -> Tensor:
@@ -145,6 +200,21 @@ def _box_muller(x0: Tensor, x1: Tensor, x2: Tensor, x3: Tensor) -> Tensor:
     scale = 2.0**-32
     radius = torch.stack((x0, x2), dim=-1).double().add_(0.5).mul_(scale).log_().mul_(-2.0).sqrt_()
     angle = torch.stack((x1, x3), dim=-1).double().add_(0.5).mul_(scale * 2.0 * np.pi)
+    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    return pairs.flatten(1)
+
+
+def _box_muller_64(x0: Tensor, x1: Tensor, x2: Tensor, x3: Tensor) -> Tensor:
+    """Two uniforms of 64 bits per block to two normals: [N, blocks] each -> [N, 2 * blocks].
+
+    The errors of every step are counted in ``grid.slack``.
+    """
+    scale = 2.0**-64
+    # Middles of cells of 2^-64: U in (0, 1), V in (-1/2, 1/2), each rounded once.
+    u = (x0.double().mul_(2.0**32)).add_(x1.double().add_(0.5)).mul_(scale)
+    v = ((x2 - 2**31).double().mul_(2.0**32)).add_(x3.double().add_(0.5)).mul_(scale)
+    radius = u.log_().mul_(-2.0).sqrt_()
+    angle = v.mul_(2.0 * np.pi)
     pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
     return pairs.flatten(1)
 

@@ -28,8 +28,8 @@ REFERENCE_METHODS = ("dc", "epndc", "apndc", "apndc-posterior", "sift-refine")
 SIGMA_DATA = 0.5
 P_MEAN = -1.2
 P_STD = 1.2
-# The released sift-and-refine always sifts on this many points, whatever grid it refines on.
-_REFERENCE_SIFT_POINTS = 126
+REFERENCE_REFINING_POINTS = 126
+"""The released sift-and-refine always refines on this many points, whatever grid it is given."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def noise_levels(
             (126 and 1001 in the released code), of which slightly fewer are evaluated.
         s_lo: lower end, model space; > 0 for "quantile" and "reference".
         s_max: upper end, model space, > s_lo; 3 in the paper.
-        method: classifier method, or "sift-refine" for the released code's sifting levels.
+        method: classifier method, or "sift-refine" for the levels on which the released
+            sift-and-refine refines (it sifts on `reference_sifting`).
         s_tau: smoothing noise already in the input, model space, >= 0; for "dc", which takes its
             input for clean, it does not matter where the grid begins.
 
@@ -118,11 +119,11 @@ def noise_levels(
                 f'weights "reference" with grid "{grid}": the released code has only linear '
                 'levels; set grid = "linear", or weights = "edm"'
             )
-        return reference_levels(method, levels, s_lo=s_lo, s_max=s_max)
+        return reference_levels(method, levels, s_lo=s_lo, s_max=s_max, s_tau=s_tau)
     if method == "sift-refine":
         raise ValueError(
             f'method "sift-refine" with weights "{weights}": only "reference" has levels of its '
-            "own for sifting; otherwise name the method that is sifted"
+            "own for it; otherwise name the method that is sifted"
         )
     if grid == "quantile":
         return _quantile_levels(weights, levels, s_lo, s_max, s_tau, method)
@@ -132,29 +133,33 @@ def noise_levels(
     return NoiseLevels(s=s, weights=weight_density(weights, s) * spacing)
 
 
-def reference_levels(method: str, points: int, *, s_lo: float, s_max: float) -> NoiseLevels:
+def reference_levels(
+    method: str, points: int, *, s_lo: float, s_max: float, s_tau: float | None = None
+) -> NoiseLevels:
     """Levels and weights of the paper's released code, offsets and slips included.
 
-    On the grid s_0 = s_lo .. s_{N-1} = s_max of N points with spacing ds, i a grid index, and p the
-    log-normal density with its exponent multiplied where it should be divided by P_std^2:
+    On the grid s_0 = s_lo .. s_{N-1} = s_max of N points with spacing ds, and p the log-normal
+    density with its exponent multiplied where it should be divided by P_std^2:
 
-    | method | i | level | weight |
+    | method | grid index | level | weight |
     |---|---|---|---|
-    | dc, apndc | 1 .. N-2 | s_i | lambda(s_{i+1}) p(s_i) ds |
-    | epndc | 5 .. N-3 | s_{i+1} | lambda(s_i) p(s_i) ds (c-a)(s_i+s_{i+1})^2 / (4c(b-a)) |
-    | apndc-posterior | 1 .. N-3 | s_{i+1} | lambda(s_{i+2}) p(s_i) ds |
-    | sift-refine | 0 .. 125 | s_i of 126 points | lambda(s_i) p(s_i) ds, ds of the N points |
+    | dc, apndc | j = 1 .. N-2 | s_j | lambda(s_j) p(s_{j-1}) ds |
+    | apndc-posterior | j = 2 .. N-2 | s_j | lambda(s_j) p(s_{j-2}) ds |
+    | epndc | i = 5 .. N-3 | s_{i+1} | lambda(s_i) p(s_i) ds (c-a)(s_i+s_{i+1})^2 / (4c(b-a)) |
+    | sift-refine | i = 0 .. 125 | s_i of 126 points | lambda(s_i) p(s_i) ds, ds of the N points |
 
-    with a = s_lo^2, b = s_i^2, c = s_{i+1}^2.
+    with a = s_tau^2, b = s_i^2, c = s_{i+1}^2.
 
     Args:
         method: one of the table's.
         points: N, >= 8; 126 and 1001 in the released code.
         s_lo: first grid point, model space, > 0: s_tau, or 1e-4 for dc.
         s_max: last grid point, model space.
+        s_tau: smoothing noise already in the input, model space; only "epndc" weighs by it. By
+            default s_lo, as in the released code.
 
     Returns:
-        The levels with their weights; N-2, N-7, N-3 and 126 of them in the table's order.
+        The levels with their weights; N-2, N-3, N-7 and 126 of them in the table's order.
 
     Raises:
         ValueError: too few points, or s_lo is 0.
@@ -169,20 +174,36 @@ def reference_levels(method: str, points: int, *, s_lo: float, s_max: float) -> 
         raise ValueError(f's_lo is {s_lo}, weights "reference" need s_lo > 0 (released dc: 1e-4)')
     spacing = (s_max - s_lo) / (points - 1)
     if method == "sift-refine":
-        s = np.linspace(s_lo, s_max, _REFERENCE_SIFT_POINTS)
+        s = np.linspace(s_lo, s_max, REFERENCE_REFINING_POINTS)
         return NoiseLevels(s=s, weights=_edm_lambda(s) * _reference_p(s) * spacing)
     s = np.linspace(s_lo, s_max, points)
-    if method in ("dc", "apndc"):
-        weights = _edm_lambda(s[2:]) * _reference_p(s[1:-1]) * spacing
-        return NoiseLevels(s=s[1:-1], weights=weights)
-    if method == "apndc-posterior":
-        weights = _edm_lambda(s[3:]) * _reference_p(s[1:-2]) * spacing
-        return NoiseLevels(s=s[2:-1], weights=weights)
-    lower, upper = s[5:-2], s[6:-1]
-    a, b, c = s_lo**2, lower**2, upper**2
-    interval_factor = (c - a) * (lower + upper) ** 2 / (4.0 * c * (b - a))
-    weights = _edm_lambda(lower) * _reference_p(lower) * spacing * interval_factor
-    return NoiseLevels(s=upper, weights=weights)
+    if method == "epndc":
+        lower, upper = s[5:-2], s[6:-1]
+        a, b, c = (s_lo if s_tau is None else s_tau) ** 2, lower**2, upper**2
+        interval_factor = (c - a) * (lower + upper) ** 2 / (4.0 * c * (b - a))
+        weights = _edm_lambda(lower) * _reference_p(lower) * spacing * interval_factor
+        return NoiseLevels(s=upper, weights=weights)
+    late = 2 if method == "apndc-posterior" else 1  # p is taken so many steps below the level
+    weights = _edm_lambda(s[late:-1]) * _reference_p(s[: -1 - late]) * spacing
+    return NoiseLevels(s=s[late:-1], weights=weights)
+
+
+def reference_sifting(points: int, *, s_lo: float, s_max: float) -> NoiseLevels:
+    """Levels on which the released sift-and-refine sifts, visited in ascending order, all of them.
+
+    Args:
+        points: how many, >= 1; 50 in the released code.
+        s_lo: the first of them, model space, > 0: s_tau in the released code.
+        s_max: the last of them, model space.
+
+    Returns:
+        Evenly spaced levels, both ends included, with their weight density lambda(s) p(s): the
+        weight without the spacing, for a threshold that no grid changes.
+
+    Source: as `reference_levels`.
+    """
+    s = np.linspace(s_lo, s_max, points)
+    return NoiseLevels(s=s, weights=_edm_lambda(s) * _reference_p(s))
 
 
 def require_known(what: str, name: str, known: Sequence[str]) -> None:

@@ -307,7 +307,13 @@ def paired_z_sift(
 
 
 def threshold_sift(
-    weights: np.ndarray, densities: np.ndarray, *, threshold: float, keep: int, levels: int
+    weights: np.ndarray,
+    densities: np.ndarray,
+    *,
+    threshold: float,
+    keep: int,
+    levels: int,
+    ascending: bool = False,
 ) -> Sift:
     """The paper's sift-and-refine over a grid for refining and a grid for sifting.
 
@@ -317,9 +323,12 @@ def threshold_sift(
         threshold: largest lag that stays in, in loss (mean over pixels) times density.
         keep: classes that are refined.
         levels: sifting levels at most, <= S.
+        ascending: sifting goes from the lowest level up, as in the released code, in place of an
+            order in which few levels cover the whole range.
     """
     refine, sifting = len(weights), len(densities)
-    visits = refine + visiting_order(sifting)[: min(levels, sifting)]
+    order = np.arange(sifting) if ascending else visiting_order(sifting)
+    visits = refine + order[: min(levels, sifting)]
     rounds = even_rounds(0, len(visits), 1) + even_rounds(
         len(visits), len(visits) + refine, FULL_ROUND_LEVELS
     )

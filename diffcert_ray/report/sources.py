@@ -149,6 +149,12 @@ def _read_text(address: str, storage_options: Mapping[str, Any] | None) -> str:
 
 def _notes(run: Run, rows: pd.DataFrame, bound: str) -> list[str]:
     notes = []
+    if not run.document.castable:
+        notes.append(
+            f"The run is of method version {run.document.method_version}: its certificates are by "
+            "the rules of that version, and this program can neither continue it nor cast its "
+            "votes again"
+        )
     unread = rows.loc[rows["nfe"] == 0, "image_id"].unique()
     if len(unread):
         shown = ", ".join(map(str, unread[:20]))
@@ -171,6 +177,7 @@ def _identity(run: Run) -> list[tuple[str, str]]:
         ("run", run.address),
         ("votes_id", document.votes_id),
         ("plan_id", document.plan_id),
+        ("method version", str(document.method_version)),
         ("checkpoint", config.model.checkpoint),
         *weights,
         ("dataset", f"{data.get('name')} {data.get('split')}, {shape}"),

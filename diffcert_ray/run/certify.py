@@ -79,7 +79,8 @@ def certify(
         classifier: a torch module in place of ``classifier.checkpoint`` and ``architecture``: takes
             images [B, C, H, W] in pixel units, normalised by ``classifier.mean`` and ``std``, and
             returns logits [B, K].
-        on_damaged: "refuse" a damaged part of the store, or "recompute" its units.
+        on_damaged: "refuse" damaged and foreign files of the store, or "recompute": set them aside
+            for good and compute again what units are missing.
         on_progress: called about once a second.
         on_start: called once the run is open and before anything is evaluated.
         on_calibrated: called with one line on what a new, long run was measured to compute with.
@@ -115,6 +116,8 @@ def certify(
             make = pool or partial(usual_pool, local=local, address=address)
             watching = on_progress if local or pool else _exported(on_progress, opened)
             outcome = _driven(opened, todo, writer, make, watching, should_stop)
+    if on_damaged == "recompute" and not outcome.interrupted:
+        opened.run.store.supersede(writer.name)  # what it held is stored again
     outcome.unreadable = opened.unreadable
     return replace(opened.run, outcome=outcome)
 
@@ -149,6 +152,7 @@ def _checked(
     check_plan(config, plan, data, denoiser, classifier)
     read = check_images(data, plan.image_ids)
     plan, unreadable = leave_out_corrupt(config, plan, read)
+    plan = kind_of(config).on_grid(plan, read.off_grid)
     spec = WorkerSpec(
         config,
         weights,

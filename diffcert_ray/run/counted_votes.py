@@ -9,10 +9,12 @@ import pandas as pd
 
 from diffcert_ray.certificates.recomputed import radius_of_bound, recomputed, sequential_agrees
 from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, NOT_TARGET
+from diffcert_ray.method.grid import rounding_radius, slack
 from diffcert_ray.run.contradictions import Booleans, Contradiction, contradiction
 from diffcert_ray.storage.done_units import DoneUnits, UnitGroup
 
 Integers = npt.NDArray[np.int64]
+FARTHEST_ERROR = 1e-6  # relative, of the distance of an image from the grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,17 +141,45 @@ def _strongest_other(group: UnitGroup, of: Integers, units: Integers, chosen: In
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """What was subtracted from p_low and from the radius of each certificate, [R]."""
+    """What is said to be taken off p_low and off the radius of each certificate, [R]."""
 
     slack: npt.NDArray[np.float64]
     taken_off: npt.NDArray[np.float64]
 
     @classmethod
     def of(cls, certificates: pd.DataFrame) -> "Limits":
-        """Of stored rows; 0 where no column says it."""
-        nothing = np.zeros(len(certificates))
-        names = ("slack", "taken_off")
-        return cls(*(certificates[n].to_numpy() if n in certificates else nothing for n in names))
+        """Of stored rows."""
+        return cls(*(certificates[name].to_numpy() for name in ("slack", "taken_off")))
+
+
+def off_contradictions(certificates: pd.DataFrame, dimensions: int) -> Iterator[Contradiction]:
+    """Certificates off which less or more is taken than the run has to take.
+
+    An image's own distance from the grid is only known with the image: 0 to that of the farthest
+    point of a cell.
+
+    Args:
+        certificates: stored rows; nothing is taken off those of images that could not be read.
+        dimensions: D, numbers in the noise of a vote; 0 where it is on no grid.
+    """
+    sigma, read = certificates["sigma"].to_numpy(), certificates["nfe"].to_numpy() > 0
+    stated = Limits.of(certificates)
+    sigmas, where = np.unique(sigma, return_inverse=True)
+    slacks = np.array([slack(s, dimensions) for s in sigmas.tolist()])[where.reshape(-1)]
+    expected = np.where(read, slacks, 0.0)
+    least = np.where(read, rounding_radius(dimensions), 0.0)
+    most = 2 * least * (1 + FARTHEST_ERROR)
+    yield from contradiction(
+        ~(stated.slack == expected),
+        lambda row: f"slack is {stated.slack[row]}, the run's is {expected[row]}",
+    )
+    yield from contradiction(
+        ~((stated.taken_off >= least) & (stated.taken_off <= most)),
+        lambda row: (
+            f"taken_off is {stated.taken_off[row]}, the run's is {least[row]}, and for images off "
+            f"the grid at most {most[row]}"
+        ),
+    )
 
 
 def vote_contradictions(
@@ -163,10 +193,6 @@ def vote_contradictions(
         without, lambda row: f"p_low {column['p_low'][row]} although it has no votes"
     )
     limits = Limits.of(certificates)
-    yield from contradiction(
-        np.broadcast_to((limits.slack < 0) | (limits.taken_off < 0), counted.shape),
-        lambda row: "slack and taken_off are subtracted: they are never negative",
-    )
     p_low, radius = column["p_low"], column["radius"]
     if bound == "clopper-pearson":
         given = recomputed(

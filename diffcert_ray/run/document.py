@@ -1,5 +1,6 @@
 """run.toml: the configuration that a run folder belongs to, its two hashes, and what may change."""
 
+import math
 import platform
 import tomllib
 from collections.abc import Mapping
@@ -9,17 +10,14 @@ from typing import Any
 
 import tomli_w
 
-from diffcert_ray.config.identity import (
-    METHOD_VERSION,
-    canonical_hash,
-    plan_identity,
-    votes_identity,
-)
+from diffcert_ray.config import identity
+from diffcert_ray.config.identity import canonical_hash, plan_identity, votes_identity
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config, NumericsConfig
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.kind import kind_of
 
+GRID_SINCE = 2  # version of the method
 WEIGHTS = "weights."
 VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
 
@@ -37,15 +35,20 @@ class RunDocument:
     document_id: str  # hash of both ids, dataset and versions; "" in runs begun before it was kept
 
     @staticmethod
-    def of(config: Config, weights: Mapping[str, str], dataset: Mapping[str, Any]) -> "RunDocument":
+    def of(
+        config: Config,
+        weights: Mapping[str, str],
+        dataset: Mapping[str, Any],
+        method_version: int | None = None,  # of a stored run to compare with; else this program's
+    ) -> "RunDocument":
         """The document of a run about to start, with final [numerics]."""
-        identity = votes_identity(config, weights)
-        votes_id = canonical_hash(identity)
+        votes = votes_identity(config, weights, method_version)
+        votes_id = canonical_hash(votes)
         plan_id = canonical_hash(plan_identity(config, votes_id))
         versions = {name: _version(name) for name in VERSIONED}
         versions["python"] = platform.python_version()
         whole = _document_id(votes_id, plan_id, dataset, versions)
-        return RunDocument(config, identity, votes_id, plan_id, dataset, versions, whole)
+        return RunDocument(config, votes, votes_id, plan_id, dataset, versions, whole)
 
     def to_bytes(self) -> bytes:
         """TOML, without execution settings that may hold credentials."""
@@ -97,7 +100,7 @@ class RunDocument:
         in its dataset let those without a certificate disappear.
         """
         whole = _document_id(self.votes_id, self.plan_id, self.dataset, self.versions)
-        first_version = self.votes_identity.get("method_version") == 1
+        first_version = self.method_version == 1
         for name, stated, actual in (
             ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
             ("plan_id", self.plan_id, canonical_hash(plan_identity(self.config, self.votes_id))),
@@ -118,9 +121,9 @@ class RunDocument:
         mine = dict(self.votes_identity)
         roles = [key.removeprefix(WEIGHTS) for key in mine if key.startswith(WEIGHTS)]
         weights = {role: mine[WEIGHTS + role] for role in roles if "." not in role}
-        theirs = _without_none(votes_identity(self.config, weights))
-        keys = {*mine, *theirs} - {"method_version"}
-        if mine.get("method_version") != METHOD_VERSION:  # which had other keys
+        theirs = _without_none(votes_identity(self.config, weights, self.method_version))
+        keys = {*mine, *theirs}
+        if not self.castable:  # another version may have had other keys
             keys &= {*mine} & {*theirs}
         for key in sorted(keys):
             stated, actual = (canonical_hash({"": m.get(key)}) for m in (mine, theirs))
@@ -141,6 +144,40 @@ class RunDocument:
         numerics = NumericsConfig.model_validate(self.config.numerics.model_dump())
         return config.model_copy(update={"numerics": numerics})
 
+    @property
+    def method_version(self) -> int:
+        """Version of the method that cast the run's votes."""
+        return int(self.votes_identity.get("method_version", 0))
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in the noise of a vote, where it is on a grid; 0 in runs of before there was one.
+
+        Whatever they take off a certificate is 0 for 0.
+        """
+        if self.method_version < GRID_SINCE:
+            return 0
+        return math.prod(int(side) for side in self.dataset["image_shape"])
+
+    @property
+    def castable(self) -> bool:
+        """Whether this program casts the run's votes: it knows one version of the method."""
+        return self.method_version == identity.METHOD_VERSION
+
+    def check_castable(self) -> None:
+        """Refuse to cast votes for a run of another version of the method (ConfigError)."""
+        if not self.castable:
+            now = identity.METHOD_VERSION
+            remedy = "give another run folder (--run)"
+            if self.method_version > now:
+                remedy = f"upgrade diffcert_ray, or {remedy}"
+            raise ConfigError(
+                f"this run's votes are of method version {self.method_version}, and this program "
+                f"casts those of version {now}: other noise, other votes, so it can neither "
+                "continue the run nor cast its votes again (report, status, export and verify "
+                f"without replay still read it); {remedy}"
+            )
+
     def check_continues(self, other: "RunDocument") -> None:
         """Refuse a start that would mix other votes, or another fixed n, into this run.
 
@@ -150,6 +187,8 @@ class RunDocument:
         Raises:
             ConfigError: naming every differing key, both values and the remedy.
         """
+        if other.method_version != self.method_version:
+            self.check_castable()
         mine, theirs = self.votes_identity, other.votes_identity
         differing = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
         if differing:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from diffcert_ray.certificates.radius import largest_radius
 from diffcert_ray.plain.plan import PlainPlan
 from diffcert_ray.plain.units import LossItem, LossUnit
 from diffcert_ray.run.loss_rows import loss_row
+from diffcert_ray.run.reachable import ceiling
+from diffcert_ray.storage.origin import Origin
 from diffcert_ray.storage.parts import encode
 from diffcert_ray.storage.schemas import LossRow, loss_table
 from diffcert_ray.votes.image import Plan
@@ -142,7 +143,7 @@ def estimate(
         sigmas.append(
             SigmaEstimate(
                 sigma,
-                largest_radius(plan.n, sigma, plan.alpha, plan.bound),
+                ceiling(plan, sigma),
                 len(plan.image_ids) * (plan.n0 + plan.n),
                 nfe / votes,
                 worker.base(sigma).most_nfe,
@@ -188,4 +189,5 @@ def estimate_plain(plan: PlainPlan, worker: "Worker", *, trial_s: float = TRIAL_
 def _stored_bytes(row: LossRow) -> float:
     """What one more unit adds to a file; units like this one, with other sums."""
     rows = [replace(row, sums=row.sums * (1 + k / 97)) for k in range(9)]
-    return (len(encode(loss_table(rows))) - len(encode(loss_table(rows[:1])))) / 8
+    sizes = [len(encode(loss_table(rows[:count]), Origin())) for count in (1, 9)]
+    return (sizes[1] - sizes[0]) / 8

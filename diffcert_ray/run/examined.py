@@ -57,6 +57,7 @@ def examine(
     check(rows.iloc[counting])
     classes = int(document.dataset["num_classes"])
     found = list(row_contradictions(rows, classes))
-    units = kind_of(document.config).examine(document.config, store, rows, counting, classes)
+    config, dimensions = document.config, document.dimensions
+    units = kind_of(config).examine(config, store, rows, counting, classes, dimensions)
     found += units.contradictions
     return Examined(rows, counting, stored.source, found, units.odd, units.begun)

@@ -113,6 +113,10 @@ class Kind(Protocol):
         """What a configuration asks of some images."""
         ...
 
+    def on_grid(self, plan: Any, distances: Mapping[int, float]) -> Any:
+        """The plan with what rounding to the grid takes off each image's radius, pixel units."""
+        ...
+
     def check(self, config: Config, plan: Any) -> None:
         """Refuse what cannot give what is asked: radii out of reach, noise levels (ConfigError)."""
         ...
@@ -180,6 +184,7 @@ class Kind(Protocol):
         rows: pd.DataFrame,
         counting: npt.NDArray[np.int64],
         classes: int,
+        dimensions: int,
     ) -> UnitsExamined:
         """Compare stored certificates with their counts, in milliseconds.
 
@@ -189,6 +194,7 @@ class Kind(Protocol):
             rows: certificates of this run, repeats included.
             counting: positions of those that count.
             classes: K.
+            dimensions: D, numbers in the noise of a vote; 0 where it is on no grid.
 
         Returns:
             What is wrong, and what was begun.

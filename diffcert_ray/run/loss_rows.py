@@ -72,6 +72,8 @@ def plain_row(
         abstained=certificate.abstained,
         radius=certificate.radius,
         p_low=float("nan"),
+        slack=0.0,
+        taken_off=0.0,
         n_a=0,
         n=certificate.draws,
         n0=0,

@@ -42,6 +42,10 @@ class LossRuns:
         dimensions = int(np.prod(dataset.image_shape))
         return plain_plan(config, image_ids, dataset.num_classes, dimensions)
 
+    def on_grid(self, plan: PlainPlan, distances: Mapping[int, float]) -> PlainPlan:
+        """As `Kind.on_grid`: draws are float numbers here, see docs/guarantees.md."""
+        return plan
+
     def check(self, config: Config, plan: PlainPlan) -> None:
         """As `Kind.check`: making the plan has checked its noise levels."""
 
@@ -111,6 +115,7 @@ class LossRuns:
         rows: pd.DataFrame,
         counting: npt.NDArray[np.int64],
         classes: int,
+        dimensions: int,
     ) -> UnitsExamined:
         """As `Kind.examine`: radii need the images too, so that only ``verify`` recomputes them."""
         draws, unit = config.plain.draws, config.plain.unit
@@ -128,6 +133,7 @@ class LossRuns:
         counts[counting] = True
         n, n_a = (rows[name].to_numpy() for name in ("n", "n_a"))
         p_low = rows["p_low"].to_numpy()
+        off = {name: rows[name].to_numpy() for name in ("slack", "taken_off")}
         found = [
             *contradiction(
                 used & (n != draws), lambda row: f"n is {n[row]}, the run has {draws} draws"
@@ -142,6 +148,13 @@ class LossRuns:
             *contradiction(
                 (n_a != 0) | ~np.isnan(p_low),
                 lambda row: f"n_a {n_a[row]} and p_low {p_low[row]} although it has no votes",
+            ),
+            *contradiction(
+                (off["slack"] != 0) | (off["taken_off"] != 0),
+                lambda row: (
+                    f"slack {off['slack'][row]} and taken_off {off['taken_off'][row]}, of which "
+                    "certificates without votes have none"
+                ),
             ),
         ]
         said = [

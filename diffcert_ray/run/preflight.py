@@ -10,6 +10,7 @@ from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import MAX_IMAGE_ID
 from diffcert_ray.datasets import Checked, Dataset
+from diffcert_ray.datasets.pixel_scale import check_channel_order
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.kind import Plan, kind_of
 
@@ -36,6 +37,7 @@ def check_plan(
     Raises:
         ConfigError: radii out of reach of n and alpha; impossible noise levels; labels, image ids,
             shapes or classes that do not fit.
+        PixelsError: images H x W x C.
     """
     kind_of(config).check(config, plan)
     labels = dataset.labels
@@ -68,6 +70,7 @@ def check_plan(
 
 
 def _check_shape(shape: tuple[int, ...], name: str, dataset: Dataset) -> None:
+    check_channel_order(dataset.image_shape, shape, f"an image of {dataset.name}")
     if tuple(shape) != tuple(dataset.image_shape):
         raise ConfigError(
             f"images of {dataset.name} are {tuple(dataset.image_shape)} (channels, height, "
@@ -86,6 +89,8 @@ def _check_direct(
     """Load the classifier and show it one image; hold the denoiser's facts against the images."""
     from diffcert_ray.checkpoints.image_classifier import load_classifier
 
+    if config.method.name == "classify":  # else the denoiser says what it takes
+        check_channel_order(dataset.image_shape, None, f"an image of {dataset.name}")
     load_classifier(config, dataset.num_classes, dataset.image_shape, network=classifier)
     if config.method.name == "classify":
         return

@@ -1,8 +1,11 @@
 """Whether votes can certify what is asked of them: refused where not, doubted where hardly."""
 
-from diffcert_ray.certificates.radius import largest_radius, required_n, round_radius_down
+from diffcert_ray.certificates.radius import round_radius_down
+from diffcert_ray.certificates.reach import largest_radius, required_n
 from diffcert_ray.config.tables import Config
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.method.from_config import refines_as_released
+from diffcert_ray.method.noise_levels import REFERENCE_REFINING_POINTS
 from diffcert_ray.votes.image import Plan
 
 
@@ -13,14 +16,21 @@ def check_radii(plan: Plan) -> None:
         ConfigError: with the n that would do.
     """
     sigma = max(plan.sigmas)
-    ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
-    out_of_reach = [r for r in plan.radii if r > 0 and r >= ceiling]
+    most = ceiling(plan, sigma)
+    out_of_reach = [r for r in plan.radii if r > 0 and r >= most]
     if out_of_reach:
         worst = max(out_of_reach)
-        needed = required_n(worst, sigma, plan.alpha, plan.bound)
+        needed = required_n(
+            worst,
+            sigma,
+            plan.alpha,
+            plan.bound,
+            slack=plan.slack(sigma),
+            taken_off=plan.taken_off(),
+        )
         raise ConfigError(
             f"votes.n = {plan.n} at alpha {plan.alpha} certifies at most radius "
-            f"{round_radius_down(ceiling, 3)} at sigma {sigma} (every vote agreeing), below "
+            f"{round_radius_down(most, 3)} at sigma {sigma} (every vote agreeing), below "
             f"the asked radius {worst}: set votes.n to {needed} or more, use a larger "
             "sigma, or drop the radius from votes.radii"
         )
@@ -33,11 +43,11 @@ def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[st
     """
     sentences: list[str] = []
     for sigma in plan.sigmas:
-        ceiling = largest_radius(plan.n, sigma, plan.alpha, plan.bound)
-        if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= ceiling]:
+        most = ceiling(plan, sigma)
+        if beyond := [f"{r:g}" for r in plan.radii if r > 0 and r >= most]:
             sentences.append(
                 f"at sigma {sigma:g} no image can reach radius {', '.join(beyond)}: n = {plan.n} "
-                f"at alpha {plan.alpha:g} certifies at most {round_radius_down(ceiling, 3)}; "
+                f"at alpha {plan.alpha:g} certifies at most {round_radius_down(most, 3)}; "
                 "raise votes.n, or leave out the sigma or the radius"
             )
     if plan.bound == "sequential" and plan.n < 5 * plan.unit:
@@ -62,4 +72,17 @@ def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[st
             f"sift.keep = {config.sift.keep} of {classes} classes: the rule threshold never drops "
             "one; set a smaller sift.keep"
         )
+    asked = config.noise_levels.levels
+    if sifted and refines_as_released(config) and asked != REFERENCE_REFINING_POINTS:
+        sentences.append(
+            f"noise_levels.levels = {asked}: the released sift-and-refine refines on "
+            f"{REFERENCE_REFINING_POINTS} points whatever its grid; set it to "
+            f'{REFERENCE_REFINING_POINTS}, or noise_levels.weights to "edm"'
+        )
     return sentences
+
+
+def ceiling(plan: Plan, sigma: float) -> float:
+    """The radius that unanimous votes certify for an image on the grid."""
+    off = {"slack": plan.slack(sigma), "taken_off": plan.taken_off()}
+    return largest_radius(plan.n, sigma, plan.alpha, plan.bound, **off)

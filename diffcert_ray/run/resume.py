@@ -94,6 +94,8 @@ def unread_rows(
                 abstained=True,
                 radius=0.0,
                 p_low=p_low,
+                slack=0.0,
+                taken_off=0.0,
                 n_a=0,
                 n=0,
                 n0=plan.n0,

@@ -37,8 +37,10 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     config, kind, store = run.config, run.kind, run.store
     votes_id, weights = run.document.votes_id, weights_of(config)
     data = load_dataset(config.dataset.whole(), config.execution.storage_options)
-    run.document.check_continues(RunDocument.of(config, weights, about(data)))
+    version = run.document.method_version
+    run.document.check_continues(RunDocument.of(config, weights, about(data), version))
     verification = Verification(seed=secrets.randbelow(2**32) if seed is None else seed)
+    verification.other_method = 0 if run.document.castable else version
     chosen = load_dataset(config.dataset, config.execution.storage_options)
     _compare_dataset(run, data, chosen, verification)
     examined = run.examined()
@@ -56,7 +58,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
             f"image {foreign[0]}"
         )
     kind.recompute(config, votes_id, store, held, data, certificates, verification)
-    if sample:
+    if sample and run.document.castable:
         device = resolve_device(config.execution.device)
         worker = WorkerSpec(config, weights, device, dataset=data).load("verify")
         kind.replay(config, store, held, data, worker, verification, sample)

@@ -81,6 +81,8 @@ def certificate_row(
         abstained=verdict.predicted == ABSTAIN,
         radius=verdict.radius,
         p_low=verdict.p_low,
+        slack=image.plan.slack(image.sigma),
+        taken_off=image.plan.taken_off(image.image_id),
         n_a=verdict.n_a,
         n=verdict.n,
         n0=image.plan.n0,

@@ -1,5 +1,6 @@
 """Runs of votes, by a diffusion classifier or a trained one: what `Kind` asks of them."""
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffcert_ray.config.tables import Config
-from diffcert_ray.datasets import Dataset
+from diffcert_ray.datasets import Dataset, check_images
 from diffcert_ray.datasets.dataset import labels_of
+from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.method.from_config import levels_and_sift
 from diffcert_ray.run.contradictions import Contradiction, UnitsExamined
 from diffcert_ray.run.counted_votes import (
     counted_votes,
     odd_units,
+    off_contradictions,
     unborne,
     vote_contradictions,
 )
@@ -42,6 +45,9 @@ from diffcert_ray.votes.stages import Stages
 if TYPE_CHECKING:
     from diffcert_ray.engine.worker import Worker
 
+logger = logging.getLogger(__name__)
+
+SHOWN_IDS = 20
 EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
 UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
 
@@ -72,9 +78,15 @@ class VoteRuns:
             alpha=votes.alpha,
             bound=votes.bound,
             radii=votes.radii,
+            dimensions=int(np.prod(dataset.image_shape)),
             estimate=votes.estimate,
             futility=votes.futility,
         )
+
+    def on_grid(self, plan: Plan, distances: Mapping[int, float]) -> Plan:
+        """As `Kind.on_grid`."""
+        _say_off_grid(distances)
+        return replace(plan, off_grid=distances)
 
     def check(self, config: Config, plan: Plan) -> None:
         """As `Kind.check`."""
@@ -162,11 +174,13 @@ class VoteRuns:
         rows: pd.DataFrame,
         counting: npt.NDArray[np.int64],
         classes: int,
+        dimensions: int,
     ) -> UnitsExamined:
         """As `Kind.examine`."""
         votes = config.votes
         alpha, bound = votes.alpha, votes.bound
-        found = list(vote_contradictions(rows, alpha=alpha, bound=bound))
+        found = list(off_contradictions(rows, dimensions))
+        found += vote_contradictions(rows, alpha=alpha, bound=bound)
         done = store.done_units()
         read = counting[rows["nfe"].to_numpy()[counting] > 0]  # the others could not be read
         certificates = rows.iloc[read]
@@ -204,6 +218,10 @@ class VoteRuns:
         images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
         sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
         plan = replace(self.plan(config, images, data), sigmas=sigmas)
+        if verification.other_method:  # before there was a grid: nothing was taken off
+            plan = replace(plan, dimensions=0)
+        else:
+            plan = replace(plan, off_grid=check_images(data, images.tolist()).off_grid)
         label = labels_of(data).__getitem__
         rows: Iterator[CertificateRow]
         if plan.bound == "sequential":
@@ -279,3 +297,18 @@ class VoteRuns:
 def _at(reason: Callable[[int], str], positions: npt.NDArray[np.int64], row: int) -> str:
     """The reason for a row of a table, told of the part of it at ascending or other positions."""
     return reason(int(np.flatnonzero(positions == row)[0]))
+
+
+def _say_off_grid(distances: Mapping[int, float]) -> None:
+    """Warn that images are rounded to the grid, and what that takes off their radii."""
+    if distances:
+        ids = sorted(distances)
+        shown = ", ".join(map(str, ids[:SHOWN_IDS])) + ("..." if len(ids) > SHOWN_IDS else "")
+        logger.warning(
+            "%d images are not on the grid of 1/%d that noise is added on, as resized ones are "
+            "(image_id %s): they are rounded to it, which takes up to %.2g off their radii",
+            len(ids),
+            STEPS,
+            shown,
+            max(distances.values()),
+        )

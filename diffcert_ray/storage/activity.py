@@ -18,6 +18,7 @@ from diffcert_ray.storage.parts import PART_NAME, ReadPart, StoredFile, read_fil
 from diffcert_ray.storage.schemas import LOSS_UNIT_KEY
 from diffcert_ray.storage.store import RunStore
 from diffcert_ray.storage.stored_rows import SCHEMAS, loose_parts
+from diffcert_ray.storage.superseded import read_superseded
 from diffcert_ray.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -76,11 +77,12 @@ def activity(writes: Sequence[Write], now: float) -> Activity:
 def newest_writes(store: RunStore, folder: str) -> list[Write]:
     """The parts of "units" or "losses", whose draws count as votes, that are not compacted."""
     listed = store.location.list(folder)
-    manifest = Manifests(store.location).newest(skip_damaged=True)
+    superseded = read_superseded(store.location, store.origin)
+    manifest = Manifests(store.location, store.origin).newest(superseded, skip_damaged=True)
     names = loose_parts(listed, manifest, folder)
     columns = LOSS_UNIT_KEY if folder == "losses" else ("start", "stop")
     files = [StoredFile(name) for name in names]
-    parts, _, _ = read_files(store.location, files, SCHEMAS[folder], columns)
+    parts, _, _ = read_files(store.location, files, SCHEMAS[folder], columns, store.origin)
     return [_write(part, folder) for part in parts]
 
 
@@ -141,7 +143,8 @@ class OtherWriters:
     def _compare(self, name: str, writer: str) -> None:
         schema = SCHEMAS[self._folder]
         columns = [column for column in ("sigma", "image_id") if column in schema.names]
-        parts, _, _ = read_files(self._location, [StoredFile(name)], schema, columns)
+        file, origin = StoredFile(name), self._own.origin
+        parts, _, _ = read_files(self._location, [file], schema, columns, origin)
         same: set[int] = set()
         for part in parts:
             rows = part.table.to_pandas()

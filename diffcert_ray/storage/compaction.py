@@ -17,7 +17,8 @@ import pyarrow as pa
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.deliveries import Rows
 from diffcert_ray.storage.manifest import FOLDER, FOLDERS, Manifest, Manifests
-from diffcert_ray.storage.parts import PART_NAME, StoredFile, encode, read_files
+from diffcert_ray.storage.origin import checksum
+from diffcert_ray.storage.parts import StoredFile, encode, is_like_part, read_files
 from diffcert_ray.storage.schemas import (
     CERTIFICATE_KEY,
     LOSS_DECIDING_COLUMNS,
@@ -25,6 +26,7 @@ from diffcert_ray.storage.schemas import (
 )
 from diffcert_ray.storage.store import RunStore
 from diffcert_ray.storage.stored_rows import SCHEMAS, StoredRows
+from diffcert_ray.storage.superseded import read_superseded
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +89,12 @@ def compact(store: RunStore, delete_sources: bool = False) -> CompactionReport:
 
 def publish_next(store: RunStore) -> CompactionReport | None:
     """Write one generation; None if another compaction published the same number first."""
-    manifests = Manifests(store.location)
+    manifests = Manifests(store.location, store.origin)
     # The number is fixed before anything is read: if another compaction publishes after this line,
     # it takes this number, and what was read here is thrown away.
     number = max([0, *manifests.generations()]) + 1
-    base = manifests.newest(store.on_damaged == "recompute")
+    superseded = read_superseded(store.location, store.origin)
+    base = manifests.newest(superseded, store.on_damaged == "recompute")
     folder_name = f"{FOLDER}/{number:06d}-{secrets.token_hex(4)}"
     manifest = replace(base, generation=number)
     written: list[StoredFile] = []
@@ -110,7 +113,7 @@ def publish_next(store: RunStore) -> CompactionReport | None:
         return CompactionReport(base.generation, 0, 0, 0)
     try:
         store.location.create(
-            manifests.name(number), replace(manifest, differing=differing).to_json()
+            manifests.name(number), replace(manifest, differing=differing).to_json(store.origin)
         )
     except FileExistsError:
         discard(store, written)
@@ -148,7 +151,7 @@ def read_parts(store: RunStore, folder: str, names: Sequence[str]) -> pa.Table:
     """All columns of the named parts, rows in the order of the names."""
     schema = SCHEMAS[folder]
     files = [StoredFile(name) for name in names]
-    parts, damaged, vanished = read_files(store.location, files, schema, schema.names)
+    parts, damaged, vanished = read_files(store.location, files, schema, schema.names, store.origin)
     if damaged or vanished:
         raise StoreError(
             f"{[*map(str, damaged), *vanished][0]} in {store.address} was lost while it was being "
@@ -158,10 +161,10 @@ def read_parts(store: RunStore, folder: str, names: Sequence[str]) -> pa.Table:
 
 
 def write_file(store: RunStore, folder: str, table: pa.Table, stem: str) -> StoredFile:
-    """Store one compacted file; its name is the stem with .parquet behind it."""
+    """Store one compacted file; its name is the stem, then a checksum of its bytes."""
     schema = SCHEMAS[folder]
-    data = encode(table.cast(schema).replace_schema_metadata(schema.metadata))
-    name = f"{stem}.parquet"
+    data = encode(table.cast(schema).replace_schema_metadata(schema.metadata), store.origin)
+    name = f"{stem}-{checksum(data)}.parquet"
     store.location.create(name, data)
     return StoredFile(name, hashlib.sha256(data).hexdigest(), table.num_rows)
 
@@ -169,10 +172,11 @@ def write_file(store: RunStore, folder: str, table: pa.Table, stem: str) -> Stor
 def with_folder(manifest: Manifest, rows: StoredRows, files: list[StoredFile]) -> Manifest:
     """The manifest with what was read of one folder, and the files that were written of it."""
     folder = rows.folder
-    lost = {damage.name for damage in rows.damaged}
+    lost = {damage.name for damage in (*rows.damaged, *rows.set_aside)}
     kept = tuple(file for file in manifest.files[folder] if file.name not in lost)
-    given_up = {*manifest.given_up[folder], *filter(PART_NAME.match, lost)}
     read = rows.sources[rows.compacted_files :]
+    given_up = {*manifest.given_up[folder], *(n for n in lost if is_like_part(n, folder))}
+    given_up -= set(read)  # whole again
     sources = {*manifest.sources[folder], *read, *given_up}
     return replace(
         manifest,
@@ -190,12 +194,15 @@ def discard(store: RunStore, files: list[StoredFile]) -> None:
 
 def delete_replaced(store: RunStore) -> int:
     """Delete the parts that the newest manifest replaces; the number deleted."""
-    manifest = Manifests(store.location).newest()
+    superseded = read_superseded(store.location, store.origin)
+    manifest = Manifests(store.location, store.origin).newest(superseded)
     deleted = 0
     for folder in FOLDERS:
         schema = SCHEMAS[folder]
         for file in manifest.files[folder]:  # one at a time: the rows are not needed, only proved
-            _, damaged, vanished = read_files(store.location, [file], schema, schema.names)
+            _, damaged, vanished = read_files(
+                store.location, [file], schema, schema.names, store.origin
+            )
             if damaged or vanished:
                 raise StoreError(
                     f"{file.name} in {store.address} cannot be read back: no source was deleted; "

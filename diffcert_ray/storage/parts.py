@@ -1,4 +1,8 @@
-"""One stored file of rows: its name, its bytes, and reading many of them at a time."""
+"""One stored file of rows: its name, its bytes, and reading many of them at a time.
+
+The name of a file ends in a checksum of its bytes. They are built before it is published, so that
+name and bytes appear in one step.
+"""
 
 import hashlib
 import re
@@ -12,10 +16,22 @@ import pyarrow.parquet as pq
 
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.location import Location
-from diffcert_ray.storage.schemas import PUBLISHED_KEY, SCHEMA_VERSION, VERSION_KEY
+from diffcert_ray.storage.origin import CHECKSUM_DIGITS, Origin, checksum
+from diffcert_ray.storage.schemas import (
+    LATER_COLUMNS,
+    PUBLISHED_KEY,
+    SCHEMA_VERSION,
+    VERSION_KEY,
+)
 
 READERS = 16  # files fetched at a time: enough to hide an object store's latency
-PART_NAME = re.compile(r"^(?P<folder>.+)/part-(?P<writer>[^/]+)-(?P<seq>\d{6,})\.parquet$")
+# As short a writer as fits: a checksum of digits alone is no number. Old names have no checksum; a
+# star stands for an unknown one, of a part that is missing.
+PART_NAME = re.compile(
+    r"^(?P<folder>.+)/part-(?P<writer>[^/]+?)-(?P<seq>\d{6,})"
+    rf"(?:-[0-9a-f]{{{CHECKSUM_DIGITS}}}|\*)?\.parquet$"
+)
+CHECKSUM = re.compile(rf"-([0-9a-f]{{{CHECKSUM_DIGITS}}})\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -35,10 +51,17 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that should be there and whole, and is not."""
+    """A file that should be there and whole and is not, or one that should not be there.
+
+    Args:
+        name: relative to the run.
+        reason: what is wrong with it.
+        foreign: it is not of this run.
+    """
 
     name: str
     reason: str
+    foreign: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
@@ -53,39 +76,55 @@ class ReadPart:
     table: pa.Table
 
 
-def part_name(folder: str, writer: str, seq: int) -> str:
+def part_name(folder: str, writer: str, seq: int, data: bytes) -> str:
     """The name of a writer's part; names of one writer sort in the order of publication."""
-    return f"{folder}/part-{writer}-{seq:06d}.parquet"
+    return f"{folder}/part-{writer}-{seq:06d}-{checksum(data)}.parquet"
+
+
+def is_like_part(name: str, folder: str) -> bool:
+    """Whether a file of a folder is taken for a part: who put it there meant it to be read."""
+    return name.startswith(f"{folder}/part-") and name.endswith(".parquet")
+
+
+def part_number(name: str) -> tuple[str, str, int] | None:
+    """Folder, writer and number of a part; None for other names."""
+    match = PART_NAME.match(name)
+    return (match["folder"], match["writer"], int(match["seq"])) if match else None
 
 
 def missing_parts(names: Iterable[str]) -> list[str]:
     """Parts that a writer must have published before others: it numbers them without gaps.
 
-    The names given are of parts that are stored, or were until a compaction took them over.
+    The names given are of parts that are stored, or were until a compaction took them over. Those
+    returned have a star in place of the checksum, which nobody knows.
     """
     seen: dict[tuple[str, str], set[int]] = {}
     for name in names:
-        match = PART_NAME.match(name)
-        if match:
-            seen.setdefault((match["folder"], match["writer"]), set()).add(int(match["seq"]))
+        if number := part_number(name):
+            seen.setdefault(number[:2], set()).add(number[2])
     return sorted(
-        part_name(folder, writer, seq)
+        f"{folder}/part-{writer}-{seq:06d}*.parquet"
         for (folder, writer), present in seen.items()
         for seq in set(range(max(present))) - present
     )
 
 
-def encode(table: pa.Table) -> bytes:
-    """A table as the bytes of a zstd Parquet file with page checksums."""
-    stamp = {PUBLISHED_KEY: str(time.time_ns() // 1000).encode()}
+def encode(table: pa.Table, origin: Origin) -> bytes:
+    """A table as the bytes of a zstd Parquet file with page checksums, which says whose it is."""
+    stamp = {PUBLISHED_KEY: str(time.time_ns() // 1000).encode(), **origin.metadata()}
     table = table.replace_schema_metadata((table.schema.metadata or {}) | stamp)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue())
 
 
-def decode(name: str, data: bytes, schema: pa.Schema, columns: Sequence[str]) -> ReadPart:
+def decode(
+    name: str, data: bytes, schema: pa.Schema, columns: Sequence[str], origin: Origin
+) -> ReadPart | Damage:
     """The rows of a file's bytes; strings come as dictionaries, to save memory.
+
+    Returns:
+        The rows, or why they are not of this run.
 
     Raises:
         StoreError: the file was written by a later version of the program.
@@ -102,9 +141,16 @@ def decode(name: str, data: bytes, schema: pa.Schema, columns: Sequence[str]) ->
             f"{name} has schema version {version}, this program knows {SCHEMA_VERSION}: upgrade "
             "diffcert_ray to continue this run"
         )
-    table = file.read(columns=list(columns), use_threads=False).select(list(columns))
-    published_us = int(metadata.get(PUBLISHED_KEY, b"0"))
-    return ReadPart(name, published_us, table.cast(reading_schema(schema, columns)))
+    if why := origin.why_foreign(metadata):
+        return Damage(name, why, foreign=True)
+    later = [c for c in columns if origin.unmarked and c in LATER_COLUMNS]
+    later = [c for c in later if c not in file.schema_arrow.names]
+    table = file.read(columns=[c for c in columns if c not in later], use_threads=False)
+    for column in later:
+        filled = pa.array([LATER_COLUMNS[column]] * table.num_rows, schema.field(column).type)
+        table = table.append_column(schema.field(column), filled)
+    table = table.select(list(columns)).cast(reading_schema(schema, columns))
+    return ReadPart(name, int(metadata.get(PUBLISHED_KEY, b"0")), table)
 
 
 def reading_schema(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
@@ -115,12 +161,17 @@ def reading_schema(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
 
 
 def read_files(
-    location: Location, files: Collection[StoredFile], schema: pa.Schema, columns: Sequence[str]
+    location: Location,
+    files: Collection[StoredFile],
+    schema: pa.Schema,
+    columns: Sequence[str],
+    origin: Origin,
 ) -> tuple[list[ReadPart], list[Damage], list[str]]:
-    """Fetch and decode files, many at a time.
+    """Fetch, check and decode files, many at a time.
 
     Returns:
-        The rows in the order of `files`, the damaged files, and the names of vanished ones.
+        The rows in the order of `files`, the damaged and foreign files, and the names of vanished
+        ones.
 
     Raises:
         StoreError: the store cannot be read, or a file is of a later version.
@@ -131,10 +182,10 @@ def read_files(
             data = location.read(file.name)
         except FileNotFoundError:
             return file.name
-        if file.sha256 and hashlib.sha256(data).hexdigest() != file.sha256:
-            return Damage(file.name, f"{len(data)} bytes whose sha256 is not the manifest's")
+        if damage := checked(file, data, origin):
+            return damage
         try:
-            return decode(file.name, data, schema, columns)
+            return decode(file.name, data, schema, columns, origin)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             return Damage(file.name, f"{len(data)} bytes: {error}".strip().splitlines()[0])
 
@@ -145,3 +196,17 @@ def read_files(
         [result for result in results if isinstance(result, Damage)],
         [result for result in results if isinstance(result, str)],
     )
+
+
+def checked(file: StoredFile, data: bytes, origin: Origin) -> Damage | None:
+    """What is wrong with the bytes of a file, by its name and by the manifest that names it."""
+    stated = CHECKSUM.search(file.name)
+    if not file.sha256 and not PART_NAME.match(file.name):
+        return Damage(file.name, "foreign: its name is no part's", foreign=True)
+    if not stated and not origin.unmarked:
+        return Damage(file.name, "foreign: its name has no checksum", foreign=True)
+    if stated and checksum(data) != stated[1]:
+        return Damage(file.name, f"{len(data)} bytes whose checksum is not the name's")
+    if file.sha256 and hashlib.sha256(data).hexdigest() != file.sha256:
+        return Damage(file.name, f"{len(data)} bytes whose sha256 is not the manifest's")
+    return None

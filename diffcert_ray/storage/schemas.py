@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from diffcert_ray.conventions import STREAM_NAMES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = b"diffcert.schema"
 PUBLISHED_KEY = b"diffcert.published_us"  # unix time; orders parts of different writers
+# What files of method version 1 lack, and what it is there.
+LATER_COLUMNS: dict[str, Any] = {"slack": 0.0, "taken_off": 0.0}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class CertificateRow:
     abstained: bool
     radius: float
     p_low: float
+    slack: float
+    taken_off: float
     n_a: int
     n: int
     n0: int
@@ -140,7 +144,9 @@ CERTIFICATE_SCHEMA = pa.schema(
         column("correct", pa.bool_(), "predicted the label"),
         column("abstained", pa.bool_(), "no certificate"),
         column("radius", pa.float64(), "L2, pixels in [0, 1]"),
-        column("p_low", pa.float64(), "probability; NaN: a bound without votes"),
+        column("p_low", pa.float64(), "probability, less the slack; NaN: a bound without votes"),
+        column("slack", pa.float64(), "probability, for the noise as it is sampled"),
+        column("taken_off", pa.float64(), "L2 taken off the radius, for rounding to the grid"),
         column("n_a", pa.int64(), "votes for the predicted class; 0: a bound without votes"),
         column("n", pa.int64(), "votes that estimated; draws, for lipschitz and local"),
         column("n0", pa.int64(), "votes that selected"),

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from diffcert_ray.config import identity
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.manifest import FOLDER as COMPACTED
 from diffcert_ray.storage.manifest import Manifests
 from diffcert_ray.storage.open_location import open_location
+from diffcert_ray.storage.origin import Origin
 from diffcert_ray.storage.parts import Damage
 from diffcert_ray.storage.schemas import (
     CERTIFICATE_SCHEMA,
@@ -29,6 +31,7 @@ from diffcert_ray.storage.stored_rows import (
     loose_parts,
     read_once,
 )
+from diffcert_ray.storage.superseded import read_superseded, store_superseded
 from diffcert_ray.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,9 @@ class RunStore:
     """Units of the last reading for which other kinds returned other counts."""
     damaged: tuple[Damage, ...] = field(default=(), init=False)
     """Files that the last reading left out."""
+    _left_out: dict[str, Damage] = field(default_factory=dict, init=False, repr=False)
+    _read: set[str] = field(default_factory=set, init=False, repr=False)
+    _origin: Origin | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -122,6 +128,13 @@ class RunStore:
                 "a run there"
             ) from error
 
+    @property
+    def origin(self) -> Origin:
+        """Whose votes the run holds, as its run.toml says."""
+        if self._origin is None:
+            self._origin = Origin.of_document(self.run_document())
+        return self._origin
+
     def writer(
         self,
         flush_s: float = 30.0,
@@ -129,7 +142,7 @@ class RunStore:
         give_up_s: float = 300.0,
     ) -> Writer:
         """A writer with a random name, for one driver; close it at the end."""
-        return Writer(self.location, flush_s=flush_s, give_up_s=give_up_s, clock=clock)
+        return Writer(self.location, self.origin, flush_s=flush_s, give_up_s=give_up_s, clock=clock)
 
     def units(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The stored units, each once, sorted by key; string columns are dictionaries.
@@ -157,33 +170,70 @@ class RunStore:
     def loose_part_count(self) -> int:
         """Parts that no compaction has taken over; from 2,000 on, compact."""
         listed = {folder: self.location.list(folder) for folder in SCHEMAS}
-        manifest = Manifests(self.location).newest(self.on_damaged == "recompute")
+        superseded = read_superseded(self.location, self.origin)
+        manifests = Manifests(self.location, self.origin)
+        manifest = manifests.newest(superseded, self.on_damaged == "recompute")
         return sum(len(loose_parts(names, manifest, f)) for f, names in listed.items())
+
+    def supersede(self, writer: str) -> int:
+        """Note what the readings left out as superseded: later readers open the run without it.
+
+        Call it when everything that was missing is stored again.
+
+        Args:
+            writer: whose parts hold what was computed again.
+
+        Returns:
+            How many files that are; none of them is deleted.
+        """
+        for folder in SCHEMAS:
+            if folder not in self._read:  # nobody needed it, but a compaction will read it
+                self.read_rows(folder, ["image_id"])
+        store_superseded(self.location, self.origin, self._left_out.values(), writer)
+        for damage in self._left_out.values():
+            logger.warning("set aside for good: %s/%s", self.address, damage)
+        number = len(self._left_out)
+        self._left_out.clear()
+        return number
 
     def read_rows(self, folder: str, columns: Sequence[str]) -> StoredRows:
         """Read everything stored in units, losses or certificates, repeats included.
 
         Raises:
-            StoreError: a part is damaged and on_damaged is "refuse".
+            StoreError: a part is damaged and on_damaged is "refuse", or a note says so of a whole
+                one.
         """
+        recompute = self.on_damaged == "recompute"
         for last in [False] * (LISTINGS - 1) + [True]:
-            rows, vanished = read_once(
-                self.location, folder, columns, self.on_damaged == "recompute"
-            )
+            rows, vanished = read_once(self.location, self.origin, folder, columns, recompute)
             if last or not vanished:
                 break
         damaged = (*rows.damaged, *(Damage(name, "missing") for name in vanished))
         self.damaged = damaged
-        if damaged and self.on_damaged == "refuse":
-            shown = ", ".join(str(damage) for damage in damaged[:3])
-            raise StoreError(
-                f"{len(damaged)} damaged files in {self.address}: {shown}. Restore them from a "
-                'copy, or run again with on_damaged="recompute" (--recompute-damaged): their '
-                "units are computed again"
-            )
+        if damaged and not recompute:
+            raise StoreError(self._refusal(damaged, rows.hint))
         for damage in damaged:
             logger.warning("left out the damaged file %s/%s", self.address, damage)
+        self._read.add(folder)
+        self._left_out |= {d.name: d for d in (*damaged, *rows.manifest.passed_over)}
         return replace(rows, damaged=damaged)
+
+    def _refusal(self, damaged: Sequence[Damage], hint: str) -> str:
+        """The message about damaged or foreign files."""
+        shown = ", ".join(str(damage) for damage in damaged[:3])
+        foreign = all(damage.foreign for damage in damaged)
+        what, remedy = "damaged files", "Restore them from a copy"
+        if foreign:
+            what, remedy = "foreign files", "Move them out of the run"
+        elif any(damage.foreign for damage in damaged):
+            what, remedy = "damaged or foreign files", f"{remedy} or move them out of the run"
+        again = (
+            ', or certify again with on_damaged="recompute" (--recompute-damaged): they are set '
+            "aside for good, and what units are missing is computed again"
+        )
+        if self.origin.method_version not in (0, identity.METHOD_VERSION):
+            again = "; this program cannot cast the run's votes again"
+        return f"{len(damaged)} {what} in {self.address}: {shown}. {remedy}{again}.{hint}"
 
     def _resolved(self, folder: str, columns: Sequence[str]) -> pa.Table:
         rows = self.read_rows(folder, columns)

@@ -1,6 +1,6 @@
 """Everything that a run has stored in one folder, repeats included, in the order that counts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,16 +14,19 @@ from diffcert_ray.storage.deliveries import (
 )
 from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.manifest import Manifest, Manifests
+from diffcert_ray.storage.origin import Origin
 from diffcert_ray.storage.parts import (
-    PART_NAME,
     Damage,
     ReadPart,
     StoredFile,
+    is_like_part,
     missing_parts,
+    part_number,
     read_files,
     reading_schema,
 )
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, LOSS_SCHEMA, UNIT_SCHEMA
+from diffcert_ray.storage.superseded import read_superseded
 
 SCHEMAS = {"units": UNIT_SCHEMA, "losses": LOSS_SCHEMA, "certificates": CERTIFICATE_SCHEMA}
 
@@ -40,6 +43,8 @@ class StoredRows:
         compacted_files: of the sources, how many are compacted files; they come first.
         damaged: files that were left out.
         manifest: of the compaction that was read.
+        set_aside: damaged files that were left out as a note or the manifest says.
+        hint: what a message about the damage adds.
     """
 
     folder: str
@@ -49,6 +54,8 @@ class StoredRows:
     compacted_files: int
     damaged: tuple[Damage, ...]
     manifest: Manifest
+    set_aside: tuple[Damage, ...] = ()
+    hint: str = ""
 
     @property
     def compacted(self) -> int:
@@ -69,12 +76,13 @@ class StoredRows:
 
 
 def read_once(
-    location: Location, folder: str, columns: Sequence[str], recompute: bool
+    location: Location, origin: Origin, folder: str, columns: Sequence[str], recompute: bool
 ) -> tuple[StoredRows, list[str]]:
     """Read a folder from one listing.
 
     Args:
         location: the run's folder.
+        origin: of the run.
         folder: units, losses or certificates.
         columns: what to read.
         recompute: leave out damaged files and fall back on what else holds their rows.
@@ -82,26 +90,59 @@ def read_once(
     Returns:
         The rows, and the names of listed files that were gone when read.
     """
+    superseded = read_superseded(location, origin)
     # The listing comes before the manifest: a part deleted in between is then named by it.
     listed = location.list(folder)
-    manifest = Manifests(location).newest(recompute)
+    manifest = Manifests(location, origin).newest(superseded, recompute)
     schema = SCHEMAS[folder]
-    base, damaged, vanished = read_files(location, manifest.files[folder], schema, columns)
+    base, damaged, vanished = read_files(location, manifest.files[folder], schema, columns, origin)
     names = loose_parts(listed, manifest, folder)
     if damaged or vanished:  # what a lost compacted file held may still be in its sources
-        names = [name for name in listed if PART_NAME.match(name)]
-    gone = missing_parts([*listed, *manifest.sources[folder]])
-    late = [name for name in gone if location.exists(name)]
-    parts, more_damaged, more_vanished = read_files(
-        location, [StoredFile(name) for name in [*names, *late]], schema, columns
-    )
+        names = [name for name in listed if is_like_part(name, folder)]
+    files = [StoredFile(name) for name in names]
+    parts, more_damaged, more_vanished = read_files(location, files, schema, columns, origin)
+    damaged, vanished = [*damaged, *more_damaged], [*vanished, *more_vanished]
+    foreign = {damage.name for damage in damaged if damage.foreign}
+    own = [name for name in listed if name not in foreign]
+    gone = set(missing_parts([*own, *manifest.sources[folder]])).difference(superseded.notes)
+    if gone:  # or published while the folder was listed
+        numbers = {part_number(name) for name in gone}
+        now = set(location.list(folder)).difference(listed)
+        late = [StoredFile(name) for name in sorted(now) if part_number(name) in numbers]
+        found, hurt, lost = read_files(location, late, schema, columns, origin)
+        parts, damaged, vanished = [*parts, *found], [*damaged, *hurt], [*vanished, *lost]
+        come = {part_number(file.name) for file in late}
+        gone = {name for name in gone if part_number(name) not in come}
+    replaced = set(manifest.sources[folder]).difference(manifest.given_up[folder])
+    parts, twins = without_twins(parts, replaced)
+    damaged += twins
+    superseded.refuse_whole(location, [part.name for part in (*base, *parts)])
     parts.sort(key=lambda part: (part.published_us, part.name))
-    lost = [Damage(name, "missing") for name in sorted(set(gone) - set(late))]
+    known = {*superseded.notes, *manifest.given_up[folder]}
+    reported = [damage for damage in damaged if damage.name not in known]
+    reported += [Damage(name, "missing") for name in sorted(gone)]
     rows = stored_rows(folder, columns, base, parts)
+    aside = tuple(damage for damage in damaged if damage.name in known)
     return (
-        StoredRows(*rows, (*damaged, *more_damaged, *lost), manifest),
-        [*vanished, *more_vanished],
+        StoredRows(*rows, tuple(reported), manifest, aside, superseded.hint()),
+        [name for name in vanished if name not in known],
     )
+
+
+def without_twins(
+    parts: list[ReadPart], replaced: Iterable[str]
+) -> tuple[list[ReadPart], list[Damage]]:
+    """The parts whose number no other file has, and the others: writers number nothing twice."""
+    names: dict[object, set[str]] = {}
+    for name in (*(part.name for part in parts), *replaced):
+        names.setdefault(part_number(name), set()).add(name)
+    own = [part for part in parts if len(names[part_number(part.name)]) == 1]
+    twins = [
+        Damage(part.name, f"foreign: its number is that of {other} too", foreign=True)
+        for part in parts
+        for other in sorted(names[part_number(part.name)] - {part.name})[:1]
+    ]
+    return own, twins
 
 
 def stored_rows(
@@ -140,6 +181,9 @@ def _in_one_piece(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def loose_parts(listed: Sequence[str], manifest: Manifest, folder: str) -> list[str]:
-    """The parts among a folder's listed files that the newest manifest does not name."""
-    taken = set(manifest.sources[folder])
-    return [name for name in listed if PART_NAME.match(name) and name not in taken]
+    """The parts among a folder's listed files that the newest manifest does not replace.
+
+    Those that a compaction gave up are among them: one that is whole again counts again.
+    """
+    replaced = set(manifest.sources[folder]) - set(manifest.given_up[folder])
+    return [name for name in listed if is_like_part(name, folder) and name not in replaced]

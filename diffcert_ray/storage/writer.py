@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.location import Location
+from diffcert_ray.storage.origin import Origin
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import (
     CertificateRow,
@@ -40,6 +41,7 @@ class Writer:
 
     Args:
         location: the run's folder.
+        origin: whose votes its rows are.
         flush_s: how long rows may wait, seconds, >= 0.
         give_up_s: how long the store may stay unwritable before `flush` raises, seconds.
         clock: monotonic seconds.
@@ -48,12 +50,14 @@ class Writer:
     def __init__(
         self,
         location: Location,
+        origin: Origin,
         *,
         flush_s: float = 30.0,
         give_up_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = writer_name()
+        self.origin = origin
         self.bytes_written = 0
         self._flush_s = flush_s
         self._give_up_s = give_up_s
@@ -61,9 +65,9 @@ class Writer:
         self._failing_since: float | None = None
         self._last_try = 0.0
         self._waiting_since: float | None = None
-        self._units = Buffer(location, "units", self.name, unit_table)
-        self._losses = Buffer(location, "losses", self.name, loss_table)
-        self._certificates = Buffer(location, "certificates", self.name, certificate_table)
+        self._units = Buffer(location, origin, "units", self.name, unit_table)
+        self._losses = Buffer(location, origin, "losses", self.name, loss_table)
+        self._certificates = Buffer(location, origin, "certificates", self.name, certificate_table)
 
     def __enter__(self) -> "Writer":
         return self
@@ -153,12 +157,14 @@ class Buffer:
     def __init__(
         self,
         location: Location,
+        origin: Origin,
         folder: str,
         writer: str,
         to_table: Callable[[list[Any]], pa.Table],
     ) -> None:
         self.rows: list[Any] = []
         self._location = location
+        self._origin = origin
         self._folder = folder
         self._writer = writer
         self._to_table = to_table
@@ -174,9 +180,9 @@ class Buffer:
         written = 0
         while self.rows or self._part is not None:
             if self._part is None:
-                self._part = encode(self._to_table(self.rows))
+                self._part = encode(self._to_table(self.rows), self._origin)
                 self._part_rows, self.rows = len(self.rows), []
-            self._put(part_name(self._folder, self._writer, self._seq), self._part)
+            self._put(part_name(self._folder, self._writer, self._seq, self._part), self._part)
             written += len(self._part)
             self._seq += 1
             self._part, self._part_rows = None, 0

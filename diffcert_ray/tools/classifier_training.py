@@ -11,7 +11,6 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from diffcert_ray.checkpoints.image_classifier import CONVNET, METADATA_KEY, digits_convnet
 from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.datasets.dataset import all_images
 from diffcert_ray.tools.training import OnProgress
 
 
@@ -70,7 +70,7 @@ def train_classifier(
     Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 3.3: cross-entropy on
     Gaussian-noised images.
     """
-    images, labels = torch.tensor(np.asarray(dataset.pixels)), torch.tensor(dataset.labels)
+    images, labels = torch.tensor(all_images(dataset)), torch.tensor(dataset.labels)
     generator = torch.Generator().manual_seed(recipe.seed)
     optimiser = torch.optim.AdamW(
         network.train().parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay

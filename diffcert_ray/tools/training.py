@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffcert_ray.checkpoints.load import save_denoiser
 from diffcert_ray.conventions import NO_CLASS
 from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.datasets.dataset import all_images
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.edm import EdmDenoiser
@@ -141,7 +141,7 @@ def train(
         ValueError: the dataset's images or classes do not fit the network.
     """
     _check_fits(configuration, dataset)
-    images = torch.tensor(np.asarray(dataset.pixels)) * 2 - 1
+    images = torch.tensor(all_images(dataset)) * 2 - 1
     labels = torch.tensor(dataset.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -7,15 +7,17 @@ code decides during a run and when a stored run is certified or verified again.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 
-from diffcert_ray.certificates.radius import certificate, two_class_counts
+from diffcert_ray.certificates.executed import executed_certificate
+from diffcert_ray.certificates.radius import two_class_counts
 from diffcert_ray.certificates.stopping import SequentialLooks
 from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, NOT_TARGET
 from diffcert_ray.errors import VotesError
+from diffcert_ray.method.grid import rounding_radius, slack
 from diffcert_ray.votes.units import Unit
 
 
@@ -31,9 +33,21 @@ class Plan:
     alpha: float  # failure probability of one certificate
     bound: str  # "clopper-pearson", "two-class" or "sequential"
     radii: tuple[float, ...]  # asked for, pixel units
+    dimensions: int  # D, numbers in the noise of a vote
     estimate: str = "complete"  # "complete" or "target" votes in the estimation stream
     # Posterior probability below which a radius is given up (``sequential``)
     futility: float = 0.05
+    # Distance of each image from the grid, l2, pixel units, where it is not 0.
+    off_grid: Mapping[int, float] = field(default_factory=dict)
+
+    def slack(self, sigma: float) -> float:
+        """What the noise of a vote takes off a probability."""
+        return slack(sigma, self.dimensions)
+
+    def taken_off(self, image_id: int | None = None) -> float:
+        """What rounding takes off the radius of an image, pixel units; None: of one on the grid."""
+        own = 0.0 if image_id is None else self.off_grid.get(image_id, 0.0)
+        return rounding_radius(self.dimensions) + own
 
     def ranges(self, stream: str) -> Sequence[tuple[int, int]]:
         """(start, stop) of every unit of a stream; the last may be shorter."""
@@ -84,7 +98,15 @@ class ImageVotes:
         self.plan, self.sigma, self.image_id = plan, sigma, image_id
         self._stop_at = stop_at
         self._looks = (
-            SequentialLooks(plan.n, sigma, plan.radii, plan.alpha, plan.futility)
+            SequentialLooks(
+                plan.n,
+                sigma,
+                plan.radii,
+                plan.alpha,
+                plan.futility,
+                plan.slack(sigma),
+                plan.taken_off(image_id),
+            )
             if plan.bound == "sequential" and stop_at is None
             else None
         )
@@ -211,24 +233,17 @@ class ImageVotes:
         if not self.finished and (self.plan.bound != "sequential" or not self._looks_n):
             return None
         n_a, n = self._looks_a[-1], self._looks_n[-1]
-        if self.plan.bound == "sequential":
-            certified = certificate(
-                self._looks_a,
-                self._looks_n,
-                sigma=self.sigma,
-                alpha=self.plan.alpha,
-                bound="sequential",
-            )
-        else:
-            two = self.plan.bound == "two-class"
-            certified = certificate(
-                n_a,
-                n,
-                sigma=self.sigma,
-                n_b=two_class_counts(self._total, self.chosen)[1] if two else None,
-                alpha=self.plan.alpha,
-                bound=self.plan.bound,
-            )
+        sequential, two_class = (self.plan.bound == b for b in ("sequential", "two-class"))
+        certified = executed_certificate(
+            self._looks_a if sequential else n_a,
+            self._looks_n if sequential else n,
+            sigma=self.sigma,
+            slack=self.plan.slack(self.sigma),
+            taken_off=self.plan.taken_off(self.image_id),
+            n_b=two_class_counts(self._total, self.chosen)[1] if two_class else None,
+            alpha=self.plan.alpha,
+            bound=self.plan.bound,
+        )
         predicted = ABSTAIN if certified.abstained else self.chosen
         return self._verdict(predicted, certified.radius, certified.p_low, n_a, n)
 

@@ -119,7 +119,9 @@ def test_part_harmed_by_hand_is_refused_or_its_votes_are_cast_again_as_asked(
         assert "certificates in" in message
         assert "A part was deleted: restore it from a copy" in message
     else:
-        assert f"1 damaged files in {place.address}: {name}" in message
+        # Nobody knows the checksum in the name of a part that is gone.
+        said = f"{name.rpartition('-')[0]}*.parquet" if harm == "deleted" else name
+        assert f"1 damaged files in {place.address}: {said}" in message
     assert noted(book) == begun  # refused before any work
     run = place.start(world, on_damaged="recompute")
     assert run.outcome.complete

@@ -2,6 +2,7 @@
 (() => {
   const PAGE = 48;
   const SIDE = 16;
+  const STEPS = 65280; // of the grid that pixels and noise lie on, in a unit of pixels
   const data = JSON.parse(document.getElementById("data").textContent);
   const sprites = document.getElementsByClassName("sprite");
   const by = (id) => document.getElementById(id);
@@ -21,7 +22,7 @@
     select.append(added);
   }
 
-  // Philox4x32-10 and Box-Muller: the noise of the run, block by block of four numbers.
+  // Philox4x32-10 and Box-Muller: the noise of the run, block by block of two numbers, in steps.
   function philox(counter, key) {
     let [c0, c1, c2, c3] = counter;
     let [k0, k1] = key;
@@ -40,17 +41,17 @@
     return [c0, c1, c2, c3];
   }
 
-  function normal(key, imageId, vote, elements) {
-    const out = new Float64Array(Math.ceil(elements / 4) * 4);
-    const stream = 1 << 24; // the estimation stream's smoothing noise, level 0
-    for (let block = 0; block * 4 < elements; block++) {
+  function steps(key, imageId, vote, elements, sigma) {
+    const out = new Float64Array(Math.ceil(elements / 2) * 2);
+    const stream = 1 << 24; // the estimation stream's smoothing noise
+    const word = 4294967296;
+    for (let block = 0; block * 2 < elements; block++) {
       const words = philox([block, vote, imageId, stream], key);
-      for (const half of [0, 2]) {
-        const size = Math.sqrt(-2 * Math.log((words[half] + 0.5) / 4294967296));
-        const angle = ((words[half + 1] + 0.5) / 4294967296) * 2 * Math.PI;
-        out[block * 4 + half] = size * Math.cos(angle);
-        out[block * 4 + half + 1] = size * Math.sin(angle);
-      }
+      const u = (words[0] * word + (words[1] + 0.5)) / word / word;
+      const v = ((words[2] - word / 2) * word + (words[3] + 0.5)) / word / word;
+      const size = Math.sqrt(-2 * Math.log(u)), angle = v * 2 * Math.PI;
+      out[block * 2] = Math.round(size * Math.cos(angle) * (sigma * STEPS));
+      out[block * 2 + 1] = Math.round(size * Math.sin(angle) * (sigma * STEPS));
     }
     return out;
   }
@@ -78,7 +79,8 @@
     context.drawImage(sheet, x, y, width, height, 0, 0, width, height);
     if (!noisy) return;
     const [channels, h, w] = shape;
-    const noise = normal(block.key, block.id[i], Math.max(0, Math.floor(+by("vote").value) || 0), channels * h * w);
+    const vote = Math.max(0, Math.floor(+by("vote").value) || 0);
+    const noise = steps(block.key, block.id[i], vote, channels * h * w, block.sigma);
     const pixels = context.getImageData(0, 0, width, height);
     for (let row = 0; row < height; row++) {
       for (let column = 0; column < width; column++) {
@@ -90,7 +92,7 @@
             for (let b = 0; b < factor; b++) sum += noise[start + b];
           }
           const index = (row * width + column) * 4 + colour;
-          pixels.data[index] += Math.round((255 * block.sigma * sum) / (factor * factor));
+          pixels.data[index] += Math.round((255 * sum) / STEPS / (factor * factor));
         }
       }
     }
@@ -194,5 +196,5 @@
   }
 
   start();
-  window.diffcert = { normal, chosen };
+  window.diffcert = { steps, chosen };
 })();
