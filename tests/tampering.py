@@ -21,7 +21,10 @@ from diffcert_ray.conventions import ABSTAIN
 from diffcert_ray.report.parquet_export import png
 from diffcert_ray.storage.asked_images import store_asked
 from diffcert_ray.storage.compaction import compact
+from diffcert_ray.storage.parts import part_name
 from diffcert_ray.storage.schemas import CertificateRow, UnitRow
+from diffcert_ray.storage.sealed_json import KEY, seal
+from tests.edited_parts import copied_part, named_anew
 
 N0, N, UNIT, SIGMA = 4, 20, 10, 0.25
 ASKED = [0, 1, 2, 3]  # of six images
@@ -142,6 +145,11 @@ def counted(row: CertificateRow, klass: int, n_a: int) -> CertificateRow:
         row, predicted=predicted, correct=predicted == row.label, abstained=given.abstained,
         radius=given.radius, p_low=given.p_low, n_a=n_a,
     )  # fmt: skip
+
+
+def less_off(**columns: float) -> Callable[[CertificateRow], CertificateRow]:
+    """Other slack or taken_off, and the p_low and radius that follow."""
+    return lambda row: counted(replace(row, **columns), row.predicted, row.n_a)
 
 
 def every(**columns: object) -> Callable[[list], list]:
@@ -334,18 +342,42 @@ def compacted(delete: bool, change: Callable[[Path], None]) -> Callable[[Path], 
     return apply
 
 
-def manifest(change: Callable[[dict], None]) -> Callable[[Path], None]:
+def manifest(change: Callable[[dict], None], sealed: bool = False) -> Callable[[Path], None]:
+    """An edit of the manifest; ``sealed``: with the checksum of its new bytes."""
+
     def apply(run: Path) -> None:
         (file,) = (run / "compact").glob("*.json")
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_bytes())
         change(content)
         file.write_text(json.dumps(content))
+        if sealed:
+            content.pop(KEY)
+            file.write_bytes(seal(content))
 
     return apply
 
 
 def no_parquet(run: Path) -> None:
-    (run / "units" / "part-x-000000.parquet").write_text("nothing")
+    (run / part_name("units", "x", 0, b"nothing")).write_bytes(b"nothing")
+
+
+def truncated(data: bytes) -> bytes:
+    return data[:-100]
+
+
+def truncated_anew(run: Path) -> None:
+    file = first_file(run / "units")
+    named_anew(file, truncated(file.read_bytes()))
+
+
+def renamed_checksum(run: Path) -> None:
+    file = first_file(run / "units")
+    start, _, checksum = file.stem.rpartition("-")
+    file.rename(file.with_name(f"{start}-{checksum[::-1]}.parquet"))
+
+
+def copied(source: Path, target: Path) -> None:
+    copied_part(first_file(source), "x", target)
 
 
 def compacted_file(run: Path) -> None:
@@ -393,6 +425,31 @@ def edits(other: Path) -> list[Edit]:
         Edit(
             "n_a raised, p_low and radius made to fit",
             certificates(some(lambda r: r.n_a < N, refit(lambda r: max(r.predicted, 0)))),
+        ),
+        Edit(
+            "slack left out, p_low and radius made to fit",
+            certificates(some(certified, less_off(slack=0.0))),
+        ),
+        Edit(
+            "a smaller slack, p_low and radius made to fit",
+            certificates(lambda rows: [less_off(slack=0.9 * r.slack)(r) for r in rows]),
+        ),
+        Edit(
+            "taken_off left out, radius made to fit",
+            certificates(some(certified, less_off(taken_off=0.0))),
+        ),
+        Edit(
+            "a smaller taken_off, radius made to fit",
+            certificates(lambda rows: [less_off(taken_off=0.99 * r.taken_off)(r) for r in rows]),
+        ),
+        Edit(
+            "a larger taken_off, radius made to fit",
+            certificates(lambda rows: [less_off(taken_off=1.5 * r.taken_off)(r) for r in rows]),
+            "how far an image is from the grid needs its pixels, which a report does without",
+        ),
+        Edit(
+            "taken_off far larger, radius made to fit",
+            certificates(lambda rows: [less_off(taken_off=3 * r.taken_off)(r) for r in rows]),
         ),
         Edit(
             "`correct` turned to true",
@@ -446,6 +503,8 @@ def edits(other: Path) -> list[Edit]:
                         n_a=0,
                         n=0,
                         nfe=0,
+                        slack=0.0,
+                        taken_off=0.0,
                     ),
                 )
             ),
@@ -620,7 +679,10 @@ def edits(other: Path) -> list[Edit]:
         Edit(
             "another image shape, hashes made to fit",
             toml(("dataset/image_shape", [3, 8, 8]), rehash=True),
-            "the shape is the dataset's, which a report does without",
+        ),
+        Edit(
+            "method_version 1 in run.toml, hashes made to fit",
+            toml(("votes_identity/method_version", 1), rehash=True),
         ),
         Edit("versions in run.toml", toml(("versions/torch", "0.1"))),
         Edit("run.toml deleted", lambda run: (run / "run.toml").unlink()),
@@ -634,17 +696,31 @@ def edits(other: Path) -> list[Edit]:
             "nothing that this start left tells of it",
         ),
         Edit("a bit of a part flipped", bytes_of("units", flipped)),
-        Edit("a part truncated", bytes_of("units", lambda data: data[:-100])),
+        Edit("a part truncated", bytes_of("units", truncated)),
+        Edit("a part truncated, its checksum made to fit", truncated_anew),
+        Edit("a part renamed to another checksum", renamed_checksum),
+        Edit(
+            "a part of units of another seed's run added",
+            lambda run: copied(other / "units", run / "units"),
+        ),
+        Edit(
+            "a part of certificates of another seed's run added",
+            lambda run: copied(other / "certificates", run / "certificates"),
+        ),
         Edit("a part of units renamed to no part's name", renamed("units", "aside.parquet")),
         Edit(
             "a part of certificates renamed to no part's name",
             renamed("certificates", "aside.parquet"),
         ),
-        Edit("a file that is no Parquet, named like a part", no_parquet),
+        Edit("a file that is no Parquet, named as a part with its checksum", no_parquet),
         Edit("a bit of a compacted file flipped", compacted(True, compacted_file)),
         Edit(
             "a compacted file taken out of its manifest",
             compacted(True, manifest(lambda m: m["units"].update(files=[]))),
+        ),
+        Edit(
+            "the same, its checksum made to fit",
+            compacted(True, manifest(lambda m: m["units"].update(files=[]), sealed=True)),
         ),
         Edit(
             "the manifest deleted, with parts",

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffcert_ray.config import identity
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.errors import StoreError
 from diffcert_ray.run.certify import certify
@@ -60,7 +61,8 @@ def test_a_start_with_fewer_images_takes_none_back(tmp_path):
     assert begin(tmp_path / "run", 2, 10_000).asked() == {0.25: 6}
 
 
-def test_a_run_without_notes_counts_the_first_start_and_what_was_begun(tmp_path):
+def test_a_run_without_notes_counts_the_first_start_and_what_was_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "METHOD_VERSION", 1)  # of the time before notes
     begin(tmp_path / "run", 2, 10_000)
     run = begin(tmp_path / "run", 6, 3, sigmas=[0.25, 0.5])
     begun = run.units().groupby("sigma")["image_id"].nunique().to_dict()
