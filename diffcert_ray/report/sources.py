@@ -152,8 +152,8 @@ def _notes(run: Run, rows: pd.DataFrame, bound: str) -> list[str]:
     if not run.document.castable:
         notes.append(
             f"The run is of method version {run.document.method_version}: its certificates are by "
-            "the rules of that version, and this program can neither continue it nor cast its "
-            "votes again"
+            "the rules of that version, which hold in real arithmetic only, and this program can "
+            "neither continue it nor cast its votes again"
         )
     unread = rows.loc[rows["nfe"] == 0, "image_id"].unique()
     if len(unread):
