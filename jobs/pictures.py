@@ -1,6 +1,6 @@
 """The pictures of README and docs, from a real run: the promise, the idea, the tower of packages.
 
-    python jobs/pictures.py [--run runs/pictures] [--image 27] [--vote 116] [--output docs/pictures]
+    python jobs/pictures.py [--run runs/pictures] [--image 27] [--vote 18] [--output docs/pictures]
     python jobs/pictures.py --only packages
 
 The first two are drawn from one image of preset `digits` (sigma 0.25, n0 = 100, n = 1000, seed 1),
@@ -9,7 +9,7 @@ which the job certifies in this process if the run does not hold it yet; half a 
 - promise: the image, four of its noisy copies (the first three, and the first that votes for
   another class), the stored counts of its estimation votes, p_low and the certified radius.
 - idea: the losses of one of these votes in the order in which it visited the noise levels, and
-  where each class dropped out. Vote 116 is one of median cost whose lines cross little.
+  where each class dropped out. Vote 18 is one of median cost whose lines cross little.
 - packages: the layers of the import-linter contract in pyproject.toml with the first line of each
   one's docstring, and how many modules it has.
 
@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", default="runs/pictures", help="preset digits; made or continued")
     parser.add_argument("--image", type=int, default=27, help="position in the preset's images")
-    parser.add_argument("--vote", type=int, default=116, help="of its n, the one that is a race")
+    parser.add_argument("--vote", type=int, default=18, help="of its n, the one that is a race")
     parser.add_argument("--only", nargs="+", choices=PICTURES, default=PICTURES)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "pictures")
     options = parser.parse_args(arguments)

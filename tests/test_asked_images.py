@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from diffcert_ray.config import identity
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.errors import StoreError
 from diffcert_ray.run.certify import certify
+from diffcert_ray.run.stored import open_run
 from diffcert_ray.storage.asked_images import read_asked, store_asked
 from diffcert_ray.storage.open_location import open_location
 from tests.worlds import settings, small_world
@@ -30,6 +32,16 @@ def begin(place, count: int = 10, stop_after: int = 0, **votes):
     )  # fmt: skip
 
 
+def as_before_notes(folder):
+    """The run as an earlier version would have left it: no notes, nor a hash that asks for them."""
+    for note in (folder / "asked").iterdir():
+        note.unlink()
+    lines = (folder / "run.toml").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("document_id")]
+    (folder / "run.toml").write_text("\n".join(kept))
+    return open_run(folder)
+
+
 def test_images_of_a_later_start_that_left_nothing_else_are_asked_for(tmp_path):
     assert begin(tmp_path / "run", 6, 10_000).outcome.complete
     run = begin(tmp_path / "run", 10, 0)
@@ -49,18 +61,15 @@ def test_a_start_with_fewer_images_takes_none_back(tmp_path):
     assert begin(tmp_path / "run", 2, 10_000).asked() == {0.25: 6}
 
 
-def test_a_run_without_notes_counts_the_first_start_and_what_was_begun(tmp_path):
+def test_a_run_without_notes_counts_the_first_start_and_what_was_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "METHOD_VERSION", 1)  # of the time before notes
     begin(tmp_path / "run", 2, 10_000)
     run = begin(tmp_path / "run", 6, 3, sigmas=[0.25, 0.5])
     begun = run.units().groupby("sigma")["image_id"].nunique().to_dict()
     assert begun[0.25] > 2
-    for name in run.store.location.list("asked"):
-        run.store.location.delete(name)
-    assert run.asked() == begun
-    first = begin(tmp_path / "other", 6)
-    for name in first.store.location.list("asked"):
-        first.store.location.delete(name)
-    assert first.asked() == {0.25: 6}
+    assert as_before_notes(tmp_path / "run").asked() == begun
+    begin(tmp_path / "other", 6)
+    assert as_before_notes(tmp_path / "other").asked() == {0.25: 6}
 
 
 def test_a_run_without_votes_says_what_was_asked_too(tmp_path):

@@ -1,22 +1,23 @@
 """The attack on certificates, where the true boundary of the smoothed classifier is known."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from diffcert_ray.attack.image import INSIDE, Judgement, attack_image, perturbed
 from diffcert_ray.attack.run import attack_run
 from diffcert_ray.attack.search import Effort, Search, unit
 from diffcert_ray.attack.smoothed import Smoothed
+from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.run.certify import certify
-from diffcert_ray.storage.schemas import CertificateRow
+from diffcert_ray.run.stored import Run
 from diffcert_ray.tools.exact_worlds import GaussianClasses
 from tests.command_line import diffcert
 
@@ -111,17 +112,27 @@ def attack_of(run, **options: object):
     return attack_run(run, denoiser=world, dataset=data, **facts)
 
 
-def test_true_certificates_stand_and_a_doubled_radius_is_caught(run):
+def with_radius(monkeypatch, image_id, factor):
+    """Runs say so many times an image's radius: a lie in the folder would be refused before."""
+    honest = Run.certificates
+
+    def told(self):
+        rows = honest(self)
+        rows.loc[rows["image_id"] == image_id, "radius"] *= factor
+        return rows
+
+    monkeypatch.setattr(Run, "certificates", told)
+
+
+def test_true_certificates_stand_and_a_doubled_radius_is_caught(run, monkeypatch):
     honest = attack_of(run)
     assert [one.image_id for one in honest.images] == [7, 9]
     assert not honest.broken
     assert all(one.share > 1 for one in honest.images)
 
-    row = next(r for r in run.store.certificates().to_pylist() if r["image_id"] == 9)
-    lie = replace(CertificateRow(**row), radius=2 * row["radius"])
-    assert lie.radius > DISTANCE > row["radius"]
-    with run.store.writer() as writer:
-        writer.add_certificates([lie])
+    radius = run.certificates().set_index("image_id")["radius"][9]
+    assert 2 * radius > DISTANCE > radius
+    with_radius(monkeypatch, 9, 2)
     found = attack_of(run, seed=1)
     assert [one.image_id for one in found.broken] == [9]
 
@@ -131,7 +142,7 @@ def test_true_certificates_stand_and_a_doubled_radius_is_caught(run):
     with np.load(f"{run.store.address}/{kept}") as details:
         point, tally = details["point"], (details["classes"], details["counts"])
         moved = np.linalg.norm(point.astype(np.float64) - mirrored()[1].image(9))
-        assert DISTANCE < moved < float(details["radius"]) == lie.radius
+        assert DISTANCE < moved < float(details["radius"]) == 2 * radius
         # Anybody can cast these votes again.
         base = base_classifier(load_config(TABLES), mirrored()[0], SIGMA)
         votes = Smoothed(base, int(details["votes_seed"])).votes(
@@ -180,13 +191,13 @@ def test_the_command_tells_where_the_class_changes_and_exits_with_0(classified):
     assert json.loads(run.store.location.read("attack/seed-0.json"))["attacked"] == 2
 
 
-def test_a_broken_certificate_exits_with_1_and_names_the_files(classified):
+def test_a_broken_certificate_exits_with_1_and_names_the_files(classified, monkeypatch):
     place, run = classified
     row = run.store.certificates().to_pylist()[0]
-    with run.store.writer() as writer:
-        writer.add_certificates([replace(CertificateRow(**row), radius=6 * row["radius"])])
-    done = diffcert(*ATTACK, "--seed", "1", "--json", cwd=place)
-    assert done.returncode == 1, done.stderr
+    with_radius(monkeypatch, row["image_id"], 6)
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(app, [*ATTACK, "--seed", "1", "--json"])
+    assert done.exit_code == 1, done.stderr
     found = json.loads(done.stdout)
     assert found["broken"] == 1
     assert [one["image_id"] for one in found["images"] if one["broken"]] == [row["image_id"]]

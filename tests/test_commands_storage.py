@@ -77,7 +77,7 @@ def test_the_report_of_a_start_that_continues_reads_the_dataset_with_the_options
         lambda spec, options=None: asked.append(options) or load(spec, options),
     )
     said("certify", "digits-quick", *TINY, "--local", "--run", RUN, *options)
-    assert [given["key"] for given in asked] == ["OPTION-ACCESS"]
+    assert [given["key"] for given in asked] == ["OPTION-ACCESS"] * 2  # labels, and pictures
 
 
 def test_the_options_are_neither_stored_nor_shown(run, options):

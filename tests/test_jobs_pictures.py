@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcert_ray import Classifier, certificate, certify, load_dataset
+from diffcert_ray import Classifier, certify, load_dataset
+from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.certificates.radius import round_radius_down
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.method.from_config import levels_and_sift
+from diffcert_ray.method.grid import rounding_radius, slack
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "docs" / "pictures"
@@ -52,7 +54,8 @@ def votes(job, run):
 def test_the_promise_is_the_stored_certificate(job, run, votes):
     promise = job.promise_of(run, votes)
     votes_for_it = int(promise.counts[promise.answer])
-    expected = certificate(votes_for_it, 60, sigma=0.25, alpha=0.001)
+    off = {"slack": slack(0.25, 64), "taken_off": rounding_radius(64)}
+    expected = executed_certificate(votes_for_it, 60, sigma=0.25, alpha=0.001, **off)
     assert promise.counts.sum() == 60
     assert (promise.p_low, promise.radius) == (expected.p_low, expected.radius)
     assert "at least 99.9 %" in promise.words

@@ -34,9 +34,7 @@ TEN_IMAGES = [
 
 def table(rows=TEN_IMAGES, **changes):
     frame = pd.DataFrame(rows, columns=["image_id", "correct", "abstained", "radius", "p_low"])
-    frame = frame.assign(
-        sigma=0.25, label=1, predicted=1, n_a=90, n=100, alpha=0.001, bound="clopper-pearson"
-    )
+    frame = frame.assign(sigma=0.25, label=1, n_a=90, n=100, alpha=0.001, bound="clopper-pearson")
     return frame.assign(**changes)
 
 
@@ -128,7 +126,7 @@ def test_what_the_missing_images_turn_out_to_be_only_raises_the_figures():
         table()
         .iloc[:0]
         .merge(whole, how="right")
-        .assign(sigma=0.25, label=1, predicted=1, n_a=90, n=100, alpha=0.001, bound="sequential")
+        .assign(sigma=0.25, label=1, n_a=90, n=100, alpha=0.001, bound="sequential")
     )
     easy = whole[whole["correct"] & (whole["radius"] > 0.5)]  # what finishes first
     radii = [0.0, 0.4, 0.8]

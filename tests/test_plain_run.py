@@ -167,7 +167,7 @@ def test_image_with_a_missing_unit_gets_no_certificate(clean) -> None:
     kept[4] = False
     parts = [getattr(whole, n)[kept] for n in ("units", "sums", "squares", "nfe", "seconds")]
     found = recompute_plain(
-        plan, StoredLosses(*parts, differing=0, image_sha={}), data.image, "local"
+        plan, StoredLosses(*parts, 0, {}, np.array([], object)), data.image, "local"
     )
     assert [image.image_id for image, _ in found] == [i for i in data.ids if i != lost[0]]
     short = ImageLosses(plan, int(lost[0]))

@@ -11,9 +11,11 @@ from diffcert_ray.certificates.metrics import (
     certified_accuracy,
     p_low_distribution,
 )
+from diffcert_ray.certificates.radius import BOUNDS
+from diffcert_ray.config.tables import PLAIN_BOUNDS
 from diffcert_ray.report.charts import NARROW, Axis, Line, even_axis, line_chart
 from diffcert_ray.report.dataset_tables import comparison_text, dataset_tables, wrong_text
-from diffcert_ray.report.files import report_files, report_tables
+from diffcert_ray.report.files import guarantees, report_files, report_tables
 from diffcert_ray.report.lines import accuracy_lines, cost_lines, p_low_lines
 from diffcert_ray.report.published import published_rows
 from diffcert_ray.report.series import Series, asked_radii, distinct_names, series_of_log
@@ -88,6 +90,22 @@ def test_rows_without_votes_have_no_p_low_table():
     plain = certificates([0.1, 0.2], sigma=0.0, bound="local", p_low=float("nan"))
     assert "p_low" not in {t.label for t in dataset_tables(plain, [0.0], "title")}
     assert "p_low.csv" not in report_files([series(plain)])
+
+
+@pytest.mark.parametrize("bound", [*PLAIN_BOUNDS, *BOUNDS])
+def test_where_rounding_is_not_covered_every_table_and_the_printed_sentence_say_so(bound):
+    of_bound = certificates([0.1, 0.2], bound=bound).assign(correct=False)
+    both = [series(of_bound), series(certificates([0.1, 0.2]), "two")]
+    mine = [*dataset_tables(of_bound, [0.0], "title"), wrong_text(both[0])]
+    plain, about = bound in PLAIN_BOUNDS, "in real arithmetic only"
+    assert len(mine) >= 3
+    assert [about in t.title for t in mine] == [plain] * len(mine)
+    assert [about in row[0] for row in comparison_text(both, [0.0]).rows] == [plain, False]
+    (sentence,) = guarantees(both[:1])
+    assert (about in sentence) == plain
+    files = report_files(both[:1])
+    for name in ("index.html", "table.md", "table.tex"):
+        assert (about in " ".join(files[name].decode().split())) == plain, name
 
 
 def test_the_best_sigma_is_marked_as_a_selection_with_its_price():

@@ -41,6 +41,7 @@ def test_report_status_and_export_read_it_and_report_says_its_version(folder):
     code, said = diffcert("report", folder)
     assert code == 0
     assert "is of method version 1" in said
+    assert "hold in real arithmetic only" in said
     code, said = diffcert("status", folder)
     assert (code, "3 of 3 certified" in said) == (0, True)
     assert diffcert("export", folder, "--output", folder / "logs")[0] == 0

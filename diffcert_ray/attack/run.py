@@ -14,7 +14,6 @@ from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.datasets.dataset import about, labels_of
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Run
@@ -142,7 +141,6 @@ def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
             f"run {run.address} has no certificate with a radius to attack: run certify on it "
             "first, with more votes if it abstained everywhere"
         )
-    check_certifiable(run, rows)
     chosen = random.Random(seed).sample(range(len(rows)), min(images, len(rows)))
     return rows.iloc[sorted(chosen)]
 

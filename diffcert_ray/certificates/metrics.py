@@ -24,6 +24,7 @@ from scipy import stats
 from diffcert_ray.certificates.clopper_pearson import lower_confidence_bound, upper_confidence_bound
 from diffcert_ray.certificates.fraction import check_fraction
 from diffcert_ray.certificates.radius import BOUNDS
+from diffcert_ray.conventions import ABSTAIN
 
 CERTIFIED_BOUNDS = (*BOUNDS, "lipschitz", "local")
 """Bounds whose rows are certificates; anything else (an estimate, say) is refused."""
@@ -375,11 +376,31 @@ def _check_labels(certificates: pd.DataFrame) -> None:
             "the dataset labels, drop these rows, or use p_low_distribution and abstention_rate, "
             "which need none"
         )
+    _check_classes(certificates)
     kept = certificates[~certificates["abstained"].astype(bool)]
     if kept["radius"].isna().any():
         raise ValueError(
             f"{int(kept['radius'].isna().sum())} rows neither abstain nor have a radius; "
             "certify these images again"
+        )
+
+
+def _check_classes(certificates: pd.DataFrame) -> None:
+    """Refuse rows that are called correct, or abstentions, against their own classes."""
+    if "predicted" not in certificates:
+        return
+    abstained = certificates["predicted"] == ABSTAIN
+    right = (certificates["predicted"] == certificates["label"]) & ~abstained
+    wrong = (certificates["abstained"].astype(bool) != abstained) | (
+        certificates["correct"].astype(bool) != right
+    )
+    if wrong.any():
+        row = certificates[wrong].iloc[0]
+        raise ValueError(
+            f"{int(wrong.sum())} rows contradict themselves, first image_id={row['image_id']}: "
+            f"correct={row['correct']}, abstained={row['abstained']} with "
+            f"predicted={row['predicted']} and label={row['label']}; take the rows that "
+            "open_run gives"
         )
 
 

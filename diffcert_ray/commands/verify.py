@@ -24,8 +24,10 @@ def verify(
 ) -> None:
     """Recompute every certificate from the counts, and a sample of the units from the images.
 
-    Exit code 1 on any difference, 3 if there is none, but images have no certificate: the run is
-    not finished, or somebody removed them. The units are drawn at random each time.
+    What follows from other columns is compared everywhere, what only evaluation can tell (votes,
+    NFE) in the sample, which is drawn at random each time. Exit code 1 on any difference, 3 if
+    there is none, but images have no certificate: the run is not finished, or somebody removed
+    them.
     To let others verify a run, share its folder and the checkpoint.
 
     [dim]diffcert verify runs/digits --sample 50[/]
@@ -36,7 +38,8 @@ def verify(
     result = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
     if as_json:
         share = {"missed_share": result.missed_share}
-        print_json({"run": run, "same": not result.differences} | vars(result) | share)
+        told = {k: v for k, v in vars(result).items() if k not in ("contradicted", "costs_too")}
+        print_json({"run": run, "same": not result.differences} | told | share)
     else:
         _say(result)
     if result.differences:
@@ -63,8 +66,14 @@ def _say(result: "Verification") -> None:
         )
     if result.units and result.missed_share:
         out.print(
-            f"had {result.missed_share:.2%} of all {result.units_stored:,} units been changed, one "
-            "would have been seen with 95 % probability; --sample looks at more"
+            f"had {result.missed_share:.2%} of all {result.units_stored:,} units been changed "
+            "(votes, NFE or pixels), one would have been seen with 95 % probability; --sample "
+            "looks at more"
+        )
+    if result.other_kinds:
+        out.print(
+            f"{result.other_kinds:,} of {result.units_stored:,} units are of numerics kinds that "
+            "this machine does not have: rare votes of those may differ"
         )
     for difference in result.differences[:20]:
         out.print(f"difference: {escaped(difference)}", soft_wrap=True)

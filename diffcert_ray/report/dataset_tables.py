@@ -41,8 +41,11 @@ PLAIN_GUARANTEE = (
     "With probability at least 1 - alpha over the noise draws, for each image, the plain diffusion "
     "classifier with exact expectations, its input projected on [0,1]^D and its denoiser's output "
     "clipped to it, returns the predicted class everywhere in the open l2 ball of the radius "
-    "around the image, in [0,1] pixel space. No smoothing, no votes (sigma is 0)."
+    "around the image, in [0,1] pixel space. No smoothing, no votes (sigma is 0). This holds in "
+    "real arithmetic only: what rounding does to losses and noise draws is not taken off."
 )
+IN_REAL_ARITHMETIC = "in real arithmetic only"
+"""Said in the titles of tables of certificates without votes: none of them covers rounding."""
 INTERVAL_NOTE = (
     "In brackets: exact 95 % binomial interval for the population that the images are a random "
     "sample of."
@@ -206,6 +209,7 @@ def comparison_text(series: Sequence[Series], radii: Sequence[float]) -> TextTab
             of_sigma = certified_accuracy(certificates, radii, asked=s.asked)
             first = of_sigma.to_dict("records")[0]
             name = f"{s.name} ({MARK}, {_images(first)})" if first["n_missing"] else s.name
+            name = _qualified(name, certificates)
             shares.append((name, sigma, of_sigma["certified_accuracy"].tolist()))
     best = [max(cells[c] for *_, cells in shares) for c in range(len(radii))]
     rows = tuple((f"{n}, σ = {sigma:g}", *(f"{c:.2f}" for c in v)) for n, sigma, v in shares)
@@ -247,11 +251,19 @@ def wrong_text(series: Series, class_names: Sequence[str] = (), at_most: int = 1
         "wrong); abstentions are not among them." + (f" {left} rarer pairs left out." * (left > 0))
     )
     header = ("sigma", "label", "certified class", "images", "largest radius")
-    return TextTable(f"Wrong classes, {series.name}", header, cells, (note,), "wrong")
+    title = _qualified(f"Wrong classes, {series.name}", rows)
+    return TextTable(title, header, cells, (note,), "wrong")
 
 
 def _marked(title: str, certificates: pd.DataFrame, asked: Asked) -> str:
+    title = _qualified(title, certificates)
     return f"{MARK}. {title}" if unfinished(certificates, asked) else title
+
+
+def _qualified(title: str, certificates: pd.DataFrame) -> str:
+    """A title that says of certificates without votes that they do not cover rounding."""
+    plain = certificates["bound"].isin(PLAIN_BOUNDS).any()
+    return f"{title} ({IN_REAL_ARITHMETIC})" if plain else title
 
 
 def _images(row: dict[Any, Any]) -> str:

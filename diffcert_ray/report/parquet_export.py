@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.errors import ConfigError, CorruptImageError
-from diffcert_ray.run.certifiable import check_certifiable
+from diffcert_ray.run.certifiable import check_labels
 from diffcert_ray.run.stored import Run
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA
 
@@ -44,8 +44,8 @@ def export_parquet(run: Run, path: Path) -> int:
     )
     if not certificates.num_rows:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
-    check_certifiable(run, certificates.to_pandas())
     data = _dataset(run)
+    check_labels(certificates.select(["image_id", "label"]).to_pandas(), data)
     units = run.kind.votes_by_class(run.store)
     if units is not None:
         for name, column in zip(VOTES, _votes(units, certificates, data.num_classes), strict=True):

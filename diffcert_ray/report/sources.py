@@ -15,7 +15,7 @@ from diffcert_ray.errors import ConfigError
 from diffcert_ray.report.cohen_log import DEFAULT_ALPHA
 from diffcert_ray.report.gallery import Pictures
 from diffcert_ray.report.series import Series, distinct_names, series_of_log
-from diffcert_ray.run.certifiable import check_certifiable
+from diffcert_ray.run.certifiable import check_labels
 from diffcert_ray.run.stored import Run, open_run
 
 LOG_ENDINGS = (".tsv", ".txt", ".log")
@@ -74,7 +74,7 @@ def series_of_run(run: Run) -> list[Series]:
     certificates, config, all_asked = run.certificates(), run.config, run.asked()
     if certificates.empty:
         raise ConfigError(f"run {run.address} has no certificates yet: run certify on it first")
-    check_certifiable(run, certificates)
+    _compare_labels(run, certificates)
     asked = config.votes.bound
     bounds = sorted(certificates["bound"].unique(), key=lambda bound: (bound != asked, bound))
     one = Series(
@@ -101,6 +101,16 @@ def series_of_run(run: Run) -> list[Series]:
         for bound in map(str, bounds)
         for rows in [certificates[certificates["bound"] == bound]]
     ]
+
+
+def _compare_labels(run: Run, certificates: pd.DataFrame) -> None:
+    """Refuse labels that are not the dataset's, where that is at hand and unchanged."""
+    try:
+        data = load_dataset(run.config.dataset.whole(), run.config.execution.storage_options)
+    except (ValueError, OSError):
+        return
+    if data.fingerprint == run.document.dataset.get("fingerprint"):
+        check_labels(certificates, data)
 
 
 def _space(run: Run) -> str:
@@ -142,8 +152,8 @@ def _notes(run: Run, rows: pd.DataFrame, bound: str) -> list[str]:
     if not run.document.castable:
         notes.append(
             f"The run is of method version {run.document.method_version}: its certificates are by "
-            "the rules of that version, and this program can neither continue it nor cast its "
-            "votes again"
+            "the rules of that version, which hold in real arithmetic only, and this program can "
+            "neither continue it nor cast its votes again"
         )
     unread = rows.loc[rows["nfe"] == 0, "image_id"].unique()
     if len(unread):

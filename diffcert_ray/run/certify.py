@@ -244,6 +244,7 @@ def _left_to_do(opened: _Opened) -> _ToDo:
     held = kind.held(store, plan)
     check_same_images(held, set(labels).difference(unreadable), image_sha)
     if unreadable:
+        store_asked(store.location, plan.sigmas, data.ids.tolist())
         unread = unread_rows(
             plan,
             unreadable,

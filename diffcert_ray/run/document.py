@@ -1,5 +1,6 @@
 """run.toml: the configuration that a run folder belongs to, its two hashes, and what may change."""
 
+import math
 import platform
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from diffcert_ray.config.tables import Config, NumericsConfig
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.run.kind import kind_of
 
+GRID_SINCE = 2  # version of the method
+WEIGHTS = "weights."
 VERSIONED = ("diffcert_ray", "torch", "ray", "numpy", "scipy", "pyarrow")
 
 
@@ -29,6 +32,7 @@ class RunDocument:
     plan_id: str  # hash of what was asked for at the first start
     dataset: Mapping[str, Any]  # name, split, fingerprint, number of classes and image shape
     versions: Mapping[str, str]  # of this package and of what it computes with
+    document_id: str  # hash of both ids, dataset and versions; "" in runs begun before it was kept
 
     @staticmethod
     def of(
@@ -43,7 +47,8 @@ class RunDocument:
         plan_id = canonical_hash(plan_identity(config, votes_id))
         versions = {name: _version(name) for name in VERSIONED}
         versions["python"] = platform.python_version()
-        return RunDocument(config, votes, votes_id, plan_id, dataset, versions)
+        whole = _document_id(votes_id, plan_id, dataset, versions)
+        return RunDocument(config, votes, votes_id, plan_id, dataset, versions, whole)
 
     def to_bytes(self) -> bytes:
         """TOML, without execution settings that may hold credentials."""
@@ -52,6 +57,7 @@ class RunDocument:
         document = {
             "votes_id": self.votes_id,
             "plan_id": self.plan_id,
+            "document_id": self.document_id,
             "config": tables,
             "votes_identity": dict(self.votes_identity),
             "dataset": dict(self.dataset),
@@ -75,6 +81,7 @@ class RunDocument:
                 tables["plan_id"],
                 tables["dataset"],
                 tables["versions"],
+                tables.get("document_id", ""),
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
@@ -83,22 +90,48 @@ class RunDocument:
                 "another version or changed by hand: restore it from a copy, or give another folder"
             ) from None
         document._check_hashes()
+        document._check_identity()
         return document
 
     def _check_hashes(self) -> None:
         """Refuse a document whose hashes are not those of what it says.
 
-        A larger n written into it would let a fixed-n bound be extended after a look.
+        A larger n written into it would let a fixed-n bound be extended after a look, fewer images
+        in its dataset let those without a certificate disappear.
         """
+        whole = _document_id(self.votes_id, self.plan_id, self.dataset, self.versions)
+        first_version = self.method_version == 1
         for name, stated, actual in (
             ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
             ("plan_id", self.plan_id, canonical_hash(plan_identity(self.config, self.votes_id))),
+            ("document_id", self.document_id, whole),
         ):
-            if stated != actual:
+            if stated != actual and not (name == "document_id" and not stated and first_version):
                 raise ConfigError(
                     f"run.toml states {name} {stated}, but what it says has {actual}: it was "
                     "changed by hand, or written by another version; restore it from a copy, or "
                     "give another folder"
+                )
+
+    def _check_identity(self) -> None:
+        """Refuse a document whose [config] is not that of its votes: a seed changed in one place.
+
+        Whatever no vote depends on, such as the paths of checkpoint and images, may be changed.
+        """
+        mine = dict(self.votes_identity)
+        roles = [key.removeprefix(WEIGHTS) for key in mine if key.startswith(WEIGHTS)]
+        weights = {role: mine[WEIGHTS + role] for role in roles if "." not in role}
+        theirs = _without_none(votes_identity(self.config, weights, self.method_version))
+        keys = {*mine, *theirs}
+        if not self.castable:  # another version may have had other keys
+            keys &= {*mine} & {*theirs}
+        for key in sorted(keys):
+            stated, actual = (canonical_hash({"": m.get(key)}) for m in (mine, theirs))
+            if stated != actual:
+                raise ConfigError(
+                    f"run.toml states {key} {mine.get(key)!r} for its votes, but its [config] "
+                    f"gives {theirs.get(key)!r}: it was changed by hand; restore it from a copy, "
+                    "or give another folder"
                 )
 
     def with_storage_options(self, options: Mapping[str, Any]) -> "RunDocument":
@@ -115,6 +148,16 @@ class RunDocument:
     def method_version(self) -> int:
         """Version of the method that cast the run's votes."""
         return int(self.votes_identity.get("method_version", 0))
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in the noise of a vote, where it is on a grid; 0 in runs of before there was one.
+
+        Whatever they take off a certificate is 0 for 0.
+        """
+        if self.method_version < GRID_SINCE:
+            return 0
+        return math.prod(int(side) for side in self.dataset["image_shape"])
 
     @property
     def castable(self) -> bool:
@@ -170,6 +213,14 @@ class RunDocument:
                 f"with {self.dataset.get('fingerprint')}: the data has changed; give another "
                 "run folder"
             )
+
+
+def _document_id(
+    votes_id: str, plan_id: str, dataset: Mapping[str, Any], versions: Mapping[str, str]
+) -> str:
+    """Hash of all that a document says and that nobody has a reason to change."""
+    ids = {"votes_id": votes_id, "plan_id": plan_id}
+    return canonical_hash(_without_none(ids | {"dataset": dataset, "versions": versions}))
 
 
 def _without_none(tables: Mapping[str, Any]) -> dict[str, Any]:

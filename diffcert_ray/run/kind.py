@@ -7,11 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.run.contradictions import UnitsExamined
 from diffcert_ray.run.loop import Work
 from diffcert_ray.run.loss_runs import LossRuns
 from diffcert_ray.run.verification import Verification
@@ -185,6 +187,30 @@ class Kind(Protocol):
         certificates: pd.DataFrame,
     ) -> Iterable[CertificateRow]:
         """What the counts give for a plan's images; ``certificates`` says by which bounds and n."""
+        ...
+
+    def examine(
+        self,
+        config: Config,
+        store: RunStore,
+        rows: pd.DataFrame,
+        counting: npt.NDArray[np.int64],
+        classes: int,
+        dimensions: int,
+    ) -> UnitsExamined:
+        """Compare stored certificates with their counts, in milliseconds.
+
+        Args:
+            config: of the run.
+            store: its folder.
+            rows: certificates of this run, repeats included.
+            counting: positions of those that count.
+            classes: K.
+            dimensions: D, numbers in the noise of a vote; 0 where it is on no grid.
+
+        Returns:
+            What is wrong, and what was begun.
+        """
         ...
 
     def recompute(

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow.compute as pc
 
 from diffcert_ray.config.tables import PLAIN_BOUNDS, Config
 from diffcert_ray.conventions import NO_SMOOTHING
@@ -14,6 +16,7 @@ from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.plain.plan import PlainPlan, plain_plan
 from diffcert_ray.plain.stages import LossStages
+from diffcert_ray.run.contradictions import UnitsExamined, contradiction
 from diffcert_ray.run.estimate import PlainEstimate, estimate_plain
 from diffcert_ray.run.loss_rows import Bound, LossRows, estimates, plain_row, recompute_plain
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
@@ -119,6 +122,63 @@ class LossRuns:
             if (certificates["bound"] == bound).any():
                 yield from _rows(plan, votes_id, held, data, bound)
 
+    def examine(
+        self,
+        config: Config,
+        store: RunStore,
+        rows: pd.DataFrame,
+        counting: npt.NDArray[np.int64],
+        classes: int,
+        dimensions: int,
+    ) -> UnitsExamined:
+        """As `Kind.examine`: radii need the images too, so that only ``verify`` recomputes them."""
+        draws, unit = config.plain.draws, config.plain.unit
+        stored = store.read_rows("losses", [*LOSS_UNIT_KEY, "level", "class"]).table
+        first = stored.filter((pc.field("level") == 0) & (pc.field("class") == 0)).select(
+            LOSS_UNIT_KEY
+        )
+        units = first.to_pandas().drop_duplicates()
+        start, stop = units["start"], units["stop"]
+        whole = (start % unit == 0) & (stop == (start + unit).clip(upper=draws))
+        held = units[whole].assign(votes=stop - start).groupby("image_id")["votes"].sum()
+        used = rows["nfe"].to_numpy() > 0
+        there = rows["image_id"].map(held).fillna(0).to_numpy(np.int64)
+        counts = np.zeros(len(rows), bool)
+        counts[counting] = True
+        n, n_a = (rows[name].to_numpy() for name in ("n", "n_a"))
+        p_low = rows["p_low"].to_numpy()
+        off = {name: rows[name].to_numpy() for name in ("slack", "taken_off")}
+        found = [
+            *contradiction(
+                used & (n != draws), lambda row: f"n is {n[row]}, the run has {draws} draws"
+            ),
+            *contradiction(
+                counts & used & (n == draws) & (there != draws),
+                lambda row: (
+                    f"it rests on losses that are not stored: {there[row]} draws are "
+                    f"there of {draws}"
+                ),
+            ),
+            *contradiction(
+                (n_a != 0) | ~np.isnan(p_low),
+                lambda row: f"n_a {n_a[row]} and p_low {p_low[row]} although it has no votes",
+            ),
+            *contradiction(
+                (off["slack"] != 0) | (off["taken_off"] != 0),
+                lambda row: (
+                    f"slack {off['slack'][row]} and taken_off {off['taken_off'][row]}, of which "
+                    "certificates without votes have none"
+                ),
+            ),
+        ]
+        said = [
+            f"{int((~whole).sum())} stored units of losses are none of {unit} draws up to {draws}, "
+            f"first draws {row.start}:{row.stop} of image {row.image_id}"
+            for row in units[~whole].head(1).itertuples()
+        ]
+        begun = {NO_SMOOTHING: set(units["image_id"].tolist())} if len(units) else {}
+        return UnitsExamined(found, said, begun)
+
     def recompute(
         self,
         config: Config,
@@ -131,6 +191,7 @@ class LossRuns:
     ) -> None:
         """As `Kind.recompute`: by the bound asked for, and by the other one if it is stored."""
         plan = self.plan(config, data.ids, data)
+        verification.costs_too = held.differing == 0
         for bound in PLAIN_BOUNDS:
             stored = certificates[certificates["bound"] == bound]
             if bound == plan.bound or len(stored):

@@ -1,7 +1,7 @@
 """A stored run, opened to be read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +9,10 @@ import pandas as pd
 import pyarrow as pa
 
 from diffcert_ray.config.tables import Config
+from diffcert_ray.errors import StoreError
+from diffcert_ray.run.certifiable import check_certifiable
 from diffcert_ray.run.document import RunDocument
+from diffcert_ray.run.examined import Examined, examine
 from diffcert_ray.run.kind import Kind, kind_of
 from diffcert_ray.run.loop import Outcome
 from diffcert_ray.storage.asked_images import read_asked
@@ -32,6 +35,9 @@ class Run:
     store: RunStore
     document: RunDocument
     outcome: Outcome | None = None
+    _known: dict[tuple[str, ...], Examined] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def config(self) -> Config:
@@ -51,11 +57,28 @@ class Run:
         """The stored certificates: one row for each image, sigma and bound.
 
         Where a ``sequential`` run was continued with a larger n, the row that used most votes
-        counts.
+        counts. What follows from the counts is recomputed, in milliseconds, before anything is
+        returned.
+
+        Raises:
+            ConfigError: certificates of another run, or that their bound does not hold for.
+            StoreError: certificates that contradict themselves or the stored units, or units that
+                the run cannot have stored; the message names the first, its file and the remedy.
         """
-        table = self.store.certificates().to_pandas()
-        key = ["sigma", "image_id", "bound", "alpha", "n0"]
-        return table.sort_values([*key, "n"]).drop_duplicates(key, keep="last", ignore_index=True)
+        examined = self.examined()
+        examined.refuse(self.address)
+        return examined.certificates
+
+    def examined(self) -> Examined:
+        """The certificates as they are stored, and what is wrong with them; read once."""
+        folders = ("certificates", "compact", self.kind.folder)
+        names = tuple(name for folder in folders for name in self.store.location.list(folder))
+        if names not in self._known:  # parts never change, so that names tell what is stored
+            self._known.clear()
+            self._known[names] = examine(
+                self.store, self.document, lambda rows: check_certifiable(self, rows)
+            )
+        return self._known[names]
 
     def asked(self) -> dict[float, int]:
         """How many images all starts of the run asked for at each sigma, with a result or not.
@@ -63,19 +86,44 @@ class Run:
         Figures of a run that is not finished need it: which images have a certificate depends on
         their votes (with ``sequential``, clear ones stop first), so that figures of those alone
         say too much. In a run folder without notes of what was asked, units tell what was begun.
+
+        Raises:
+            StoreError: notes of what was asked for were changed or are gone.
         """
-        noted = read_asked(self.store.location)
-        rows = [self.store.certificates().select(["sigma", "image_id"]).to_pandas()]
-        rows += [] if noted else [self.kind.begun(self.store)]
-        for sigma, ids in pd.concat(rows).groupby("sigma")["image_id"]:
-            noted.setdefault(float(str(sigma)), set()).update(ids.unique().tolist())
-        first = self.kind.sigmas(self.config)
-        # All of the first start's count, also where the note of its images is missing.
+        images = self.asked_images()
+        # All of the first start's count, also where no note says which they were.
         least = int(self.document.dataset.get("images", 0))
+        first = self.kind.sigmas(self.config)
         return {
-            sigma: max(len(noted.get(sigma, ())), least if sigma in first else 0)
-            for sigma in sorted(first | set(noted))
+            sigma: max(len(images.get(sigma, ())), least if sigma in first else 0)
+            for sigma in sorted(first | set(images))
         }
+
+    def asked_images(self) -> dict[float, set[int]]:
+        """The image_ids behind ``asked``, as far as notes, certificates and units tell."""
+        noted = read_asked(self.store.location)
+        examined = self.examined()
+        found = dict(examined.certified)
+        if not noted or self.document.document_id:
+            for sigma, ids in examined.begun.items():
+                found[sigma] = found.get(sigma, set()) | ids
+        if self.document.document_id:
+            self._check_asked(noted, found)
+        return {s: noted.get(s, set()) | found.get(s, set()) for s in {*noted, *found}}
+
+    def _check_asked(
+        self, noted: Mapping[float, set[int]], found: Mapping[float, set[int]]
+    ) -> None:
+        """Refuse results that no start asked for: the note of the start that did is gone."""
+        for sigma, ids in sorted(found.items()):
+            if unasked := sorted(ids - noted.get(sigma, set())):
+                where = f" at sigma {sigma:g}" if sigma else ""
+                raise StoreError(
+                    f"{len(unasked)} images of {self.address} have certificates or votes{where} "
+                    f"that no note in asked/ asks for, first image {unasked[0]}: a note is gone, "
+                    "or they were put there. Restore the note from a copy, or start the run again "
+                    "as it was"
+                )
 
     def table(self, name: Literal["certificates", "units"] = "certificates") -> pa.Table:
         """What ``certificates`` or ``units`` gives, as an Arrow table.

@@ -28,6 +28,7 @@ class StoredLosses:
     seconds: NDArray[np.float64]  # [N]
     differing: int  # units for which other numerics kinds returned other sums
     image_sha: Mapping[int, str]  # of the pixels of each image that has any
+    numerics: NDArray[np.object_]  # kind of each, [N]
 
     def of(self, image_id: int) -> list[UnitLosses]:
         """The stored units of one image in the order of their draws."""
@@ -68,7 +69,9 @@ def read_losses(store: RunStore, levels: int, classes: int) -> StoredLosses:
     images, first = np.unique(keys[:, 0], return_index=True)
     shas = table["image_sha"].take(pa.array(first * rows)).to_pylist()
     image_sha = dict(zip(images.tolist(), shas, strict=True))
-    return StoredLosses(keys, sums, squares, nfe, seconds, store.differing, image_sha)
+    kinds = table["numerics"].take(pa.array(np.arange(len(keys)) * rows)).to_pylist()
+    numerics = np.array(kinds, np.object_)
+    return StoredLosses(keys, sums, squares, nfe, seconds, store.differing, image_sha, numerics)
 
 
 def _check_whole_units(table: pa.Table, levels: int, classes: int, address: str) -> None:

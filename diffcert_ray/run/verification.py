@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,19 @@ class Verification:
     same_numerics: bool = True  # whether this machine's numerics kind is the stored units'
     other_method: int = 0  # version of the run's method, where this program casts other votes
     differences: list[str] = field(default_factory=list)  # one sentence for each
+    # (sigma, image_id) of certificates that differ already from what is stored beside them
+    contradicted: set[tuple[float, int]] = field(default_factory=set)
+    costs_too: bool = False  # compare NFE, which differ where kinds delivered a unit twice
+    other_kinds: int = 0  # stored units of numerics kinds that this machine does not have
 
     @property
     def missed_share(self) -> float:
-        """A share of changed units, above which one would have been found with 95 % probability."""
+        """A share of changed units, above which one would have been found with 95 % probability.
+
+        Changed means anything in a unit that evaluating it again gives: its counts, its number of
+        evaluations, the pixels that it is of. Its range, target and sigma are compared with what
+        the run asks in all units, not in a sample.
+        """
         if self.units >= self.units_stored:
             return 0.0
         return 1.0 - 0.05 ** (1.0 / self.units) if self.units else 1.0
@@ -58,25 +68,30 @@ def compare_certificates(
     stored: pd.DataFrame, recomputed: list[CertificateRow], verification: Verification
 ) -> None:
     """Note where stored certificates differ from those that the counts give."""
+    names = [*COMPARED, *(["nfe"] if verification.costs_too else [])]
     keys = zip(stored["sigma"].tolist(), stored["image_id"].tolist(), strict=True)
-    rows = dict(zip(keys, stored[list(COMPARED)].to_dict("records"), strict=True))
+    rows = dict(zip(keys, stored[names].to_dict("records"), strict=True))
     for row in recomputed:
         verification.certificates += 1
         kept = rows.pop((row.sigma, row.image_id), None)
+        if (row.sigma, row.image_id) in verification.contradicted:
+            continue
         where = f"image {row.image_id} at sigma {row.sigma:g}"
         if kept is None:
             verification.differences.append(
                 f"{where} has all its votes, but no certificate is stored"
             )
             continue
-        for name in COMPARED:
-            exact = not verification.other_method
+        exact = verification.other_method != 1
+        for name in names:
             if not same_value(kept[name], getattr(row, name), exact=exact):
                 verification.differences.append(
                     f"{where}: stored {name} {kept[name]}, its counts give {getattr(row, name)}"
                 )
     for (sigma, image_id), kept in rows.items():
-        if any(kept[name] != value for name, value in UNCERTIFIED.items()):
+        if (sigma, image_id) not in verification.contradicted and any(
+            kept[name] != value for name, value in UNCERTIFIED.items()
+        ):
             verification.differences.append(
                 f"image {image_id} at sigma {sigma:g} has a certificate, but not the votes for it"
             )
@@ -98,27 +113,56 @@ def replay(
     verification: Verification,
     *,
     sample: int,
+    image_sha: Callable[[int], str | None] = lambda image_id: None,
+    split_at: int | None = None,
 ) -> None:
-    """Evaluate a random sample of the stored units again and compare the counts.
+    """Evaluate a random sample of the stored units again, and compare all that this gives.
 
     Units of another numerics kind than this worker's may differ in rare votes; they are compared
-    too, and what differs is noted with that remark.
+    too, and what differs is noted with that remark. ``image_sha`` gives the hash of an image's
+    pixels here ("" where there is none, None: not compared); ``split_at`` the levels after which
+    votes may have been handed from one item to another, which costs an evaluation.
     """
+    verification.other_kinds = int((units["numerics"] != worker.numerics).sum())
     for row in units.iloc[verification.chosen(len(units), sample)].to_dict("records"):
         unit = Unit(row["sigma"], row["image_id"], row["stream"], row["start"], row["stop"])
-        part = Part(unit, unit.start, unit.stop, row["target"])
-        tally = worker.cast_votes(Item(0, unit.sigma, (part,))).tallies[0]
-        stored = dict(zip(row["classes"].tolist(), row["counts"].tolist(), strict=True))
         verification.units += 1
         verification.votes += unit.votes
         same = row["numerics"] == worker.numerics
         verification.same_numerics &= same
-        if dict(tally.counts) != stored:
-            remark = "" if same else " (another numerics kind: rare votes may differ)"
+        stored = dict(zip(row["classes"].tolist(), row["counts"].tolist(), strict=True))
+        where = f"image {unit.image_id} at sigma {unit.sigma:g}, {unit.stream} votes "
+        where += f"{unit.start}:{unit.stop}: stored"
+        sha = image_sha(unit.image_id)
+        if sha is not None and sha != row["image_sha"]:
+            verification.differences.append(f"{where} pixels {row['image_sha']}, at hand {sha!r}")
+            if not sha:
+                continue
+        counts, nfe = _cast_again(worker, unit, row["target"], row["nfe"], split_at)
+        remark = "" if same else " (another numerics kind: rare votes may differ)"
+        if counts != stored:
+            verification.differences.append(f"{where} {stored}, evaluated again {counts}{remark}")
+        elif nfe != row["nfe"]:
             verification.differences.append(
-                f"image {unit.image_id} at sigma {unit.sigma:g}, {unit.stream} votes "
-                f"{unit.start}:{unit.stop}: stored {stored}, evaluated again {tally.counts}{remark}"
+                f"{where} nfe {row['nfe']}, evaluated again {nfe}{remark}"
             )
+
+
+def _cast_again(
+    worker: "Worker", unit: Unit, target: int, stored_nfe: int, split_at: int | None
+) -> tuple[dict[int, int], int]:
+    """Counts and evaluations of a unit, in one go, or handed over where only that fits."""
+    part = Part(unit, unit.start, unit.stop, target)
+    whole = worker.cast_votes(Item(0, unit.sigma, (part,)))
+    counts = dict(whole.tallies[0].counts)
+    if whole.nfe == stored_nfe or split_at is None:
+        return counts, whole.nfe
+    first = worker.cast_votes(Item(0, unit.sigma, (part,), None, split_at))
+    if first.open_votes is None:
+        return counts, whole.nfe
+    rest = worker.cast_votes(Item(1, unit.sigma, (), first.open_votes))
+    split = first.nfe + rest.nfe
+    return counts, split if split == stored_nfe else whole.nfe
 
 
 def replay_losses(
@@ -126,15 +170,28 @@ def replay_losses(
 ) -> None:
     """Evaluate ``sample`` units of losses again and compare their sums; draws count as votes."""
     keys = losses.units.tolist()
+    verification.other_kinds = int((losses.numerics != worker.numerics).sum())
     for row in verification.chosen(len(keys), sample):
         unit = LossUnit(*keys[row])
         again = worker.draw_losses(LossItem(0, (unit,))).tallies[0]
         verification.units += 1
         verification.votes += unit.draws
-        gap = float(np.abs(again.sums - losses.sums[row]).max()) / unit.draws
-        # Losses lie in [0, 1]; another device rounds the network's last bits another way.
-        if gap > LOSS_TOLERANCE:
+        same = bool(losses.numerics[row] == worker.numerics)
+        verification.same_numerics &= same
+        # One kind gives the same bits; another one rounds the network's last bits another way.
+        limit = 0.0 if same else LOSS_TOLERANCE
+        where = f"image {unit.image_id}, draws {unit.start}:{unit.stop}:"
+        for name, new, old in (
+            ("loss", again.sums, losses.sums[row]),
+            ("squared loss", again.squares, losses.squares[row]),
+        ):
+            gap = float(np.abs(new - old).max()) / unit.draws
+            if not gap <= limit:
+                verification.differences.append(
+                    f"{where} a mean {name} differs by {gap:.2g} when evaluated again (limit "
+                    f"{limit:g})"
+                )
+        if again.nfe != losses.nfe[row]:
             verification.differences.append(
-                f"image {unit.image_id}, draws {unit.start}:{unit.stop}: a mean loss differs by "
-                f"{gap:.2g} when evaluated again (limit {LOSS_TOLERANCE:g})"
+                f"{where} stored nfe {losses.nfe[row]}, evaluated again {again.nfe}"
             )

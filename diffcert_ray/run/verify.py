@@ -2,10 +2,14 @@
 
 import secrets
 
-from diffcert_ray.datasets import load_dataset
-from diffcert_ray.datasets.dataset import about
-from diffcert_ray.run.certifiable import check_certifiable
+import pandas as pd
+
+from diffcert_ray.datasets import Dataset, load_dataset
+from diffcert_ray.datasets.dataset import about, labels_of
+from diffcert_ray.errors import CorruptImageError
+from diffcert_ray.run.contradictions import sentence
 from diffcert_ray.run.document import RunDocument
+from diffcert_ray.run.examined import Examined
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Run
@@ -30,22 +34,100 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
 
-    config, kind, store, certificates = run.config, run.kind, run.store, run.certificates()
+    config, kind, store = run.config, run.kind, run.store
     votes_id, weights = run.document.votes_id, weights_of(config)
     data = load_dataset(config.dataset.whole(), config.execution.storage_options)
     version = run.document.method_version
     run.document.check_continues(RunDocument.of(config, weights, about(data), version))
-    certified = certificates.groupby("sigma")["image_id"].nunique().to_dict()
     verification = Verification(seed=secrets.randbelow(2**32) if seed is None else seed)
     verification.other_method = 0 if run.document.castable else version
-    missing = (n - certified.get(sigma, 0) for sigma, n in run.asked().items())
-    verification.missing = sum(missing)
-    check_certifiable(run, certificates)
+    chosen = load_dataset(config.dataset, config.execution.storage_options)
+    _compare_dataset(run, data, chosen, verification)
+    examined = run.examined()
+    _note(examined, verification)
+    known = set(data.ids.tolist())
+    certificates = _of_known_images(examined.certificates, known, verification)
+    _compare_labels(certificates, data, verification)
+    verification.missing = _missing(run, certificates, data, set(chosen.ids.tolist()))
     held = kind.held(store, plan_of(config, data))
-    check_same_images(held, set(data.ids.tolist()), data.image_sha)
+    check_same_images(held, known, data.image_sha)
+    foreign = sorted(set(held.image_sha) - known)
+    if foreign:
+        verification.differences.append(
+            f"{len(foreign)} images have stored units, but are not in the dataset: first "
+            f"image {foreign[0]}"
+        )
     kind.recompute(config, votes_id, store, held, data, certificates, verification)
     if sample and run.document.castable:
         device = resolve_device(config.execution.device)
         worker = WorkerSpec(config, weights, device, dataset=data).load("verify")
         kind.replay(config, store, held, data, worker, verification, sample)
     return verification
+
+
+def _compare_dataset(run: Run, data: Dataset, chosen: Dataset, verification: Verification) -> None:
+    """What run.toml says of the dataset, and what is at hand."""
+    now = about(data) | {"images": len(chosen)}
+    for name, stated in run.document.dataset.items():
+        if name in now and now[name] != stated:
+            verification.differences.append(
+                f"run.toml says {name} {stated} of the dataset, which has {now[name]}"
+            )
+
+
+def _note(examined: Examined, verification: Verification) -> None:
+    """Everything that contradicts itself, one sentence for each certificate."""
+    verification.differences += examined.odd
+    for found in examined.contradictions:
+        for row in found.rows.tolist():
+            about_row = examined.rows.iloc[row]
+            key = float(about_row["sigma"]), int(about_row["image_id"])
+            if key not in verification.contradicted:
+                verification.contradicted.add(key)
+                told = sentence(examined.rows, found, row)
+                verification.differences.append(f"{told} ({examined.source(row)})")
+
+
+def _of_known_images(
+    certificates: pd.DataFrame, known: set[int], verification: Verification
+) -> pd.DataFrame:
+    foreign = ~certificates["image_id"].isin(known)
+    for image_id in certificates.loc[foreign, "image_id"].tolist():
+        verification.differences.append(
+            f"image {image_id} has a certificate, but is not in the dataset"
+        )
+    return certificates[~foreign]
+
+
+def _compare_labels(certificates: pd.DataFrame, data: Dataset, verification: Verification) -> None:
+    """Labels of images that could not be read; those of others are compared with all else."""
+    label = labels_of(data)
+    unread = certificates.loc[certificates["nfe"] == 0, ["image_id", "label"]]
+    for image_id, stored in unread.to_numpy().tolist():
+        if stored != label[image_id]:
+            verification.differences.append(
+                f"image {image_id}: stored label {stored}, the dataset has {label[image_id]}"
+            )
+
+
+def _missing(run: Run, certificates: pd.DataFrame, data: Dataset, chosen: set[int]) -> int:
+    """Images times sigmas that were asked for and have no certificate.
+
+    Those that could not be read have one only while that is so.
+    """
+    unread = certificates[certificates["nfe"] == 0]
+    readable = {i for i in set(unread["image_id"].tolist()) if _can_be_read(data, i)}
+    kept = certificates[~((certificates["nfe"] == 0) & certificates["image_id"].isin(readable))]
+    certified = {s: set(ids.tolist()) for s, ids in kept.groupby("sigma")["image_id"]}
+    asked = run.asked_images()
+    for sigma in run.kind.sigmas(run.config):
+        asked[sigma] = asked.get(sigma, set()) | chosen
+    return sum(len(ids - certified.get(sigma, set())) for sigma, ids in asked.items())
+
+
+def _can_be_read(data: Dataset, image_id: int) -> bool:
+    try:
+        data.image(image_id)
+    except CorruptImageError:
+        return False
+    return True

@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +17,14 @@ from diffcert_ray.datasets import Dataset, check_images
 from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.method.from_config import levels_and_sift
+from diffcert_ray.run.contradictions import Contradiction, UnitsExamined
+from diffcert_ray.run.counted_votes import (
+    counted_votes,
+    odd_units,
+    off_contradictions,
+    unborne,
+    vote_contradictions,
+)
 from diffcert_ray.run.estimate import Estimate, estimate
 from diffcert_ray.run.reachable import check_radii, doubts
 from diffcert_ray.run.verification import Verification, compare_certificates, replay
@@ -174,6 +184,42 @@ class VoteRuns:
         stopped = zip(*columns, strict=True)
         return recompute_stopped(plan, held, stopped, label, method=method, votes_id=votes_id)
 
+    def examine(
+        self,
+        config: Config,
+        store: RunStore,
+        rows: pd.DataFrame,
+        counting: npt.NDArray[np.int64],
+        classes: int,
+        dimensions: int,
+    ) -> UnitsExamined:
+        """As `Kind.examine`."""
+        votes = config.votes
+        alpha, bound = votes.alpha, votes.bound
+        found = list(off_contradictions(rows, dimensions))
+        found += vote_contradictions(rows, alpha=alpha, bound=bound)
+        done = store.done_units()
+        read = counting[rows["nfe"].to_numpy()[counting] > 0]  # the others could not be read
+        certificates = rows.iloc[read]
+        behind = counted_votes(done, certificates, n0=votes.n0, unit=votes.unit)
+        found += [
+            Contradiction(read[one.rows], partial(_at, one.reason, read))
+            for one in unborne(certificates, behind, n0=votes.n0, alpha=alpha, bound=bound)
+        ]
+        odd = odd_units(
+            done,
+            classes=classes,
+            n0=votes.n0,
+            n=votes.n,
+            unit=votes.unit,
+            complete=votes.estimate == "complete",
+            fixed=votes.bound != "sequential",
+        )
+        begun: dict[float, set[int]] = {}
+        for (sigma, _), group in done.groups.items():
+            begun.setdefault(sigma, set()).update(group.images.tolist())
+        return UnitsExamined(found, list(odd), begun)
+
     def recompute(
         self,
         config: Config,
@@ -189,10 +235,13 @@ class VoteRuns:
         images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
         sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
         plan = replace(self.plan(config, images, data), sigmas=sigmas)
-        if verification.other_method:  # before there was a grid: nothing was taken off
+        if verification.other_method == 1:  # before there was a grid: nothing was taken off
             plan = replace(plan, dimensions=0)
         else:
             plan = replace(plan, off_grid=check_images(data, images.tolist()).off_grid)
+        if plan.bound != "sequential":
+            # Of a sequential image there may be later units, whose cost was its own.
+            verification.costs_too = store.differing == 0
         rows = self.given(config, plan, votes_id, held, data, certificates)
         compare_certificates(certificates, list(rows), verification)
 
@@ -207,7 +256,15 @@ class VoteRuns:
         sample: int,
     ) -> None:
         """As `Kind.replay`."""
-        replay(store.units().to_pandas(), worker, verification, sample=sample)
+        known = set(data.ids.tolist())
+        replay(
+            store.units().to_pandas(),
+            worker,
+            verification,
+            sample=sample,
+            image_sha=lambda image: data.image_sha(image) if image in known else "",
+            split_at=None if self.trained else config.sift.levels,
+        )
 
     def standing(self, config: Config, store: RunStore) -> tuple[int, int, tuple[str, ...]]:
         """As `Kind.standing`."""
@@ -248,6 +305,11 @@ class VoteRuns:
                 f"{store.differing:,} (the one whose part sorts first counts)",
             ),
         ]
+
+
+def _at(reason: Callable[[int], str], positions: npt.NDArray[np.int64], row: int) -> str:
+    """The reason for a row of a table, told of the part of it at ascending or other positions."""
+    return reason(int(np.flatnonzero(positions == row)[0]))
 
 
 def _say_off_grid(distances: Mapping[int, float]) -> None:
