@@ -82,7 +82,7 @@ def compare_certificates(
                 f"{where} has all its votes, but no certificate is stored"
             )
             continue
-        exact = not verification.other_method
+        exact = verification.other_method != 1
         for name in names:
             if not _same(kept[name], getattr(row, name), exact=exact):
                 verification.differences.append(

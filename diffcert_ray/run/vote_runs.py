@@ -218,7 +218,7 @@ class VoteRuns:
         images = np.array(sorted({*units["image_id"], *certificates["image_id"]}), np.int64)
         sigmas = tuple(sorted({*units["sigma"], *certificates["sigma"]}))
         plan = replace(self.plan(config, images, data), sigmas=sigmas)
-        if verification.other_method:  # before there was a grid: nothing was taken off
+        if verification.other_method == 1:  # before there was a grid: nothing was taken off
             plan = replace(plan, dimensions=0)
         else:
             plan = replace(plan, off_grid=check_images(data, images.tolist()).off_grid)
