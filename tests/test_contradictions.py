@@ -5,10 +5,17 @@ import pandas as pd
 import pytest
 
 from diffcert_ray import certificate, certified_accuracy, certify, open_run
+from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.certificates.recomputed import radius_of_bound, recomputed, sequential_agrees
 from diffcert_ray.certificates.sequential import sequential_q_bound
 from diffcert_ray.errors import ConfigError, StoreError
-from diffcert_ray.run.counted_votes import counted_votes, unborne, vote_contradictions
+from diffcert_ray.method.grid import rounding_radius, slack
+from diffcert_ray.run.counted_votes import (
+    counted_votes,
+    off_contradictions,
+    unborne,
+    vote_contradictions,
+)
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.schemas import UnitRow, unit_table
 from tests.worlds import settings, small_world
@@ -53,6 +60,53 @@ def test_slack_and_what_is_taken_off_are_subtracted():
     radius = radius_of_bound(plain.q + 1e-3, sigma).radius - 0.01
     assert less.radius_agrees(radius, np.array([False])).all()
     assert not less.radius_agrees(plain.radius, np.array([False])).any()
+
+
+@pytest.mark.parametrize("bound", ["clopper-pearson", "two-class"])
+@pytest.mark.parametrize("n", [100, 1000, 100_000])
+def test_stored_certificates_agree_and_radii_a_little_above_them_do_not(bound, n):
+    """Stored values are rounded down, by less than what a comparison allows."""
+    two = bound == "two-class"
+    off = {"slack": slack(SIGMA, 3072), "taken_off": rounding_radius(3072)}
+    n_a = np.unique(np.linspace(0.6 * n, n, 40).astype(int))
+    one = [
+        executed_certificate(
+            int(a), n, sigma=SIGMA, alpha=ALPHA, bound=bound, n_b=int(n - a) if two else None, **off
+        )
+        for a in n_a
+    ]
+    p_low, radius = np.array([c.p_low for c in one]), np.array([c.radius for c in one])
+    abstained = np.array([c.abstained for c in one])
+    given = recomputed(
+        n_a, np.full(len(n_a), n), sigma=np.full(len(n_a), SIGMA), alpha=ALPHA, bound=bound,
+        n_b=n - n_a if two else None, **off,
+    )  # fmt: skip
+    assert given.p_low_agrees(p_low).all()
+    assert given.radius_agrees(radius, abstained).all()
+    exact = given.radius - given.taken_off
+    left = ~abstained & (exact > 0)
+    assert left.sum() > 20
+    assert (radius[left] <= exact[left]).all()
+    assert not given.radius_agrees(exact + 1e-9, abstained)[left].any()
+
+
+@pytest.mark.parametrize("dimensions", [0, 64, 3072])
+def test_what_is_taken_off_is_the_runs_own(dimensions):
+    own = {"slack": slack(SIGMA, dimensions), "taken_off": rounding_radius(dimensions)}
+    row = {"sigma": SIGMA, "nfe": 9, **own}
+
+    def wrong(**columns: float) -> bool:
+        return bool(list(off_contradictions(pd.DataFrame([row | columns]), dimensions)))
+
+    assert not wrong()
+    assert not wrong(taken_off=2 * own["taken_off"])
+    assert wrong(nfe=0) == (dimensions > 0)
+    assert not wrong(nfe=0, slack=0.0, taken_off=0.0)
+    for name in own:
+        assert wrong(**{name: float(np.nextafter(own[name], -1.0))})
+        assert wrong(**{name: 2.1 * own[name] + 1e-300})
+        assert wrong(**{name: float("nan")})
+    assert wrong(sigma=0.5) == (dimensions > 0)
 
 
 def looks(images: int, count: int, seed: int = 0):

@@ -4,6 +4,7 @@ import pytest
 
 from diffcert_ray import open_run
 from diffcert_ray.run.certifiable import check_certifiable
+from jobs.noise_cost import main as noise_cost
 from jobs.overhead import Finished, Watched, overhead, rows_per_s
 from jobs.scale import Simulated, Size, merge, until_the_first_item, write_half
 
@@ -27,6 +28,12 @@ def test_rate_adds_up_workers_over_their_own_spans():
     assert rows_per_s(both) == pytest.approx(200 / 8 + 50 / 5)
     with pytest.raises(ValueError, match="1 items, too few"):
         rows_per_s({"a": finished(1.0)})
+
+
+def test_noise_cost_is_said_of_both_networks_and_both_ways(capsys):
+    assert noise_cost(["--votes", "2", "--rounds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert [said.count(what) for what in ("engine:", "float32:", "on the grid:")] == [2, 2, 2]
 
 
 def test_watched_pool_notes_what_each_worker_finished():
