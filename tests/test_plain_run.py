@@ -30,6 +30,7 @@ from diffcert_ray.run.loss_rows import LossRows, estimates, largest_loss, loss_r
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.stored import open_run
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
+from diffcert_ray.storage import writer as writing
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.tools.exact_worlds import GaussianClasses, gaussian_world, labelled_images
 
@@ -261,11 +262,11 @@ def test_second_delivery_changes_nothing() -> None:
     assert stages.votes_done == item.votes
 
 
-def deliver_again(run, numerics: str) -> None:
+def deliver_again(run, numerics: str, factor: float = 1 + 1e-15) -> None:
     """Store a unit once more, with slightly other losses, as by a worker of a numerics kind."""
     whole = stored(run)
     unit = whole.of(int(whole.units[0, 0]))[0]
-    changed = UnitLosses(unit.unit, unit.sums * (1 + 1e-15), unit.squares, unit.nfe, 1.0)
+    changed = UnitLosses(unit.unit, unit.sums * factor, unit.squares * factor**2, unit.nfe, 1.0)
     sha = separated_world()[1].image_sha(unit.unit.image_id)
     with run.store.writer() as writer:
         result = LossResult(0, (changed,), 1, 0, 1.0, "w", "cpu", numerics)
@@ -284,6 +285,27 @@ def test_other_deliveries_of_one_kind_are_refused_and_of_another_kind_counted(
     deliver_again(run, kind)
     with pytest.raises(StoreError, match="one numerics kind differ"):
         stored(run)
+
+
+def test_certificates_follow_losses_of_another_kind_that_count_instead(
+    clean, tmp_path: Path, monkeypatch
+) -> None:
+    run = run_of(tmp_path / "run", images=(0, 1))
+    before = run.certificates()
+    monkeypatch.setattr(writing, "writer_name", lambda: "00000000T000000Z-0")  # sorts first
+    deliver_again(run, "another", 0.9)
+    monkeypatch.undo()
+    again = run_of(tmp_path / "run", images=(0, 1))
+    assert again.outcome.nfe == 0
+    after = again.certificates()
+    assert (after["radius"] != before["radius"]).all()
+    data = separated_world()[1]
+    plan = plan_of(
+        again.config,
+        dataclasses.replace(data, ids=data.ids[:1], labels=data.labels[:1], pixels=data.pixels[:1]),
+    )
+    [(_, given)] = recompute_plain(plan, stored(again), data.image, plan.bound)
+    assert after["radius"].tolist() == [given.radius]
 
 
 def test_run_refuses_other_draws_units_alpha_and_votes(clean) -> None:
