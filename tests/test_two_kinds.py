@@ -108,11 +108,16 @@ def check(run: Any) -> int:
     return int(run.store.differing)
 
 
+def wanted(votes: str) -> dict[str, Any]:
+    """The settings of a small run, cut into many items and parts."""
+    return settings(votes=VOTES[votes], execution=NEVER_WAITS, noise_levels={"levels": 8})
+
+
 @pytest.fixture
 def drive(world, tmp_path):
     def driven(pool: Any, votes: Any = "fixed", **given: Any) -> Any:
         return certify(
-            settings(votes=VOTES[votes], execution=NEVER_WAITS, noise_levels={"levels": 8}),
+            wanted(votes),
             tmp_path / "run",
             denoiser=world[0],
             dataset=world[1],
