@@ -16,6 +16,7 @@ The images are tiny (4 x 4), so that neither pixels nor network play a part.
 """
 
 import argparse
+import functools
 import multiprocessing
 import resource
 import sys
@@ -31,9 +32,11 @@ import numpy as np
 import pyarrow as pa
 
 from diffcert_ray import certify
+from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
+from diffcert_ray.method.grid import rounding_radius, slack
 from diffcert_ray.pool.local import PoolState
 from diffcert_ray.run.loop import Driver
 from diffcert_ray.run.plan import plan_of
@@ -78,7 +81,7 @@ class Size:
     def dataset(self) -> Dataset:
         """Images of noise."""
         rng = np.random.default_rng(0)
-        pixels = rng.random((self.images, 1, SIDE, SIDE), np.float32)
+        pixels = np.float32(rng.integers(0, 256, (self.images, 1, SIDE, SIDE)) / 255)
         labels = rng.integers(0, CLASSES, self.images)
         names = tuple(map(str, range(CLASSES)))
         return Dataset("scale", "test", np.arange(self.images), labels, pixels, names, "noise")
@@ -228,14 +231,21 @@ def write_half(size: Size, folder: str) -> str:
     )
 
 
+same_certificate = functools.cache(executed_certificate)
+
+
 def certificate_of(
     config: Config, sigma: float, image_id: int, label: int, votes_id: str
 ) -> CertificateRow:
     """The row of an image whose votes are all in."""
+    off = {"slack": slack(sigma, SIDE * SIDE), "taken_off": rounding_radius(SIDE * SIDE)}
+    n_a, n = 9 * config.votes.n // 10, config.votes.n
+    found = same_certificate(
+        n_a, n, sigma=sigma, alpha=config.votes.alpha, bound=config.votes.bound, **off
+    )
     return CertificateRow(
         sigma=sigma, image_id=image_id, label=label, predicted=3, correct=label == 3,
-        abstained=False, radius=0.3, p_low=0.89, slack=0.0, taken_off=0.0,
-        n_a=9 * config.votes.n // 10, n=config.votes.n,
+        abstained=False, radius=found.radius, p_low=found.p_low, **off, n_a=n_a, n=n,
         n0=N0, alpha=config.votes.alpha, bound=config.votes.bound, nfe=1000, seconds=0.5,
         method=config.method.name, votes_id=votes_id,
     )  # fmt: skip

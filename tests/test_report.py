@@ -94,7 +94,7 @@ def test_rows_without_votes_have_no_p_low_table():
 
 @pytest.mark.parametrize("bound", [*PLAIN_BOUNDS, *BOUNDS])
 def test_where_rounding_is_not_covered_every_table_and_the_printed_sentence_say_so(bound):
-    of_bound = certificates([0.1, 0.2], bound=bound).assign(correct=False)
+    of_bound = certificates([0.1, 0.2], correct=[False, False], bound=bound)
     both = [series(of_bound), series(certificates([0.1, 0.2]), "two")]
     mine = [*dataset_tables(of_bound, [0.0], "title"), wrong_text(both[0])]
     plain, about = bound in PLAIN_BOUNDS, "in real arithmetic only"
