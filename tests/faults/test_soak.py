@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 pytestmark = pytest.mark.fault
 
-ROUNDS = 30
+ROUNDS = 100
 FAULTS_IN_A_ROUND = 3
 LIMIT_S = 60
 
