@@ -54,6 +54,8 @@ def disagreement(
         data: the plan's images.
     """
     stored = _of_plan(store.certificates().to_pandas(), plan, votes_id)
+    if kind.borne_out(config, held, stored):
+        return Disagreement()
     keys = set(_keys(stored))
     # Sequential: several n of an image may be stored, each of them a certificate.
     nth = stored.groupby(["sigma", "image_id", "bound"]).cumcount()

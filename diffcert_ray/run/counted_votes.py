@@ -67,6 +67,18 @@ def counted_votes(
     )  # fmt: skip
 
 
+def counted_nfe(done: DoneUnits, certificates: pd.DataFrame) -> Integers:
+    """Evaluations of all stored units of each certificate's image and sigma, int64 [R]."""
+    sigma, image_id = (certificates[c].to_numpy() for c in ("sigma", "image_id"))
+    total = np.zeros(len(certificates), np.int64)
+    for (at, _), group in done.groups.items():
+        each = np.add.reduceat(group.nfe, group.first[:-1]).astype(np.int64)
+        image = np.minimum(np.searchsorted(group.images, image_id), len(group.images) - 1)
+        own = (sigma == at) & (group.images[image] == image_id)
+        total += np.where(own, each[image], 0)
+    return total
+
+
 def _units_of(
     group: UnitGroup, image_id: Integers, votes: Integers, unit: int
 ) -> tuple[Integers, Integers]:

@@ -177,6 +177,13 @@ class Kind(Protocol):
         """Refuse certificates whose counts their bound does not hold for (ConfigError)."""
         ...
 
+    def borne_out(self, config: Config, held: Any, certificates: pd.DataFrame) -> bool:
+        """Whether what is held gives these certificates, as far as milliseconds tell.
+
+        False where it does not, and where only ``given`` can tell.
+        """
+        ...
+
     def given(
         self,
         config: Config,

@@ -108,6 +108,10 @@ class LossRuns:
     def check_counts(self, config: Config, store: RunStore, certificates: pd.DataFrame) -> None:
         """As `Kind.check_counts`: draws are fixed, and no unit can be extended."""
 
+    def borne_out(self, config: Config, held: StoredLosses, certificates: pd.DataFrame) -> bool:
+        """As `Kind.borne_out`: radii need the images too."""
+        return certificates.empty
+
     def given(
         self,
         config: Config,

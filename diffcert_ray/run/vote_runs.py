@@ -19,6 +19,7 @@ from diffcert_ray.datasets.pixel_grid import STEPS
 from diffcert_ray.method.from_config import levels_and_sift
 from diffcert_ray.run.contradictions import Contradiction, UnitsExamined
 from diffcert_ray.run.counted_votes import (
+    counted_nfe,
     counted_votes,
     odd_units,
     off_contradictions,
@@ -166,6 +167,21 @@ class VoteRuns:
         check_fixed_n(certificates, config.votes.bound, config.votes.n)
         if (certificates["bound"] == "two-class").any():
             check_complete_votes(certificates, store.units(["stream", "target"]).to_pandas())
+
+    def borne_out(self, config: Config, held: DoneUnits, certificates: pd.DataFrame) -> bool:
+        """As `Kind.borne_out`: a run of millions of units starts as fast as it reads them."""
+        votes = config.votes
+        alpha, bound = votes.alpha, votes.bound
+        if next(vote_contradictions(certificates, alpha=alpha, bound=bound), None) is not None:
+            return False
+        behind = counted_votes(held, certificates, n0=votes.n0, unit=votes.unit)
+        wrong = unborne(certificates, behind, n0=votes.n0, alpha=alpha, bound=bound)
+        if next(wrong, None) is not None:
+            return False
+        # Of a sequential image there may be later units, whose cost was its own.
+        return bound == "sequential" or bool(
+            (counted_nfe(held, certificates) == certificates["nfe"].to_numpy()).all()
+        )
 
     def given(
         self,
