@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHOWN_IDS = 20
+AT_ONCE = 5000  # certificates compared with their counts together
 EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
 UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
 
@@ -170,6 +171,10 @@ class VoteRuns:
 
     def borne_out(self, config: Config, held: DoneUnits, certificates: pd.DataFrame) -> bool:
         """As `Kind.borne_out`: a run of millions of units starts as fast as it reads them."""
+        parts = range(0, len(certificates), AT_ONCE)  # which bounds the memory
+        return all(self._borne(config, held, certificates[low : low + AT_ONCE]) for low in parts)
+
+    def _borne(self, config: Config, held: DoneUnits, certificates: pd.DataFrame) -> bool:
         votes = config.votes
         alpha, bound = votes.alpha, votes.bound
         if next(vote_contradictions(certificates, alpha=alpha, bound=bound), None) is not None:
