@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -62,8 +61,8 @@ def kill_driver(world, folder: Path, book: Path, seed: int, *, local: bool) -> i
 
     pid = forked(drive, log)
     if point == "moment":
-        wait_for(lambda: noted(book) != begun, LIMIT_S)
-        time.sleep(rng.uniform(0.0, 0.3))  # not for a condition: any moment will do
+        some = rng.randint(1, 150)  # votes: any moment will do, while there is work left
+        wait_for(lambda: (noted(book) - begun).total() >= some, LIMIT_S)
         os.kill(pid, signal.SIGKILL)
     assert ended(pid, LIMIT_S) == -signal.SIGKILL, log.read_text()[-3000:]
     here, after = noted(book) - begun, stored_votes(folder)
