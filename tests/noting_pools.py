@@ -4,7 +4,10 @@ The file outlives drivers and workers, which may be killed.
 """
 
 import dataclasses
+import fcntl
+import os
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -74,6 +77,9 @@ class NotingWorker:
     def __init__(self, inner: Any, book: Path) -> None:
         self.inner, self.book = inner, book
         self.numerics, self.compiled = inner.numerics, inner.compiled
+        alive = os.open(book, os.O_RDONLY | os.O_CREAT)
+        fcntl.flock(alive, fcntl.LOCK_SH)  # until this worker ends, in whatever way
+        weakref.finalize(self, os.close, alive)
 
     def evaluate(self, item: Item) -> Result:
         lines = [
@@ -84,6 +90,16 @@ class NotingWorker:
             notes.write("".join(lines))
         result: Result = self.inner.evaluate(item)
         return result
+
+
+def no_worker_left(book: Path) -> bool:
+    """Whether no worker that notes in ``book`` is alive; actors outlive drivers a little."""
+    with book.open("a") as notes:
+        try:
+            fcntl.flock(notes, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def noted(book: Path) -> Counter[Vote]:

@@ -16,7 +16,14 @@ from tests.forked_drivers import (
     forked,
     small_items,
 )
-from tests.noting_pools import in_this_process, noted, noting, on_ray, votes_of
+from tests.noting_pools import (
+    in_this_process,
+    no_worker_left,
+    noted,
+    noting,
+    on_ray,
+    votes_of,
+)
 from tests.waiting import wait_for
 from tests.worlds import check_same, counts_of, settings, small_world
 
@@ -65,6 +72,7 @@ def kill_driver(world, folder: Path, book: Path, seed: int, *, local: bool) -> i
         wait_for(lambda: (noted(book) - begun).total() >= some, LIMIT_S)
         os.kill(pid, signal.SIGKILL)
     assert ended(pid, LIMIT_S) == -signal.SIGKILL, log.read_text()[-3000:]
+    wait_for(lambda: no_worker_left(book), LIMIT_S)
     here, after = noted(book) - begun, stored_votes(folder)
     assert not before & here.keys()  # what is stored is never evaluated again
     assert max(here.values(), default=1) == 1
