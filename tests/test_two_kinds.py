@@ -16,6 +16,8 @@ from diffcert_ray.errors import StoreError, VotesError
 from diffcert_ray.pool.local import LocalPool, Pool
 from diffcert_ray.report.sources import series_of_run
 from diffcert_ray.run import certify as certification
+from diffcert_ray.run import vote_runs
+from diffcert_ray.run.kind import kind_of
 from diffcert_ray.run.verify import verify_run
 from diffcert_ray.storage import writer as writing
 from diffcert_ray.storage.compaction import compact
@@ -219,3 +221,17 @@ def test_verify_and_report_find_no_difference_after_two_kinds(tmp_path):
     found = verify_run(run, sample=0)
     assert (found.certificates, found.missing, found.differences) == (3, 0, [])
     assert series_of_run(run)
+
+
+def test_one_certificate_that_its_votes_do_not_bear_out_is_found_wherever_it_stands(
+    drive, monkeypatch
+):
+    monkeypatch.setattr(vote_runs, "AT_ONCE", 2)  # of three: the last stands in a part of its own
+    run = drive(one_kind)
+    kind, held = kind_of(run.config), run.store.done_units()
+    stored = run.certificates()
+    assert kind.borne_out(run.config, held, stored)
+    for position in range(IMAGES):
+        other = stored.copy()
+        other.loc[position, "n_a"] -= 1
+        assert not kind.borne_out(run.config, held, other)
