@@ -65,7 +65,7 @@ def network_file(settings: Settings, network: str, channels: int, folder: Path) 
 def row(run: Run, network: str, channels: int, checkpoint: Path) -> dict[str, Any]:
     """A network in figures, but for its seconds."""
     certificates = run.certificates()
-    votes = (certificates["n"] + certificates["n0"]).sum()
+    votes = (certificates["n"] + certificates["n0_used"]).sum()
     parameters = sum(p.numel() for p in load_denoiser(checkpoint).parameters())
     found: dict[str, Any] = {
         "network": network,

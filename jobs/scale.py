@@ -246,8 +246,8 @@ def certificate_of(
     return CertificateRow(
         sigma=sigma, image_id=image_id, label=label, predicted=3, correct=label == 3,
         abstained=False, radius=found.radius, p_low=found.p_low, **off, n_a=n_a, n=n,
-        n0=N0, alpha=config.votes.alpha, bound=config.votes.bound, nfe=1000 * (1 + n // UNIT),
-        seconds=0.5, method=config.method.name, votes_id=votes_id,
+        n0=N0, n0_used=N0, alpha=config.votes.alpha, bound=config.votes.bound,
+        nfe=1000 * (1 + n // UNIT), seconds=0.5, method=config.method.name, votes_id=votes_id,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from diffcert_ray.config.selectors import the_selector
-from diffcert_ray.config.tables import Config
+from diffcert_ray.config.tables import Config, VotesConfig
 from diffcert_ray.errors import ConfigError, nearest
 
 
@@ -164,6 +164,16 @@ def _check_votes(config: Config) -> None:
     votes = config.votes
     if len(set(votes.sigmas)) < len(votes.sigmas):
         raise ConfigError(f"votes.sigmas = {list(votes.sigmas)} names a sigma twice: keep one")
+    if votes.select is None and votes.select_unit != VotesConfig().select_unit:
+        raise ConfigError(
+            f"votes.select_unit = {votes.select_unit} without votes.select: set votes.select, the "
+            "lead at which selection stops, as in votes.select=5, or leave it out"
+        )
+    if votes.select is not None and votes.select > votes.n0:
+        raise ConfigError(
+            f"votes.select = {votes.select} is more than votes.n0 = {votes.n0}, the most selection "
+            "votes: no class can be so far ahead; lower votes.select or raise votes.n0"
+        )
     if votes.bound == "two-class" and votes.estimate == "target":
         raise ConfigError(
             'votes.bound = "two-class" needs complete votes: set votes.estimate = "complete"'

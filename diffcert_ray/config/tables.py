@@ -206,7 +206,13 @@ class VotesConfig(_Table):
     sigmas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25,)
     """Every image is certified at each of these smoothing noises, in pixel units."""
     n0: Count = 100
-    """So many selection votes choose an image's class."""
+    """So many selection votes choose an image's class, where select is set at most."""
+    select: Count | None = None
+    """Selection stops as soon as the leading class is so many votes ahead of the next one. By
+    default all n0 votes are cast."""
+    select_unit: Annotated[int, Field(ge=1, le=5)] = 1
+    """With select, selection votes are stored and resumed so many together, and looked at after
+    each such unit."""
     n: Count = 1000
     """So many estimation votes bound the probability of that class. For sequential it is the most
     that an image gets."""

@@ -63,6 +63,10 @@ class LossRuns:
         """As `Kind.fixed`."""
         return {"plain.draws": config.plain.draws, "votes.alpha": config.votes.alpha}
 
+    def spends_beyond(self, config: Config) -> bool:
+        """As `Kind.spends_beyond`: every draw is needed."""
+        return False
+
     def sigmas(self, config: Config) -> set[float]:
         """As `Kind.sigmas`."""
         return {NO_SMOOTHING}

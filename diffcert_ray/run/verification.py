@@ -22,7 +22,7 @@ LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in
 
 COMPARED = (
     *("predicted", "radius", "p_low", "n_a", "n", "label", "correct", "abstained"),
-    *("alpha", "n0", "bound", "method", "votes_id", "slack", "taken_off"),
+    *("alpha", "n0", "n0_used", "bound", "method", "votes_id", "slack", "taken_off"),
 )
 UNCERTIFIED = {"predicted": ABSTAIN, "abstained": True, "correct": False, "radius": 0.0}
 """What the row of an image that could not be read has to say."""

@@ -1,7 +1,7 @@
 """Everything that a run has stored in one folder, repeats included, in the order that counts."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +65,18 @@ class StoredRows:
     def source(self, row: int) -> str:
         """The file of a row."""
         return self.sources[int(np.searchsorted(self.bounds, row, side="right"))]
+
+    def standing(self) -> Resolution:
+        """The rows that count, without certificates that were withdrawn; all columns are there."""
+        resolution = self.resolve()
+        if self.folder != "certificates":
+            return resolution
+        withdrawn = self.table["withdrawn"].to_numpy()
+        return replace(resolution, rows=resolution.rows[~withdrawn[resolution.rows]])
+
+    def withdrawing(self) -> set[str]:
+        """The files that hold certificates' withdrawals."""
+        return {self.source(int(row)) for row in np.flatnonzero(self.table["withdrawn"].to_numpy())}
 
     def resolve(self) -> Resolution:
         """The rows that count."""
