@@ -210,7 +210,7 @@ class VotesConfig(_Table):
     select: Count | None = None
     """Selection stops as soon as the leading class is so many votes ahead of the next one. By
     default all n0 votes are cast."""
-    select_unit: Annotated[int, Field(ge=1, le=5)] = 1
+    select_unit: Annotated[int, Field(ge=1, le=5)] = 5
     """With select, selection votes are stored and resumed so many together, and looked at after
     each such unit."""
     n: Count = 1000

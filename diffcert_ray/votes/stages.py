@@ -149,8 +149,8 @@ class Stages:
             if count >= held:
                 return self._refine_item(sigma, held)
         self._activate(2 * fresh * workers)
-        if not self._ready.votes and self._in_flight:
-            self._issue_for_idle_workers(idle=len(self._in_flight) < workers)
+        if not self._ready.votes and 0 < len(self._in_flight) < workers:
+            self._issue_for_idle_workers()
         ready = self._ready.sigma()
         if ready is not None:
             return self._sift_item(ready, self._share(fresh, workers))
@@ -255,17 +255,13 @@ class Stages:
         else:
             self._issue_select(under)
 
-    def _issue_for_idle_workers(self, *, idle: bool) -> None:
-        """Towards the end of a run: votes that may not be needed, but nobody waits.
-
-        Args:
-            idle: a worker has nothing to do at all, and is not only asked to queue.
-        """
+    def _issue_for_idle_workers(self) -> None:
+        """Towards the end of a run: votes that may not be needed, but nobody waits."""
         for under in list(self._active.values()):
-            if under.image.chosen is not None:
-                self._issue_estimate(under, self._ahead_votes)
-            elif idle:
+            if under.image.chosen is None:
                 self._issue_select(under, self.plan.select or 0)
+            else:
+                self._issue_estimate(under, self._ahead_votes)
 
     def _issue_select(self, under: _UnderWay, ahead: int = 0) -> None:
         """Issue the selection units without which no class can be chosen, and ``ahead`` votes."""
