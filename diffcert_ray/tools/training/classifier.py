@@ -65,7 +65,7 @@ def train_classifier(
     settings = config.training
     device = resolve_device(settings.device, "training.device")
     with held_folder(folder) as path:
-        data = load_images(config.dataset) if dataset is None else dataset
+        data = load_images(config.dataset, dataset)
         images = TrainingImages(data, device, flip=settings.flip, shift=settings.shift)
         about = {"config": config.model_dump(mode="json"), "device": device}
         about["images"] = images.sha256

@@ -66,7 +66,8 @@ def train_denoiser(
 ) -> Trained:
     """Train a denoiser into a folder, or continue the training that was begun there.
 
-    On one machine a training that was stopped ends with the bits of one that was not.
+    On one machine a training that was stopped ends with the bits of one that was not: on the CPU,
+    and on a GPU as far as torch has kernels that repeat.
 
     Args:
         config: dataset, network, training.
@@ -87,7 +88,7 @@ def train_denoiser(
     settings = config.training
     device = resolve_device(settings.device, "training.device")
     with held_folder(folder) as path:
-        data = load_images(config.dataset) if dataset is None else dataset
+        data = load_images(config.dataset, dataset)
         images = TrainingImages(data, device, flip=settings.flip, shift=settings.shift)
         configuration = configuration_of(config, images.image_shape, images.num_classes)
         about = {"config": config.model_dump(mode="json"), "device": device}

@@ -6,17 +6,23 @@ Shape letters: N images, B samples, C H W image.
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from diffcert_ray.config.selectors import SELECTORS
 from diffcert_ray.config.training_tables import TrainingImages as ImagesAsked
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.datasets.checked import check_images
+from diffcert_ray.datasets.dataset import read_image
+from diffcert_ray.datasets.pixels import from_bytes
 from diffcert_ray.errors import CorruptImageError, DatasetError
 
+_log = logging.getLogger(__name__)
 _NAMES_SHOWN = 5
 
 
@@ -66,15 +72,20 @@ class TrainingImages:
         return x, self._labels[rows]
 
 
-def load_images(config: ImagesAsked) -> Dataset:
+def load_images(asked: ImagesAsked, given: Dataset | None = None) -> Dataset:
     """The images that a training learns from, each read once and found whole.
+
+    Args:
+        asked: the table that names them.
+        given: an object in place of what it names.
 
     Raises:
         DatasetError: an image cannot be decoded and is not to be left out, or a file is wrong.
+        PixelsError: pixels that are not in [0, 1].
     """
-    chosen: dict[str, Any] = config.model_dump(exclude_none=True)
-    skip = chosen.pop("on_corrupt") == "skip"
-    data = load_dataset(chosen)
+    chosen: dict[str, Any] = asked.model_dump(exclude_none=True)
+    skip = chosen.pop("on_corrupt") == "skip" and given is None
+    data = load_dataset(chosen) if given is None else given
     corrupt = check_images(data, data.ids.tolist()).corrupt
     if not corrupt:
         return data
@@ -84,8 +95,9 @@ def load_images(config: ImagesAsked) -> Dataset:
             f"{len(corrupt)} images of {data.name} {data.split} cannot be used, the first is image "
             f'{first}: {corrupt[first]}; or leave them out by dataset.on_corrupt = "skip"'
         )
+    _log.warning("left_out images=%d of=%d reason=corrupt", len(corrupt), len(data))
     whole = [i for i in data.ids.tolist() if i not in corrupt]
-    for selector in ("first", "every", "sample", "seed"):
+    for selector in (*SELECTORS, "seed"):
         chosen.pop(selector, None)
     return load_dataset(chosen | {"ids": whole})
 
@@ -116,17 +128,14 @@ def _check(data: Dataset, shift: int) -> None:
         )
 
 
-def _packed(data: Dataset) -> np.ndarray:
-    """All images as uint8 [N, C, H, W] where that says the same (a quarter of the memory), else as
-    float32.
-    """  # noqa: D205
+def _packed(data: Dataset) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """All images, as uint8 where that says the same in a quarter of the memory, else as float32."""
     packed = np.empty((len(data), *data.image_shape), np.uint8)
-    for position, image_id in enumerate(data.ids.tolist()):
-        image = data.image(image_id)
-        levels = np.rint(image * 255).astype(np.uint8)
-        if not np.array_equal(levels.astype(np.float32) / np.float32(255), image):
-            return np.stack([data.image(i) for i in data.ids.tolist()])
-        packed[position] = levels
+    for position in range(len(data)):
+        image = read_image(data, position)
+        packed[position] = np.rint(image * 255)
+        if not np.array_equal(from_bytes(packed[position]), image):
+            return np.stack([read_image(data, i) for i in range(len(data))])
     return packed
 
 

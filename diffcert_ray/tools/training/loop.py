@@ -134,22 +134,37 @@ class Loop:
     def _prepared(self) -> EagerStep | RecordedStep:
         if self.settings.compile:
             self.learner.network.compile(dynamic=False)
-        if not (self.settings.cuda_graph and self.about["device"] == "cuda"):
+        if not self.settings.cuda_graph:
             return EagerStep(self.learner)
+        if self.about["device"] != "cuda":
+            raise ConfigError(
+                "training.cuda_graph = true records what a GPU does, but the training is on the "
+                "CPU: leave it out"
+            )
         drawn = generators("cuda")
-        recorded = RecordedStep(self.learner)
+        with self._compiling():
+            recorded = RecordedStep(self.learner)
         set_generators(drawn)
         return recorded
 
     def _take(self, take_step: EagerStep | RecordedStep) -> Tensor:
-        at = self.step
-        if not self.settings.compile or at > self._first:
-            return take_step(self.learning_rate(at), self.decay(at))
+        if self.step > self._first:
+            return take_step(self.learning_rate(self.step), self.decay(self.step))
+        with self._compiling():
+            return take_step(self.learning_rate(self.step), self.decay(self.step))
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Say in one line why a network cannot be compiled, should that be so."""
+        if not self.settings.compile:  # asking for the compiler's errors loads it, for seconds
+            yield
+            return
         try:
-            return take_step(self.learning_rate(at), self.decay(at))
+            yield
         except compilation_failures() as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"training.compile is true, but the network cannot be compiled here ({error}): "
+                f"training.compile is true, but the network cannot be compiled here ({reason}): "
                 "install a C++ compiler (g++), or set training.compile = false"
             ) from None
 

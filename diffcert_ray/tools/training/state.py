@@ -17,8 +17,8 @@ from torch import Tensor
 from diffcert_ray.errors import CheckpointError, ConfigError
 
 _KEY = "diffcert_ray_training"
-_FREE = ("name", "dataset.path", "training.checkpoint_minutes")
-"""Settings that no weight depends on."""
+_FREE = ("name", "dataset.path", "training.checkpoint_minutes", "training.device")
+"""Settings that no weight depends on, or that stand for what is compared in their place."""
 
 
 def publish(path: Path, content: bytes) -> None:
