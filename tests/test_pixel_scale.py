@@ -373,7 +373,7 @@ def test_no_network_learns_from_pixels_on_another_scale(tmp_path):
     ten = tuple(map(str, range(10)))
     pixels = np.random.default_rng(0).random((3, 1, 8, 8), np.float32) * 16
     data = Dataset("own", "test", np.arange(3), np.arange(3), pixels, ten, "x")
-    with pytest.raises(PixelsError, match="own test: 3 of 3 images have pixels from"):
+    with pytest.raises(PixelsError, match="own test: 3 of 3 images are not in"):
         train_denoiser(load_denoiser_training("digits"), tmp_path, dataset=data)
     assert not (tmp_path / "model.safetensors").exists()
 

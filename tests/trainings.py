@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from diffcert_ray.config.training import load_classifier_training, load_denoiser_training
@@ -52,8 +51,3 @@ def stopping_after(calls: int):
     """What says stop when it is asked once more than so many times."""
     asked = iter(range(calls))
     return lambda: next(asked, None) is None
-
-
-def weights_of(network: torch.nn.Module) -> torch.Tensor:
-    """All parameters in a row."""
-    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])

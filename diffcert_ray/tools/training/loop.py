@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffcert_ray.config.training_tables import ClassifierSteps, DenoiserSteps
 from diffcert_ray.denoisers.device import compilation_failures
-from diffcert_ray.errors import ConfigError, TrainingError
+from diffcert_ray.errors import CheckpointError, ConfigError, TrainingError
 from diffcert_ray.tools.training.learner import EagerStep, Learner, RecordedStep
 from diffcert_ray.tools.training.state import (
     check_same,
@@ -173,12 +173,18 @@ class Loop:
         if not path.exists():
             return
         tensors, stored = read_state(path)
-        check_same(path, stored, self.about)
-        self.learner.load(tensors)
-        self._losses.copy_(tensors["losses"])
-        self.curve = [(a, b, c) for a, b, c in tensors["curve"].tolist()]
-        self.step, self.seconds = int(stored["step"]), float(stored["seconds"])
-        set_generators(tensors)
+        try:
+            check_same(path, stored, self.about)
+            self.learner.load(tensors)
+            self._losses.copy_(tensors["losses"])
+            self.curve = [(a, b, c) for a, b, c in tensors["curve"].tolist()]
+            self.step, self.seconds = int(stored["step"]), float(stored["seconds"])
+            set_generators(tensors)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read as the state of a training ({error}): remove it to begin "
+                "anew, or give another --output"
+            ) from None
 
     def _add_row(self) -> None:
         losses = self._check_losses()
