@@ -3,12 +3,12 @@
     python jobs/ablation.py [--output runs/ablation]
 
 Each network of ablation.toml is trained by what `diffcert train digits --set network.family=...
---set network.model_channels=...` runs, and then certifies the same images with the same noise, votes and rule. The table gives
-parameters, evaluations of the network per vote (NFE), seconds of one core per image (NFE times the
-processor time of an evaluation, measured in full batches of all networks by turns, so that other
-work on the machine counts little), and certified accuracy with exact 95 % intervals for the
-population of images. What is there already is not done again: networks are files in the output
-folder, runs are run folders.
+--set network.model_channels=...` runs, and then certifies the same images with the same noise,
+votes and rule. The table gives parameters, evaluations of the network per vote (NFE), seconds of
+one core per image (NFE times the processor time of an evaluation, measured in full batches of all
+networks by turns, so that other work on the machine counts little), and certified accuracy with
+exact 95 % intervals for the population of images. What is there already is not done again: networks
+are files in the output folder, runs are run folders.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Training of classifiers: from noisy images, bit for bit repeatable, into a file that runs take."""
+"""Training of classifiers: from noisy images, repeatable to the bit, into a file that runs take."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -121,10 +123,6 @@ def test_a_network_of_torchvision_is_trained_and_loaded(tmp_path):
     data = stripes(side=32)
     with pytest.raises(ConfigError, match="cannot take images"):
         train_classifier(settings, tmp_path / "grey", dataset=data)
-    import dataclasses
-
-    import numpy as np
-
     coloured = dataclasses.replace(data, pixels=np.repeat(np.array(data.pixels), 3, axis=1))
     trained = train_classifier(settings, tmp_path / "colour", dataset=coloured)
     network = loaded(trained.model, "squeezenet1_1", 3, (3, 32, 32))

@@ -11,11 +11,11 @@ from scipy.io import savemat
 from torch import nn
 
 from diffcert_ray import Classifier, Dataset, PixelsError, certify, load_dataset
+from diffcert_ray.config.training import load_denoiser_training
 from diffcert_ray.datasets import check_images
 from diffcert_ray.datasets.pixel_scale import TOLERANCE, as_pixels
 from diffcert_ray.errors import ConfigError, CorruptImageError, DatasetError
 from diffcert_ray.tools.exact_worlds import gaussian_world
-from diffcert_ray.config.training import load_denoiser_training
 from diffcert_ray.tools.training import train_denoiser
 from tests.test_datasets_files import png
 from tests.worlds import settings, small_world

@@ -101,7 +101,7 @@ def test_the_folder_gets_the_model_the_curve_and_its_picture(place):
     folder = place / "models" / "mine"
     assert done.stdout == "models/mine/model.safetensors\n"
     rows = (folder / "loss.csv").read_text().splitlines()
-    assert rows[0] == "step,loss,learning_rate"
+    assert rows[0] == "step,loss,learning_rate,held_out_loss"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3"]
     picture = (folder / "loss.svg").read_text()
     assert picture.startswith("<svg")

@@ -1,4 +1,4 @@
-"""Training of denoisers: it learns, repeats, continues bit for bit, and sees only what it is given."""
+"""Training of denoisers: it learns, repeats, continues bit for bit, sees only what it is given."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from diffcert_ray.errors import (
 )
 from diffcert_ray.run.certify import certify
 from diffcert_ray.tools.training import denoising_loss, train_denoiser
-from diffcert_ray.tools.training.denoiser import draw
+from diffcert_ray.tools.training.denoiser import draw, loss_of_all
 from diffcert_ray.tools.training.images import TrainingImages
 from diffcert_ray.tools.training.loop import Loop
 from tests.trainings import denoiser_training, folder_of, stopping_after, stripes
@@ -40,7 +40,10 @@ def model_of(folder):
 
 
 def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+    """Bit for bit; held-out losses that were not taken are NaN on both sides."""
+    return first.keys() == second.keys() and all(
+        first[k].numpy().tobytes() == second[k].numpy().tobytes() for k in first
+    )
 
 
 # --- what a step is
@@ -110,7 +113,7 @@ def test_images_of_bytes_are_the_same_as_their_floats():
 def test_training_reduces_the_loss(tmp_path):
     settings = denoiser_training("training.steps=150", "training.batch=32")
     trained = train_denoiser(settings, tmp_path, dataset=stripes())
-    losses = [loss for _, loss, _ in trained.curve]
+    losses = [loss for _, loss, *_ in trained.curve]
     assert len(losses) == 150
     assert np.mean(losses[-15:]) < 0.7 * np.mean(losses[:5])
 
@@ -217,6 +220,43 @@ def test_a_folder_of_images_becomes_a_certificate(tmp_path):
     )
     assert run.outcome.complete
     assert run.certificates()["correct"].all()
+
+
+def test_the_held_out_loss_is_reported_and_changes_no_weight(tmp_path):
+    train = folder_of(stripes(), tmp_path / "images")
+    held_out = folder_of(stripes(7, seed=1), tmp_path / "others")
+    of = ("training.steps=60", f"dataset.path={train}", "dataset.image_shape=[1, 8, 8]")
+    also = (f"validation.path={held_out}", "validation.image_shape=[1, 8, 8]",
+            "validation.split=train")  # fmt: skip
+    plain = train_denoiser(denoiser_training(*of), tmp_path / "plain")
+    seen = []
+    trained = train_denoiser(
+        denoiser_training(*of, *also), tmp_path / "held out", on_progress=seen.append
+    )
+    assert equal(model_of(tmp_path / "plain"), model_of(tmp_path / "held out"))
+    taken = [(step, value) for step, *_, value in trained.curve if not math.isnan(value)]
+    assert [step for step, _ in taken] == list(range(3, 61, 3))
+    assert taken[-1][1] < taken[0][1]
+    assert all(math.isnan(row[3]) for row in plain.curve)
+    assert seen[-1].held_out_loss == taken[-1][1]
+    recipe = read_metadata(trained.model)["recipe"]
+    assert recipe["held_out_loss"] == taken[-1][1]
+    settings = denoiser_training(*of).training
+    data = load_dataset({"name": "folder", "path": str(held_out), "split": "train",
+                         "image_shape": [1, 8, 8]})  # fmt: skip
+    again = loss_of_all(load_denoiser(trained.model), settings, TrainingImages(data), 0.5)
+    assert again == pytest.approx(taken[-1][1], rel=1e-5)
+
+
+def test_held_out_images_of_another_shape_are_refused(tmp_path):
+    train = folder_of(stripes(), tmp_path / "images")
+    held_out = folder_of(stripes(side=16), tmp_path / "others")
+    settings = denoiser_training(
+        f"dataset.path={train}", "dataset.image_shape=[1, 8, 8]", "validation.split=train",
+        f"validation.path={held_out}", "validation.image_shape=[1, 16, 16]",
+    )  # fmt: skip
+    with pytest.raises(DatasetError, match=r"\[validation\] has images \(1, 16, 16\)"):
+        train_denoiser(settings, tmp_path / "out")
 
 
 # --- stopping and going on
@@ -327,9 +367,7 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
             with pytest.raises(ConfigError, match="another process trains into"):
                 train_denoiser(denoiser_training(), tmp_path, dataset=stripes())
 
-    done = train_denoiser(
-        denoiser_training(), tmp_path, dataset=stripes(), on_progress=second
-    )
+    done = train_denoiser(denoiser_training(), tmp_path, dataset=stripes(), on_progress=second)
     assert done.step == 12
 
 

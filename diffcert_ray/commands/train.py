@@ -102,8 +102,8 @@ def _end(folder: Path, trained: "Trained") -> None:
     from diffcert_ray.report.loss_curve import loss_picture
 
     if trained.curve:
-        steps, losses, _ = zip(*trained.curve, strict=True)
-        (folder / "loss.svg").write_text(loss_picture(steps, losses), "utf-8")
+        steps, losses, _, held_out = zip(*trained.curve, strict=True)
+        (folder / "loss.svg").write_text(loss_picture(steps, losses, held_out), "utf-8")
     if trained.model is None:
         err.print(f"[bold]stopped:[/] step {trained.step} is stored; the same command continues")
         raise typer.Exit(INCOMPLETE)
@@ -148,10 +148,12 @@ class _Lines:
         due = self._said_at is None or now - self._said_at >= LINE_S
         if not due and standing.step < standing.steps:
             return
+        held_out = "?" if standing.held_out_loss is None else f"{standing.held_out_loss:.5f}"
         left = "?" if standing.seconds_left is None else f"{standing.seconds_left:.0f}"
         err.print(
             f"progress step={standing.step} steps={standing.steps} loss={standing.loss:.5f} "
-            f"learning_rate={standing.learning_rate:.3g} seconds_left={left}",
+            f"held_out_loss={held_out} learning_rate={standing.learning_rate:.3g} "
+            f"seconds_left={left}",
             soft_wrap=True,
         )
         self._said_at = now

@@ -13,7 +13,6 @@ from diffcert_ray.config.selectors import the_selector
 from diffcert_ray.config.tables import Config
 from diffcert_ray.errors import ConfigError, nearest
 
-
 RUN_PRESETS = "presets"
 """Where the shipped configurations of runs lie in the package."""
 

@@ -39,5 +39,7 @@ def load_classifier_training(
 
 def _load(model: type[_T], folder: str, source: Source | _T, overrides: Sequence[str]) -> _T:
     config = read_as(model, source, overrides, folder)
-    the_selector(config.dataset.model_dump(exclude_none=True))
+    for images in (config.dataset, config.validation):
+        if images is not None:
+            the_selector(images.model_dump(exclude_none=True))
     return config

@@ -26,6 +26,17 @@ class TrainingImages(DatasetConfig):
     (skip)."""
 
 
+class HeldOutImages(TrainingImages):
+    """This table names images that are not learned from; without it there are none.
+
+    The loss on them, always under the same noise, is noted some twenty times. Certify still others
+    where it has chosen between settings.
+    """
+
+    split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
+    """The images come from this part of the published data, or of a folder or Parquet dataset."""
+
+
 class NetworkConfig(Table):
     """This table describes the denoiser; what is not given follows from the images' resolution."""
 
@@ -139,6 +150,7 @@ class _Training(Table):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "model"
     """The model has this name. By default its folder is models/NAME."""
     dataset: TrainingImages = TrainingImages()
+    validation: HeldOutImages | None = None
 
 
 class DenoiserTraining(_Training):

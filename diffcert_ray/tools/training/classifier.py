@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,9 @@ from diffcert_ray.config.training_tables import ClassifierSteps, ClassifierTrain
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.device import resolve_device
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.tools.training.denoiser import recipe
+from diffcert_ray.tools.training.denoiser import HELD_OUT_SEED, recipe
 from diffcert_ray.tools.training.folder import MODEL, held_folder
-from diffcert_ray.tools.training.images import TrainingImages, load_images
+from diffcert_ray.tools.training.images import TrainingImages, held_out_images, load_images
 from diffcert_ray.tools.training.learner import Learner
 from diffcert_ray.tools.training.loop import (
     Loop,
@@ -67,6 +68,7 @@ def train_classifier(
     with held_folder(folder) as path:
         data = load_images(config.dataset, dataset)
         images = TrainingImages(data, device, flip=settings.flip, shift=settings.shift)
+        held_out = held_out_images(config.validation, images, device)
         about = {"config": config.model_dump(mode="json"), "device": device}
         about["images"] = images.sha256
         with set_for_training(device, settings.threads):
@@ -75,7 +77,7 @@ def train_classifier(
                 config.classifier.architecture, images.num_classes, images.image_shape
             )
             _check_takes(network, config.classifier.architecture, images)
-            learner = classifier_learner(network, settings, images, device)
+            learner = classifier_learner(network, settings, images, device, held_out)
             loop = Loop(learner, settings, path, about, lambda step: 0.0, on_progress, should_stop)
             complete = loop.run()
         model = path / MODEL
@@ -86,7 +88,11 @@ def train_classifier(
 
 
 def classifier_learner(
-    network: nn.Module, settings: ClassifierSteps, images: TrainingImages, device: str
+    network: nn.Module,
+    settings: ClassifierSteps,
+    images: TrainingImages,
+    device: str,
+    held_out: TrainingImages | None = None,
 ) -> Learner:
     """What trains a classifier; all that is drawn follows from the seed anew."""
     torch.manual_seed(settings.seed)
@@ -107,7 +113,26 @@ def classifier_learner(
         noise = torch.randn(x.shape, device=device)
         return F.cross_entropy(network(x + settings.sigma * noise), y)
 
-    return Learner(network, None, optimiser, batch_loss)
+    def held_out_loss() -> float:
+        assert held_out is not None
+        return loss_of_all(network, settings, held_out)
+
+    return Learner(
+        network, None, optimiser, batch_loss, None if held_out is None else held_out_loss
+    )
+
+
+@torch.no_grad()
+def loss_of_all(network: nn.Module, settings: ClassifierSteps, images: TrainingImages) -> float:
+    """The cross-entropy of all images, under noise that is always the same."""
+    generator, total = torch.Generator().manual_seed(HELD_OUT_SEED), 0.0
+    network.eval()
+    for x, y in images.batches(settings.batch):
+        noise = torch.randn(x.shape, generator=generator).to(x.device)
+        logits = network(x + settings.sigma * noise)
+        total += F.cross_entropy(logits, y, reduction="sum").item()
+    network.train()
+    return total / len(images)
 
 
 def _check_takes(network: nn.Module, architecture: str, images: TrainingImages) -> None:
@@ -127,10 +152,8 @@ def _check_takes(network: nn.Module, architecture: str, images: TrainingImages) 
         )
 
 
-def _save(
-    path: Path, network: nn.Module, config: ClassifierTraining, made: dict[str, object]
-) -> None:
-    about = {"architecture": config.classifier.architecture, "recipe": made}
+def _save(path: Path, network: nn.Module, config: ClassifierTraining, made: dict[str, Any]) -> None:
+    about: dict[str, Any] = {"architecture": config.classifier.architecture, "recipe": made}
     about |= {key: made[key] for key in ("dataset", "dataset_fingerprint", "torch", "seconds")}
     state = network.eval().state_dict()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}

@@ -21,7 +21,7 @@ from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.device import resolve_device
 from diffcert_ray.denoisers.edm import EdmDenoiser
 from diffcert_ray.tools.training.folder import MODEL, held_folder
-from diffcert_ray.tools.training.images import TrainingImages, load_images
+from diffcert_ray.tools.training.images import TrainingImages, held_out_images, load_images
 from diffcert_ray.tools.training.learner import Learner
 from diffcert_ray.tools.training.loop import (
     Loop,
@@ -31,6 +31,8 @@ from diffcert_ray.tools.training.loop import (
     set_for_training,
 )
 from diffcert_ray.tools.training.networks import configuration_of, fresh_denoiser
+
+HELD_OUT_SEED = 1
 
 
 def denoising_loss(
@@ -90,11 +92,12 @@ def train_denoiser(
     with held_folder(folder) as path:
         data = load_images(config.dataset, dataset)
         images = TrainingImages(data, device, flip=settings.flip, shift=settings.shift)
+        held_out = held_out_images(config.validation, images, device)
         configuration = configuration_of(config, images.image_shape, images.num_classes)
         about = {"config": config.model_dump(mode="json"), "device": device}
         about["images"] = images.sha256
         with set_for_training(device, settings.threads):
-            learner = denoiser_learner(configuration, settings, images, device)
+            learner = denoiser_learner(configuration, settings, images, device, held_out)
             loop = Loop(
                 learner,
                 settings,
@@ -114,7 +117,11 @@ def train_denoiser(
 
 
 def denoiser_learner(
-    configuration: EdmConfiguration, settings: DenoiserSteps, images: TrainingImages, device: str
+    configuration: EdmConfiguration,
+    settings: DenoiserSteps,
+    images: TrainingImages,
+    device: str,
+    held_out: TrainingImages | None = None,
 ) -> Learner:
     """A fresh denoiser and what trains it; its weights are drawn on the CPU, from the seed."""
     torch.manual_seed(settings.seed)
@@ -133,7 +140,27 @@ def denoiser_learner(
         drawn = draw(settings, images, device)
         return denoising_loss(denoiser, *drawn, configuration.sigma_data)
 
-    return Learner(denoiser, average, optimiser, batch_loss)
+    def held_out_loss() -> float:
+        assert held_out is not None
+        return loss_of_all(average, settings, held_out, configuration.sigma_data)
+
+    return Learner(
+        denoiser, average, optimiser, batch_loss, None if held_out is None else held_out_loss
+    )
+
+
+@torch.no_grad()
+def loss_of_all(
+    denoiser: Denoiser, settings: DenoiserSteps, images: TrainingImages, sigma_data: float
+) -> float:
+    """The denoising loss of all images with their classes, under noise that is always the same."""
+    generator, total = torch.Generator().manual_seed(HELD_OUT_SEED), 0.0
+    for x, y in images.batches(settings.batch):
+        s = (settings.p_mean + settings.p_std * torch.randn(len(x), generator=generator)).exp()
+        eps = torch.randn(x.shape, generator=generator)
+        noise = s.to(x.device), eps.to(x.device)
+        total += len(x) * denoising_loss(denoiser, x * 2 - 1, y, *noise, sigma_data).item()
+    return total / len(images)
 
 
 def draw(
@@ -162,4 +189,5 @@ def recipe(config: Any, data: Dataset, loop: Loop) -> dict[str, Any]:
         "device": loop.about["device"],
         "torch": torch.__version__,
         "seconds": round(loop.seconds, 1),
+        "held_out_loss": loop.last_held_out(),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffcert_ray.config.selectors import SELECTORS
+from diffcert_ray.config.training_tables import HeldOutImages
 from diffcert_ray.config.training_tables import TrainingImages as ImagesAsked
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.datasets.checked import check_images
@@ -34,6 +36,7 @@ class TrainingImages:
         device: "cpu" or "cuda".
         flip: mirror half of what is drawn.
         shift: shift what is drawn by up to so many pixels each way.
+        all_classes: refuse a class without images.
 
     Raises:
         DatasetError: no images, a class without images, images that are not square, a shift that is
@@ -41,9 +44,15 @@ class TrainingImages:
     """
 
     def __init__(
-        self, data: Dataset, device: str = "cpu", *, flip: bool = False, shift: int = 0
+        self,
+        data: Dataset,
+        device: str = "cpu",
+        *,
+        flip: bool = False,
+        shift: int = 0,
+        all_classes: bool = True,
     ) -> None:
-        _check(data, shift)
+        _check(data, shift, all_classes=all_classes)
         values, labels = _packed(data), np.array(data.labels)
         self.sha256 = hashlib.sha256(values.tobytes() + labels.tobytes()).hexdigest()
         self.image_shape, self.num_classes = data.image_shape, data.num_classes
@@ -54,6 +63,12 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self._labels)
 
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images once, in their order and as they are: float32 [B, C, H, W] and int64 [B]."""
+        for start in range(0, len(self), size):
+            x = self._values[start : start + size]
+            yield _floats(x), self._labels[start : start + size]
+
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
         """So many images, drawn with replacement from the device's generator, and varied.
 
@@ -61,9 +76,7 @@ class TrainingImages:
             Images, float32 [B, C, H, W] in [0, 1], and their classes, int64 [B].
         """
         rows = torch.randint(len(self), (batch,), device=self._device)
-        x = self._values[rows]
-        if x.dtype == torch.uint8:
-            x = x.float() / 255
+        x = _floats(self._values[rows])
         if self._flip:
             mirrored = torch.rand(batch, device=self._device) < 0.5
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
@@ -72,12 +85,29 @@ class TrainingImages:
         return x, self._labels[rows]
 
 
-def load_images(asked: ImagesAsked, given: Dataset | None = None) -> Dataset:
+def held_out_images(
+    asked: HeldOutImages | None, images: TrainingImages, device: str
+) -> TrainingImages | None:
+    """The images that are not learned from; DatasetError if they are of other shape or classes."""
+    if asked is None:
+        return None
+    data = load_images(asked, key="validation")
+    found, wanted = (data.image_shape, data.num_classes), (images.image_shape, images.num_classes)
+    if found != wanted:
+        raise DatasetError(
+            f"[validation] has images {found[0]} of {found[1]} classes, [dataset] {wanted[0]} of "
+            f"{wanted[1]}: give images of one size and the same classes (label_map, num_classes)"
+        )
+    return TrainingImages(data, device, all_classes=False)
+
+
+def load_images(asked: ImagesAsked, given: Dataset | None = None, key: str = "dataset") -> Dataset:
     """The images that a training learns from, each read once and found whole.
 
     Args:
         asked: the table that names them.
         given: an object in place of what it names.
+        key: of the table, for messages.
 
     Raises:
         DatasetError: an image cannot be decoded and is not to be left out, or a file is wrong.
@@ -93,7 +123,7 @@ def load_images(asked: ImagesAsked, given: Dataset | None = None) -> Dataset:
         first = min(corrupt)
         raise CorruptImageError(
             f"{len(corrupt)} images of {data.name} {data.split} cannot be used, the first is image "
-            f'{first}: {corrupt[first]}; or leave them out by dataset.on_corrupt = "skip"'
+            f'{first}: {corrupt[first]}; or leave them out by {key}.on_corrupt = "skip"'
         )
     _log.warning("left_out images=%d of=%d reason=corrupt", len(corrupt), len(data))
     whole = [i for i in data.ids.tolist() if i not in corrupt]
@@ -102,7 +132,7 @@ def load_images(asked: ImagesAsked, given: Dataset | None = None) -> Dataset:
     return load_dataset(chosen | {"ids": whole})
 
 
-def _check(data: Dataset, shift: int) -> None:
+def _check(data: Dataset, shift: int, *, all_classes: bool) -> None:
     named = f"dataset {data.name} {data.split}"
     if len(data) == 0:
         raise DatasetError(f"{named} has no images to learn from: choose some")
@@ -118,7 +148,7 @@ def _check(data: Dataset, shift: int) -> None:
         )
     counts = np.bincount(data.labels, minlength=data.num_classes)
     empty = [f"{k} ({data.class_names[k]})" for k in np.flatnonzero(counts == 0)]
-    if empty:
+    if empty and all_classes:
         more = ", ..." if len(empty) > _NAMES_SHOWN else ""
         raise DatasetError(
             f"{named}: {len(empty)} of {data.num_classes} classes have no image among the "
@@ -137,6 +167,11 @@ def _packed(data: Dataset) -> NDArray[np.uint8] | NDArray[np.float32]:
         if not np.array_equal(from_bytes(packed[position]), image):
             return np.stack([read_image(data, i) for i in range(len(data))])
     return packed
+
+
+def _floats(values: Tensor) -> Tensor:
+    """Pixels in [0, 1] as float32."""
+    return values.float() / 255 if values.dtype == torch.uint8 else values
 
 
 def _shifted(x: Tensor, most: int) -> Tensor:

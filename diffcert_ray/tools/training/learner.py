@@ -18,12 +18,15 @@ class Learner:
         average: a moving average of its weights, or None.
         optimiser: Adam or AdamW over its parameters.
         batch_loss: draws a batch from the device's generator and returns its loss, a scalar.
+        held_out_loss: the loss on images that are not learned from, or None; no generator of
+            torch's is drawn from for it.
     """
 
     network: nn.Module
     average: nn.Module | None
     optimiser: torch.optim.Optimizer
     batch_loss: Callable[[], Tensor]
+    held_out_loss: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:
         for p in self.network.parameters():  # as the optimiser's first step would make it
@@ -70,8 +73,9 @@ class EagerStep:
         loss = _descend(learner)
         if learner.average is not None:
             with torch.no_grad():
-                averages = list(learner.average.parameters())
-                torch._foreach_lerp_(averages, list(learner.network.parameters()), 1 - decay)
+                averages: list[Tensor] = list(learner.average.parameters())
+                weights: list[Tensor] = list(learner.network.parameters())
+                torch._foreach_lerp_(averages, weights, 1 - decay)
         return loss
 
 
@@ -103,8 +107,9 @@ class RecordedStep:
         loss = _descend(learner)
         if learner.average is not None:
             with torch.no_grad():
-                averages = list(learner.average.parameters())
-                ahead = torch._foreach_sub(list(learner.network.parameters()), averages)
+                averages: list[Tensor] = list(learner.average.parameters())
+                weights: list[Tensor] = list(learner.network.parameters())
+                ahead = list(torch._foreach_sub(weights, averages))
                 torch._foreach_mul_(ahead, self._share)
                 torch._foreach_add_(averages, ahead)
         return loss

@@ -1,4 +1,4 @@
-"""The loop of a training: steps, checkpoints, the curve of losses; it continues where it stopped."""
+"""The loop of a training: steps, stored states, the curve of losses; it resumes after a stop."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ ROWS = 100
 """A curve has about so many rows at least, if there are as many steps; a row is at most so many
 steps."""
 _SMOOTHED_ROWS = 10
+_TIMES_HELD_OUT = 20
+Row = tuple[float, float, float, float]
+"""Step, mean loss since the row before, learning rate, held-out loss (NaN where not taken)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Standing:
         steps: of the whole training.
         loss: mean over the last rows of the curve, NaN before the first.
         learning_rate: of the last step.
+        held_out_loss: the last one, or None.
         seconds_left: None while unknown.
     """
 
@@ -49,6 +53,7 @@ class Standing:
     steps: int
     loss: float
     learning_rate: float
+    held_out_loss: float | None
     seconds_left: float | None
 
 
@@ -60,13 +65,13 @@ class Trained:
         model: the file of the network, or None if the training was stopped before its end.
         step: steps done, those of earlier starts included.
         seconds: of computing, those of earlier starts included.
-        curve: rows (step, mean loss since the row before, learning rate).
+        curve: its rows.
     """
 
     model: Path | None
     step: int
     seconds: float
-    curve: tuple[tuple[float, float, float], ...]
+    curve: tuple[Row, ...]
 
 
 OnProgress = Callable[[Standing], None]
@@ -96,7 +101,7 @@ class Loop:
     should_stop: ShouldStop | None = None
     step: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
-    curve: list[tuple[float, float, float]] = field(default_factory=list, init=False)
+    curve: list[Row] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.every = max(1, min(ROWS, self.settings.steps // ROWS))
@@ -118,7 +123,7 @@ class Loop:
             self._losses[self.step % self.every].copy_(self._take(take_step))
             self.step += 1
             self.seconds = earlier + time.monotonic() - self._began
-            if self.step % self.every == 0:
+            if self.step % self.every == 0 or self.step == self.settings.steps:
                 self._add_row()
             if time.monotonic() - self._stored_at > 60 * self.settings.checkpoint_minutes:
                 self._store()
@@ -177,7 +182,7 @@ class Loop:
             check_same(path, stored, self.about)
             self.learner.load(tensors)
             self._losses.copy_(tensors["losses"])
-            self.curve = [(a, b, c) for a, b, c in tensors["curve"].tolist()]
+            self.curve = [(a, b, c, d) for a, b, c, d in tensors["curve"].tolist()]
             self.step, self.seconds = int(stored["step"]), float(stored["seconds"])
             set_generators(tensors)
         except (KeyError, TypeError, RuntimeError) as error:
@@ -189,14 +194,28 @@ class Loop:
     def _add_row(self) -> None:
         losses = self._check_losses()
         rate = self.learning_rate(self.step - 1)
-        self.curve.append((float(self.step), float(losses.double().mean()), rate))
+        held_out = self._held_out()
+        self.curve.append((float(self.step), float(losses.double().mean()), rate, held_out))
         if self.on_progress is None:
             return
-        last = [loss for _, loss, _ in self.curve[-_SMOOTHED_ROWS:]]
+        last = [loss for _, loss, *_ in self.curve[-_SMOOTHED_ROWS:]]
         taken = (time.monotonic() - self._began) / (self.step - self._first)
         left = taken * (self.settings.steps - self.step)
         loss = sum(last) / len(last)
-        self.on_progress(Standing(self.step, self.settings.steps, loss, rate, left))
+        steps = self.settings.steps
+        self.on_progress(Standing(self.step, steps, loss, rate, self.last_held_out(), left))
+
+    def last_held_out(self) -> float | None:
+        """The last held-out loss that was taken, or None."""
+        return next((row[3] for row in reversed(self.curve) if not math.isnan(row[3])), None)
+
+    def _held_out(self) -> float:
+        """The held-out loss where a row is to have one: some twenty times, and at the end."""
+        before = self.curve[-1][0] if self.curve else 0
+        part = self.settings.steps / _TIMES_HELD_OUT
+        due = self.step // part > before // part or self.step == self.settings.steps
+        asked = self.learner.held_out_loss
+        return asked() if due and asked is not None else math.nan
 
     def _check_losses(self) -> Tensor:
         """The losses since the last row, on the host; TrainingError if one is not finite."""
@@ -222,11 +241,14 @@ class Loop:
             raise self._diverged(f"a weight after step {self.step} is not finite", self.step - 1)
         tensors = self.learner.tensors() | generators(self.about["device"])
         tensors["losses"] = self._losses
-        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3)
+        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 4)
         more = {"step": self.step, "seconds": self.seconds, "torch": torch.__version__}
         write_state(self.folder / STATE, tensors, {**self.about, **more})
-        rows = [f"{step:.0f},{loss!r},{rate!r}\n" for step, loss, rate in self.curve]
-        text = "step,loss,learning_rate\n" + "".join(rows)
+        rows = [
+            f"{step:.0f},{loss!r},{rate!r},{'' if math.isnan(held_out) else repr(held_out)}\n"
+            for step, loss, rate, held_out in self.curve
+        ]
+        text = "step,loss,learning_rate,held_out_loss\n" + "".join(rows)
         publish(self.folder / CURVE, text.encode())
         self._stored_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""What a stopped training continues from: one safetensors file that appears whole, or not at all."""
+"""What a stopped training goes on from: one safetensors file that appears whole, or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from diffcert_ray.errors import CheckpointError, ConfigError
 
 _KEY = "diffcert_ray_training"
-_FREE = ("name", "dataset.path", "training.checkpoint_minutes", "training.device")
+_FREE = ("name", "validation", "dataset.path", "training.checkpoint_minutes", "training.device")
 """Settings that no weight depends on, or that stand for what is compared in their place."""
 
 
@@ -70,7 +70,9 @@ def check_same(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) 
     differ = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if key not in _FREE and before.get(key) != now.get(key)
+        if key not in _FREE
+        and not key.startswith("validation.")
+        and before.get(key) != now.get(key)
     ]
     if stored["device"] != asked["device"]:
         differ.append(f"the device was {stored['device']} and is {asked['device']}")
