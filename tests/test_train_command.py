@@ -1,10 +1,12 @@
 """``diffcert train`` as a program: killed, stopped, continued; without Ray; what it prints."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from safetensors.torch import load_file
@@ -13,6 +15,7 @@ from diffcert_ray.commands.exit_codes import BAD_USE, DONE, INCOMPLETE
 from diffcert_ray.config.loading import load_config, presets
 from diffcert_ray.config.training import CLASSIFIERS, DENOISERS, load_denoiser_training
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.report.loss_curve import loss_picture
 from diffcert_ray.tools.training import train_denoiser
 from tests.command_line import diffcert
 from tests.trainings import folder_of, stripes
@@ -109,6 +112,19 @@ def test_the_folder_gets_the_model_the_curve_and_its_picture(place):
     last = done.stderr.splitlines()[-1]
     assert last.startswith("progress step=3 steps=3 loss=")
     assert "seconds_left=0" in last
+
+
+def test_the_picture_shows_both_losses():
+    picture = loss_picture([1, 2, 3], [4.0, 2.0, 1.0], [math.nan, 3.0, 2.5])
+    root = ElementTree.fromstring(picture)
+    circles = root.findall(".//{http://www.w3.org/2000/svg}circle")
+    assert [line.text for line in root.iter("{http://www.w3.org/2000/svg}title")] == [
+        "loss", "held-out loss"
+    ]  # fmt: skip
+    assert len(circles) == 2
+    assert float(circles[0].get("cy")) < float(circles[1].get("cy"))  # 3 stands above 2.5
+    alone = ElementTree.fromstring(loss_picture([1], [0.0]))
+    assert not alone.findall(".//{http://www.w3.org/2000/svg}circle")
 
 
 def test_quiet_says_the_result_alone(place):

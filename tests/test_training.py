@@ -22,9 +22,11 @@ from diffcert_ray.errors import (
 )
 from diffcert_ray.run.certify import certify
 from diffcert_ray.tools.training import denoising_loss, train_denoiser
-from diffcert_ray.tools.training.denoiser import draw, loss_of_all
+from diffcert_ray.tools.training.denoiser import denoiser_learner, draw, loss_of_all
 from diffcert_ray.tools.training.images import TrainingImages
+from diffcert_ray.tools.training.learner import EagerStep, RecordedStep
 from diffcert_ray.tools.training.loop import Loop
+from diffcert_ray.tools.training.networks import configuration_of, digits_configuration
 from tests.trainings import denoiser_training, folder_of, stopping_after, stripes
 
 STATE, MODEL = "state.safetensors", "model.safetensors"
@@ -161,8 +163,6 @@ def test_the_digits_preset_is_the_shipped_model_s_recipe(digits):
     told = {k: v for k, v in shipped["recipe"].items() if k in asked}
     assert {k: asked[k] for k in told} == told
     assert len(told) >= 9
-    from diffcert_ray.tools.training.networks import digits_configuration
-
     assert digits_configuration() == load_denoiser("digits").configuration
     assert shipped["recipe"]["dataset_fingerprint"] == digits.fingerprint
     assert (settings.dataset.name, settings.dataset.split) == ("digits", "train")
@@ -282,6 +282,50 @@ def test_a_training_that_was_stopped_ends_with_the_bits_of_one_that_was_not(tmp_
     assert equal(whole, parts)
     curves = [(tmp_path / name / "loss.csv").read_bytes() for name in ("whole", "parts")]
     assert curves[0] == curves[1]
+
+
+def test_the_curve_of_a_training_stopped_between_two_rows_is_that_of_one_that_was_not(tmp_path):
+    data, settings = stripes(), denoiser_training("training.steps=310")
+    train_denoiser(settings, tmp_path / "whole", dataset=data)
+    train_denoiser(settings, tmp_path / "parts", dataset=data, should_stop=stopping_after(100))
+    train_denoiser(settings, tmp_path / "parts", dataset=data)
+    whole, parts = ((tmp_path / name / "loss.csv").read_text() for name in ("whole", "parts"))
+    assert whole == parts
+    steps = [int(row.split(",")[0]) for row in whole.splitlines()[1:]]
+    assert steps == [*range(3, 310, 3), 310]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_compiled_network_learns_the_same(tmp_path):
+    short, losses = ("training.steps=2", "training.batch=4"), []
+    for name, more in (("eager", ()), ("compiled", ("training.compile=true",))):
+        settings = denoiser_training(*short, *more)
+        trained = train_denoiser(settings, tmp_path / name, dataset=stripes())
+        losses.append([row[1] for row in trained.curve])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_what_a_gpu_would_record_is_the_step_that_is_taken_without():
+    """The arithmetic of a recorded step, on the CPU and unrecorded."""
+    settings, images = denoiser_training().training, TrainingImages(stripes())
+    configuration = configuration_of(denoiser_training(), (1, 8, 8), 3)
+    averages = []
+    for recorded in (False, True):
+        with torch.random.fork_rng():
+            learner = denoiser_learner(configuration, settings, images, "cpu")
+            if recorded:
+                step = RecordedStep.__new__(RecordedStep)
+                step._learner, step._share = learner, torch.tensor(1 - 0.7)
+                learner.optimiser.param_groups[0]["lr"] = 1e-3
+                for _ in range(3):
+                    step._step()
+            else:
+                eager = EagerStep(learner)
+                for _ in range(3):
+                    eager(1e-3, 0.7)
+        averages.append([p.clone() for p in learner.average.parameters()])
+    torch.testing.assert_close(averages[0], averages[1])
 
 
 def test_the_state_is_stored_while_the_training_goes_on(tmp_path):
