@@ -195,6 +195,14 @@ def _check_trained(config: Config) -> None:
 
 def _check_votes(config: Config) -> None:
     votes = config.votes
+    if config.uses_head and config.sift.head is None:
+        asked = 'sift.rule = "shortlist"'
+        if config.method.name == "shortlist-classify":
+            asked = 'method.name = "shortlist-classify"'
+        raise ConfigError(
+            f"{asked} needs a head that proposes classes: set sift.head to a shipped one "
+            '("digits") or to a file that was trained on your network'
+        )
     if len(set(votes.sigmas)) < len(votes.sigmas):
         raise ConfigError(f"votes.sigmas = {list(votes.sigmas)} names a sigma twice: keep one")
     if votes.bound == "two-class" and votes.estimate == "target":

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.shortlist_head import BottomDenoiser
 from diffcert_ray.errors import CheckpointError, ConfigError
 
 _REMEDY = "set numerics.compile = false, or give a new run folder if this one was started compiled"
 
 # No autotuning: a kernel chosen by timing would make the last bits depend on the moment.
-_OPTIONS = {"freezing": True, "max_autotune": False}
+_OPTIONS: dict[str, Any] = {"freezing": True, "max_autotune": False}
 
 
 def resolve_device(asked: str, key: str = "execution.device") -> str:
@@ -70,7 +71,7 @@ def keep_channels_last(denoiser: Denoiser) -> None:
     denoiser.to(memory_format=torch.channels_last)
 
 
-def compile_denoiser(denoiser: Denoiser) -> None:
+def compile_denoiser(denoiser: Denoiser, *, bottom: bool = False) -> None:
     """Compile a denoiser in place; the first call with a batch shape then takes a minute or so.
 
     Weights become constants of the compiled code, so they must not change afterwards. What it
@@ -78,6 +79,7 @@ def compile_denoiser(denoiser: Denoiser) -> None:
 
     Args:
         denoiser: a torch module, in evaluation mode and without gradients for its weights.
+        bottom: its ``with_bottom`` is what will be called, if it has one.
 
     Raises:
         CheckpointError: it is no torch module.
@@ -89,6 +91,9 @@ def compile_denoiser(denoiser: Denoiser) -> None:
         )
     torch.use_deterministic_algorithms(True, warn_only=True)  # of the compiler, too
     denoiser.compile(fullgraph=True, dynamic=False, options=_OPTIONS)
+    if bottom and isinstance(denoiser, BottomDenoiser):
+        way = torch.compile(denoiser.with_bottom, fullgraph=True, dynamic=False, options=_OPTIONS)
+        denoiser.with_bottom = way  # type: ignore[method-assign]
 
 
 def compile_classifier(network: nn.Module) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 
 from torch import nn
 
+from diffcert_ray.checkpoints.head_file import load_heads
 from diffcert_ray.checkpoints.image_classifier import load_classifier
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.model_files import model_files
@@ -22,8 +23,9 @@ from diffcert_ray.denoisers.device import (
     set_up_torch,
 )
 from diffcert_ray.denoisers.resized import ResizedDenoiser
+from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.engine.losses import evaluate_loss_item
-from diffcert_ray.engine.networks import DiffusionNetworks, Networks, TrainedNetworks
+from diffcert_ray.engine.networks import DiffusionNetworks, HeadNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
 from diffcert_ray.method.base_classifier import BaseClassifier
 from diffcert_ray.plain.plan import plain_levels
@@ -71,6 +73,8 @@ class WorkerSpec:
 
     def networks(self, dataset: Dataset) -> Networks:
         """All networks of the run on the device, as [numerics] says."""
+        if self.config.method.name == "shortlist-classify":
+            return self._head_alone()
         trained = self.config.kind_name == "trained"
         return self._trained(dataset) if trained else self._diffusion()
 
@@ -81,7 +85,19 @@ class WorkerSpec:
             unconditional = self.network("unconditional")
             if model.resize is not None:
                 unconditional = ResizedDenoiser(unconditional, denoiser.image_shape, model.resize)
-        return DiffusionNetworks(self.config, denoiser, unconditional, self.device)
+        heads = self._heads() if self.config.uses_head else None
+        return DiffusionNetworks(self.config, denoiser, unconditional, self.device, heads)
+
+    def _head_alone(self) -> HeadNetworks:
+        return HeadNetworks(self.config, self.network("denoiser"), self._heads(), self.device)
+
+    def _heads(self) -> dict[float, ShortlistHead]:
+        return load_heads(
+            str(self.config.sift.head),
+            device=self.device,
+            sha256=self.weights["head"],
+            storage_options=self.config.execution.storage_options,
+        )
 
     def _trained(self, dataset: Dataset) -> TrainedNetworks:
         config = self.config
@@ -112,7 +128,7 @@ class WorkerSpec:
         if self.config.numerics.channels_last:
             keep_channels_last(network)
         if self.config.numerics.compile:
-            compile_denoiser(network)
+            compile_denoiser(network, bottom=self.config.uses_head)
         return network
 
     def _own(self, given: Denoiser) -> Denoiser:
