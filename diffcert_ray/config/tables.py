@@ -129,7 +129,7 @@ class ClassifierConfig(_Table):
     """The file's sha256 must be this, or the run does not start."""
     architecture: str | None = None
     """The network is the classification network of this name in torchvision.models, or
-    digits-convnet."""
+    small-convnet or digits-convnet."""
     mean: tuple[float, ...] | None = None
     """These numbers in pixel units, one a channel, are subtracted from the image. By default
     nothing is."""

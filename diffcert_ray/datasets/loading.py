@@ -17,12 +17,19 @@ from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
 from diffcert_ray.datasets.image_folder import read_image_folder
 from diffcert_ray.datasets.labels import class_numbers
-from diffcert_ray.datasets.parquet import read_parquet
 from diffcert_ray.datasets.pixels import frozen
 from diffcert_ray.datasets.reader import Request, Split
 from diffcert_ray.datasets.selection import positions
 from diffcert_ray.datasets.svhn import read_svhn
 from diffcert_ray.errors import DatasetError, nearest
+
+
+def read_parquet(request: Request) -> Split:
+    """A Parquet dataset; pyarrow is imported where there is one."""
+    from diffcert_ray.datasets.parquet import read_parquet as read
+
+    return read(request)
+
 
 READERS: Final[dict[str, Callable[[Request], Split]]] = {
     "digits": read_digits,

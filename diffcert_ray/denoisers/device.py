@@ -18,8 +18,12 @@ _REMEDY = "set numerics.compile = false, or give a new run folder if this one wa
 _OPTIONS: dict[str, Any] = {"freezing": True, "max_autotune": False}
 
 
-def resolve_device(asked: str) -> str:
+def resolve_device(asked: str, key: str = "execution.device") -> str:
     """The device that "auto", "cpu" or "cuda" stands for on this machine.
+
+    Args:
+        asked: one of the three.
+        key: the setting that an error is to name.
 
     Raises:
         ConfigError: cuda was asked for and there is none.
@@ -27,8 +31,8 @@ def resolve_device(asked: str) -> str:
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(
-            'execution.device = "cuda", but torch finds no GPU here: check the driver (nvidia-smi) '
-            'and that torch has CUDA, or set execution.device = "cpu"'
+            f'{key} = "cuda", but torch finds no GPU here: check the driver (nvidia-smi) '
+            f'and that torch has CUDA, or set {key} = "cpu"'
         )
     return "cuda" if asked != "cpu" and available else "cpu"
 
