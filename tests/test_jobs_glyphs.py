@@ -140,7 +140,7 @@ def test_images_are_by_the_faces_of_their_part_in_their_shares(tmp_path, capsys)
     assert [(f.name, len(f.faces)) for f in families] == [("dejavu-sans", 2), ("dejavu-serif", 1)]
     made = varied_images(families, ("A", "B", "C"), 100, seed=5)
     assert made.labels.tolist() == [0] * 100 + [1] * 100 + [2] * 100
-    # A tenth is expected of the serif, 30 with a standard deviation of 5.2; a third of the faces it is.
+    # A tenth is expected of the serif (one of three faces): 30, with a standard deviation of 5.2.
     assert abs(int((made.faces == 2).sum()) - 30) < 22
     again = varied_images(families, ("A", "B", "C"), 100, seed=5)
     assert np.array_equal(made.images, again.images)
@@ -153,6 +153,7 @@ def installed() -> bool:
     return any(Path("/usr/share/fonts").rglob("NotoSerifCJK-Bold.ttc"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed(), reason="no font of the table is installed: fonts-noto-cjk")
 def test_the_job_writes_a_training_part_that_is_read(tmp_path):
     from make_glyphs import main
