@@ -53,11 +53,13 @@ class DatasetConfig(_Table):
     """
 
     name: str = "digits"
-    """The dataset is digits, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or parquet."""
+    """The dataset is digits, glyphs, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or
+    parquet."""
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
     """The images come from this part of the published data, or of a folder or Parquet dataset."""
     path: str | None = None
-    """The files lie in this folder or at this fsspec address. Every dataset but digits needs it."""
+    """The files lie in this folder or at this fsspec address. Every dataset but digits
+    and the test split of glyphs needs it."""
     image_column: str | None = None
     """This column of a Parquet dataset holds the images. Where only one column has the type of
     images, it need not be named."""
