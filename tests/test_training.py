@@ -455,6 +455,10 @@ def refused(tmp_path, data, *overrides):
         (("network.channel_mult=[1,1,1,1,1]",), "halve the resolution 4 times.*no multiple of 16"),
         (("network.attn_resolutions=[3]",), "attn_resolutions has 3, but the levels have 8"),
         (("network.num_heads=2",), 'a setting of adm, not of "ddpmpp"'),
+        (
+            ("network.family=adm", "network.channel_mult_noise=4"),
+            "channel_mult_noise = 4 is a setting of ddpmpp and ncsnpp, not of adm",
+        ),
         (("network.model_channels=132", "network.channel_mult=[1]"), "multiples of 32"),
         (("training.shift=8",), "training.shift is 8, but images are 8 pixels wide"),
         (("training.cuda_graph=true",), "the training is on the CPU"),

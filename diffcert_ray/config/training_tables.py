@@ -55,6 +55,10 @@ class NetworkConfig(Table):
     attn_resolutions: tuple[Count, ...] | None = None
     """Levels of these resolutions have attention. By default 16 has it, where images are larger
     than that; the deepest level always has some."""
+    channel_mult_noise: Count | None = None
+    """The noise level and the class enter as vectors of so many times model_channels. By default it
+    is what the family has, 1 or 2. Many classes and few channels need more: 1,000 classes are hard
+    to tell apart in 16 numbers."""
     num_heads: Count | None = None
     """Every attention of adm has so many heads. By default it has one for each 64 channels, and one
     for fewer."""

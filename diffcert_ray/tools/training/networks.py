@@ -128,6 +128,13 @@ def _sizes(network: NetworkConfig, resolution: int) -> dict[str, Any]:
             attention if network.attn_resolutions is None else network.attn_resolutions
         ),
     }
+    if network.channel_mult_noise is not None:
+        if network.family == "adm":
+            raise ConfigError(
+                f"network.channel_mult_noise = {network.channel_mult_noise} is a setting of ddpmpp "
+                "and ncsnpp, not of adm, which has 4 already: leave it out"
+            )
+        sizes["channel_mult_noise"] = network.channel_mult_noise
     heads = network.num_heads
     if network.family == "adm":
         sizes["num_heads"] = heads or (1 if channels < _ONE_HEAD else None)
