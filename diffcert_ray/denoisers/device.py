@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,15 @@ def resolve_device(asked: str, key: str = "execution.device") -> str:
             f'and that torch has CUDA, or set {key} = "cpu"'
         )
     return "cuda" if asked != "cpu" and available else "cpu"
+
+
+def device_model(device: str) -> str:
+    """What a kind of numbers depends on: the model of the GPU, or the CPU's vectors; and torch."""
+    if device == "cuda":
+        model = torch.cuda.get_device_name()
+    else:
+        model = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{model}, torch {torch.__version__}"
 
 
 def set_up_torch() -> None:

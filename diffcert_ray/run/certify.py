@@ -286,13 +286,18 @@ def _driven(
         others.look()
         on_progress(progress)
 
+    def record(result: Any, settled: Sequence[Any]) -> None:
+        about = {"computed_on": result.computed_on, **config.numerics.model_dump()}
+        writer.meet_kind(result.numerics, about)
+        todo.rows.record(writer, result, settled)
+
     pool = make_pool(opened.spec, config)
     try:
         outcome = Driver(
             todo.work,
             pool,
             writer,
-            partial(todo.rows.record, writer),
+            record,
             todo.certificate,
             item_s=config.execution.item_s,
             on_progress=progressed,
