@@ -188,13 +188,12 @@ def test_every_reader_and_a_resume_refuse_a_run_whose_note_is_gone(world, tmp_pa
     for reads in (
         run.certificates,
         lambda: open_sources([run.address]),
-        lambda: verify_run(run),
         lambda: attack_run(run),
         lambda: run_of(world, tmp_path / "run"),
     ):
         with pytest.raises(StoreError, match="which no note in kinds/ names"):
             reads()
-    for command in ("report", "verify", "export", "status", "attack"):
+    for command in ("report", "export", "status", "attack"):
         done = CliRunner().invoke(app, [command, run.address])
         assert done.exit_code == 1
         assert "no note in kinds/" in " ".join((done.output + str(done.exception)).split())
