@@ -42,6 +42,7 @@ from diffcert_ray.run.loop import Driver
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.vote_rows import certificate_row, unit_row
 from diffcert_ray.storage.compaction import compact
+from diffcert_ray.storage.noted_kinds import note_kind
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import UNIT_SCHEMA, CertificateRow
 from diffcert_ray.storage.store import RunStore
@@ -209,6 +210,7 @@ def write_half(size: Size, folder: str) -> str:
     )
     watch, rows, seq = Watch(), 0, 0
     kind = "kind"
+    note_kind(run.store.location, run.store.origin, "scale", kind, {})
     for sigma in size.sigmas:
         ids = np.arange(size.images // 2)
         per_image = 1 + size.votes // UNIT

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffcert_ray.config.tables import Config
+from diffcert_ray.config.tables import DIRECT_METHODS, Config
 
 _NO_VOTE_DEPENDS_ON = ("dropout", "s_range")  # training only; checked, never computed with
 
@@ -35,8 +35,8 @@ def model_files(config: Config) -> dict[str, ModelFile]:
     """The denoisers of a run by role.
 
     For noised diffusion classifiers "denoiser" is the class-conditional network, perhaps with
-    "unconditional" beside it; for denoise-classify it is the network of its one step; classify has
-    none.
+    "unconditional" beside it; for denoise-classify and shortlist-classify it is the network of
+    their one step; classify has none.
     """
     model = config.model
     if config.method.name == "classify":
@@ -50,6 +50,6 @@ def model_files(config: Config) -> dict[str, ModelFile]:
         "model.unconditional_sha256",
         model.unconditional_config,
     )
-    if config.method.name == "denoise-classify":
+    if config.method.name in DIRECT_METHODS:
         return {"denoiser": other}
     return {"denoiser": own, "unconditional": other}

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from diffcert_ray.config.selectors import SELECTORS
 
 PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "local")
-DIRECT_METHODS = ("classify", "denoise-classify")
+DIRECT_METHODS = ("classify", "denoise-classify", "shortlist-classify")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -53,11 +53,13 @@ class DatasetConfig(_Table):
     """
 
     name: str = "digits"
-    """The dataset is digits, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or parquet."""
+    """The dataset is digits, glyphs, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or
+    parquet."""
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
     """The images come from this part of the published data, or of a folder or Parquet dataset."""
     path: str | None = None
-    """The files lie in this folder or at this fsspec address. Every dataset but digits needs it."""
+    """The files lie in this folder or at this fsspec address. Every dataset but digits
+    and the test split of glyphs needs it."""
     image_column: str | None = None
     """This column of a Parquet dataset holds the images. Where only one column has the type of
     images, it need not be named."""
@@ -129,7 +131,7 @@ class ClassifierConfig(_Table):
     """The file's sha256 must be this, or the run does not start."""
     architecture: str | None = None
     """The network is the classification network of this name in torchvision.models, or
-    digits-convnet."""
+    small-convnet or digits-convnet."""
     mean: tuple[float, ...] | None = None
     """These numbers in pixel units, one a channel, are subtracted from the image. By default
     nothing is."""
@@ -140,12 +142,19 @@ class ClassifierConfig(_Table):
 class MethodConfig(_Table):
     """This table names the base classifier that casts the votes."""
 
-    name: Literal["dc", "epndc", "apndc", "apndc-posterior", "classify", "denoise-classify"] = (
-        "apndc"
-    )
+    name: Literal[
+        "dc",
+        "epndc",
+        "apndc",
+        "apndc-posterior",
+        "classify",
+        "denoise-classify",
+        "shortlist-classify",
+    ] = "apndc"
     """Votes come from one of the noised diffusion classifiers (dc, epndc, apndc, apndc-posterior),
-    or from a trained classifier that sees the noisy image (classify) or its one-shot estimate
-    (denoise-classify). Certificates without votes need dc."""
+    from a trained classifier that sees the noisy image (classify) or its one-shot estimate
+    (denoise-classify), or from the head of sift.head alone (shortlist-classify). Certificates
+    without votes need dc."""
 
 
 class NoiseLevelsConfig(_Table):
@@ -176,17 +185,29 @@ class SiftConfig(_Table):
     The module ``diffcert_ray.method.sift`` explains the rules.
     """
 
-    rule: Literal["full", "exact", "paired-z", "threshold"] = "paired-z"
+    rule: Literal["full", "exact", "paired-z", "shortlist", "threshold"] = "paired-z"
     """A vote evaluates every class at every level (full), drops classes that cannot win any more
-    (exact), or drops them by paired differences (paired-z) or by the paper's threshold
-    (threshold)."""
+    (exact), or drops them by paired differences (paired-z), by paired differences among the classes
+    that a head proposes (shortlist), or by the paper's threshold (threshold)."""
     z: Positive = 2.0
-    """paired-z drops a class that is more than so many standard errors behind the leader."""
+    """paired-z and shortlist drop a class that is more than so many standard errors behind the
+    leader."""
     first_ratio: Annotated[float, Field(gt=1)] = 2.0
-    """After the first level, paired-z drops a class whose loss is more than so many times the
-    leader's."""
+    """After the first level, paired-z and shortlist drop a class whose loss is more than so many
+    times the leader's."""
     first_level: Annotated[float, Field(ge=0, lt=1)] = 1 / 3
-    """The first level of paired-z lies at this fraction of the grid."""
+    """The first level of paired-z and shortlist lies at this fraction of the grid."""
+    head: str | None = None
+    """The rule shortlist and the method shortlist-classify use this head: a shipped name, or the
+    file or address of one that was trained on the same network."""
+    head_sha256: str | None = None
+    """The sha256 of the head's file must be this, or the run does not start."""
+    least_p: Fraction = 0.01
+    """A class enters the race of the rule shortlist where the head gives it more than this
+    probability. The likeliest always does."""
+    log_odds: Annotated[float, Field(ge=0)] = 0.0
+    """In the race of the rule shortlist a class is so many standard errors behind the leader for
+    each nat of the log odds that the head gives against it."""
     threshold: Positive = 0.02
     """The rule threshold drops a class whose loss, times the density, is more than this above the
     smallest."""
@@ -331,3 +352,10 @@ class Config(_Table):
         if self.votes.bound in PLAIN_BOUNDS:
             return "losses"
         return "trained" if self.method.name in DIRECT_METHODS else "diffusion"
+
+    @property
+    def uses_head(self) -> bool:
+        """Whether votes depend on the head of ``sift.head``."""
+        if self.kind_name == "diffusion":
+            return self.sift.rule == "shortlist"
+        return self.method.name == "shortlist-classify"

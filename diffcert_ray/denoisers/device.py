@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.shortlist_head import BottomDenoiser
 from diffcert_ray.errors import CheckpointError, ConfigError
 
 _REMEDY = "set numerics.compile = false, or give a new run folder if this one was started compiled"
 
 # No autotuning: a kernel chosen by timing would make the last bits depend on the moment.
-_OPTIONS = {"freezing": True, "max_autotune": False}
+_OPTIONS: dict[str, Any] = {"freezing": True, "max_autotune": False}
 
 
-def resolve_device(asked: str) -> str:
+def resolve_device(asked: str, key: str = "execution.device") -> str:
     """The device that "auto", "cpu" or "cuda" stands for on this machine.
+
+    Args:
+        asked: one of the three.
+        key: the setting that an error is to name.
 
     Raises:
         ConfigError: cuda was asked for and there is none.
@@ -26,10 +32,19 @@ def resolve_device(asked: str) -> str:
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(
-            'execution.device = "cuda", but torch finds no GPU here: check the driver (nvidia-smi) '
-            'and that torch has CUDA, or set execution.device = "cpu"'
+            f'{key} = "cuda", but torch finds no GPU here: check the driver (nvidia-smi) '
+            f'and that torch has CUDA, or set {key} = "cpu"'
         )
     return "cuda" if asked != "cpu" and available else "cpu"
+
+
+def device_model(device: str) -> str:
+    """What a kind of numbers depends on: the model of the GPU, or the CPU's vectors; and torch."""
+    if device == "cuda":
+        model = torch.cuda.get_device_name()
+    else:
+        model = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{model}, torch {torch.__version__}"
 
 
 def set_up_torch() -> None:
@@ -66,7 +81,7 @@ def keep_channels_last(denoiser: Denoiser) -> None:
     denoiser.to(memory_format=torch.channels_last)
 
 
-def compile_denoiser(denoiser: Denoiser) -> None:
+def compile_denoiser(denoiser: Denoiser, *, bottom: bool = False) -> None:
     """Compile a denoiser in place; the first call with a batch shape then takes a minute or so.
 
     Weights become constants of the compiled code, so they must not change afterwards. What it
@@ -74,6 +89,7 @@ def compile_denoiser(denoiser: Denoiser) -> None:
 
     Args:
         denoiser: a torch module, in evaluation mode and without gradients for its weights.
+        bottom: its ``with_bottom`` is what will be called, if it has one.
 
     Raises:
         CheckpointError: it is no torch module.
@@ -85,6 +101,9 @@ def compile_denoiser(denoiser: Denoiser) -> None:
         )
     torch.use_deterministic_algorithms(True, warn_only=True)  # of the compiler, too
     denoiser.compile(fullgraph=True, dynamic=False, options=_OPTIONS)
+    if bottom and isinstance(denoiser, BottomDenoiser):
+        way = torch.compile(denoiser.with_bottom, fullgraph=True, dynamic=False, options=_OPTIONS)
+        denoiser.with_bottom = way  # type: ignore[method-assign]
 
 
 def compile_classifier(network: nn.Module) -> None:

@@ -81,11 +81,21 @@ class DhariwalUNet(nn.Module):
         Returns:
             The raw output [B, C, H, W], with 2C channels if a variance is learned.
         """
+        return self.with_bottom(x, c_noise, classes)[0]
+
+    def with_bottom(self, x: Tensor, c_noise: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the activations where encoding ends [B, C', H', W'].
+
+        Args:
+            x: as `forward`.
+            c_noise: as `forward`.
+            classes: as `forward`.
+        """
         emb = self.map_noise(c_noise).to(x.dtype)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:
             emb = emb + self.map_label(classes.to(x.dtype))
         emb = F.silu(emb)
-        x, skips = encode(self.enc, x, emb)
-        x = decode(self.dec, x, skips, emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
+        bottom, skips = encode(self.enc, x, emb)
+        x = decode(self.dec, bottom, skips, emb)
+        return self.out_conv(F.silu(self.out_norm(x))), bottom

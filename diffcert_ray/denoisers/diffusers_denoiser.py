@@ -57,6 +57,10 @@ class DiffusersDenoiser(nn.Module):
         self.s_range = configuration.noise_range
         self.dtype = NETWORK_DTYPES[dtype]
         self.model = network.to(self.dtype)
+        self._bottom: Tensor | None = None
+        middle = getattr(network, "mid_block", None)
+        if isinstance(middle, nn.Module):
+            middle.register_forward_hook(self._keep)
         self.step_labels = None
         if configuration.noise == "steps":
             self.step_labels = StepLabels(
@@ -78,6 +82,21 @@ class DiffusersDenoiser(nn.Module):
             ValueError: a shape does not fit, or y is None for a network that needs classes.
             IndexError: a class is out of range (on a CPU; a GPU stops with a device assertion).
         """
+        return self._evaluated(u, s, y)
+
+    def with_bottom(
+        self, u: Tensor, s: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `BottomDenoiser.with_bottom`: what the middle block of the network returns."""
+        estimate = self._evaluated(u, s, y)
+        bottom, self._bottom = self._bottom, None
+        return estimate, bottom
+
+    def _keep(self, _block: nn.Module, _given: Any, returned: Tensor) -> None:
+        """Keep what the middle block returns until it is asked for, or returns again."""
+        self._bottom = returned
+
+    def _evaluated(self, u: Tensor, s: Tensor, y: Tensor | None) -> Tensor:
         check_call(self, u, s, y)
         c_skip, c_out, c_in, c_noise = self._coefficients(s.float())
         u = u.float()

@@ -26,7 +26,10 @@ from diffcert_ray.denoisers.song_unet import SongUNet
 
 NetworkDtype = Literal["float32", "bfloat16", "float16"]
 NETWORK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+_NETWORKS: dict[str, type[SongUNet | DhariwalUNet]] = {
+    "SongUNet": SongUNet,
+    "DhariwalUNet": DhariwalUNet,
+}
 
 
 class EdmDenoiser(nn.Module):
@@ -86,6 +89,16 @@ class EdmDenoiser(nn.Module):
             ValueError: a shape does not fit, or y is None for a network that needs classes.
             IndexError: a class is out of range (on a CPU; a GPU stops with a device assertion).
         """
+        return self.with_bottom(u, s, y)[0]
+
+    def with_bottom(self, u: Tensor, s: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `BottomDenoiser.with_bottom`; errors as `forward`.
+
+        Args:
+            u: as `forward`.
+            s: as `forward`.
+            y: as `forward`.
+        """
         check_call(self, u, s, y)
         if y is None:
             y = torch.full_like(s, NO_CLASS, dtype=torch.int64)
@@ -93,9 +106,10 @@ class EdmDenoiser(nn.Module):
         c_skip, c_out, c_in, c_noise = self._coefficients(s.float())
         u = u.float()
         x = (c_in[:, None, None, None] * u).to(self.dtype)
-        raw = self.model(x, c_noise * self.configuration.c_noise_scale, classes)
+        raw, bottom = self.model.with_bottom(x, c_noise * self.configuration.c_noise_scale, classes)
         raw = raw[:, : u.shape[1]].float()  # the rest, if any, is a learned variance
-        return torch.addcmul(c_skip[:, None, None, None] * u, c_out[:, None, None, None], raw)
+        kept = c_skip[:, None, None, None] * u
+        return torch.addcmul(kept, c_out[:, None, None, None], raw), bottom
 
     def _coefficients(self, s: Tensor) -> Coefficients:
         kind = self.configuration.preconditioning

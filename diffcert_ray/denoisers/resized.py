@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.shortlist_head import with_bottom
 from diffcert_ray.errors import CheckpointError
 
 Resize = Literal["area", "bilinear", "bicubic"]
@@ -58,7 +59,16 @@ class ResizedDenoiser:
         Returns:
             float32 [B, C, H', W'], model space.
         """
-        clean = self._denoiser(u, s, None)
+        return self._resized(self._denoiser(u, s, None))
+
+    def with_bottom(
+        self, u: Tensor, s: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `BottomDenoiser.with_bottom`; the activations are those before the resize."""
+        clean, bottom = with_bottom(self._denoiser)(u, s, None)
+        return self._resized(clean), bottom
+
+    def _resized(self, clean: Tensor) -> Tensor:
         size = self._out[1:]
         if self._resize == "area":
             return F.interpolate(clean, size, mode="area")

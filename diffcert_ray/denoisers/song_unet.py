@@ -90,11 +90,22 @@ class SongUNet(nn.Module):
         Returns:
             The raw output [B, C, H, W], with 2C channels if a variance is learned.
         """
+        return self.with_bottom(x, c_noise, classes)[0]
+
+    def with_bottom(self, x: Tensor, c_noise: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the activations where encoding ends [B, C', H', W'].
+
+        Args:
+            x: as `forward`.
+            c_noise: as `forward`.
+            classes: as `forward`.
+        """
         cosines, sines = self.map_noise(c_noise).to(x.dtype).chunk(2, dim=1)
         emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:
             emb = emb + self.map_label(classes.to(x.dtype) * math.sqrt(self.label_dim))
         emb = F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
-        x, skips = encode(self.enc, x, emb)
-        x = decode(self.dec, x, skips, emb)
-        return self.dec[f"{self.head}_conv"](F.silu(self.dec[f"{self.head}_norm"](x)))
+        bottom, skips = encode(self.enc, x, emb)
+        x = decode(self.dec, bottom, skips, emb)
+        raw = self.dec[f"{self.head}_conv"](F.silu(self.dec[f"{self.head}_norm"](x)))
+        return raw, bottom

@@ -24,6 +24,7 @@ from diffcert_ray.datasets.pixel_grid import to_grid
 from diffcert_ray.denoisers.device import Coming, sent
 from diffcert_ray.engine.item_votes import CastVotes, HandedBack, Unpacked, Votes, packed
 from diffcert_ray.engine.lanes import Lanes, Rows
+from diffcert_ray.engine.proposals import Proposals
 from diffcert_ray.engine.row_queue import RowQueue
 from diffcert_ray.engine.watch import Watch, unwatched
 from diffcert_ray.method.diffusion_base import DiffusionBase
@@ -42,6 +43,7 @@ class Chunk:
 
     rows: Rows
     losses: Coming
+    log_p: Coming | None  # of the head for the denoising rows, in their order
 
 
 class ItemRun:
@@ -66,6 +68,13 @@ class ItemRun:
         self._first_held = len(self.votes) - len(item.open_votes or ())
         self._ahead = AHEAD[torch.device(base.device).type]
         self._classes = base.denoiser.num_classes
+        # Rows that a vote is expected to need while it waits for its denoising row: what a head
+        # leaves of the classes is known only afterwards.
+        self._each = self._classes if base.head is None else 1
+        self._proposals: Proposals | None = None
+        if base.head is not None:
+            network = base.unconditional
+            self._proposals = Proposals(network, base.head, base.batch, base.device)
         self._lanes = Lanes(base.sift, self._classes, self._lanes_wanted())
         self._queue = RowQueue()
         # In the queue, a denoising row counting as the round that follows it.
@@ -120,7 +129,7 @@ class ItemRun:
         batch = self._base.batch
         chunks = (1 + self._ahead) * CHUNK_BATCHES * batch
         while len(self._lanes.free) and self._admitted < len(self.votes):
-            wanted = -(-(chunks - self._expected_rows) // self._classes)
+            wanted = -(-(chunks - self._expected_rows) // self._each)
             wanted = max(wanted, batch - self._queue.rows)
             if wanted <= 0:
                 return
@@ -142,15 +151,14 @@ class ItemRun:
         if noisy.shape[1] == self._denoised.shape[1]:
             # The input of the denoising step, until its output replaces it.
             self._denoised[index] = noisy
-        if not self._base.plan.needs_denoised:
+        if not self._base.denoises:
             self._queue_rounds(lanes)
         elif self._base.unconditional is self._base.denoiser:
             self._queue.put(lanes, np.full_like(lanes, DENOISE), np.full_like(lanes, NO_CLASS))
-            self._expected_rows += len(lanes) * self._classes
+            self._expected_rows += len(lanes) * self._each
             self._lanes.wait_for(lanes, 1)
         else:
-            self._denoise_apart(lanes)
-            self._queue_rounds(lanes)
+            self._begin(lanes, self._denoise_apart(lanes))
 
     def _noisy_images(self, votes: np.ndarray) -> Tensor:
         """Images of votes under their smoothing noise, model space [n, elements]."""
@@ -163,17 +171,42 @@ class ItemRun:
         )
         return noisy_model_images(points, steps)
 
-    def _denoise_apart(self, lanes: np.ndarray) -> None:
-        """The unconditional step by a network of its own, in batches of its own."""
+    def _denoise_apart(self, lanes: np.ndarray) -> Coming | None:
+        """The unconditional step by a network of its own, in batches of its own.
+
+        Returns:
+            What the head says of each lane, if there is one.
+        """
         batch, shape = self._base.batch, self._base.smoothed_shape
-        s = self._s[-1].expand(batch)
+        s, seen = self._s[-1].expand(batch), []
         for start in range(0, len(lanes), batch):
             group = lanes[start : start + batch]
             rows = sent(np.resize(group, batch), self._base.device)
-            out = self._base.unconditional(self._noisy[rows].reshape(batch, *shape), s, None)
+            noisy = self._noisy[rows].reshape(batch, *shape)
+            if self._proposals is None:
+                out = self._base.unconditional(noisy, s, None)
+            else:
+                asking = np.arange(len(group))
+                out, features = self._proposals.evaluate(noisy, s, None, asking)
+                seen.append(features)
             self._denoised[rows[: len(group)]] = out.reshape(batch, -1)[: len(group)]
             self.nfe[self._lanes.vote[group]] += 1
             self.padded += batch - len(group)
+        return Coming(self._proposals.log_p(torch.cat(seen))) if self._proposals else None
+
+    def _begin(self, lanes: np.ndarray, log_p: Coming | None) -> None:
+        """Begin the rounds of votes whose denoised input is there; some need none.
+
+        Args:
+            lanes: int64 [n].
+            log_p: what the head says of each, in their order; None without a head.
+        """
+        if log_p is not None:
+            votes = self._lanes.vote[lanes]
+            winner = self._lanes.propose(lanes, log_p.array(), self.votes.target[votes])
+            self.winner[votes] = winner
+            lanes = lanes[winner == OPEN]
+        self._queue_rounds(np.sort(lanes))
 
     def _queue_rounds(self, lanes: np.ndarray) -> None:
         for rows in self._lanes.next_rows(lanes):
@@ -194,20 +227,29 @@ class ItemRun:
         filled = np.arange(min(short, default=batches * batch)) % len(lane)
         table = np.stack([lane, self._level_of[entry], klass, noise_row])
         rows = sent(table[:, filled], device)
+        (denoising,) = np.nonzero(entry == DENOISE)
         with self._watch("network"):
-            out, target = self._denoise(rows, noise)
+            out, target, features = self._denoise(rows, noise, denoising)
         with self._watch("losses"):
             losses = row_losses(out, target)[: len(lane)]
             # Outputs of denoising rows become their votes' inputs; nobody has used these yet.
-            (denoising,) = np.nonzero(entry == DENOISE)
             if len(denoising):
                 self._denoised[sent(lane[denoising], device)] = out[sent(denoising, device)]
-            chunk = Chunk((lane, entry, klass), Coming(losses))
+        log_p = None
+        if self._proposals is not None and len(denoising):
+            with self._watch("head"):
+                log_p = Coming(self._proposals.log_p(features))
+        chunk = Chunk((lane, entry, klass), Coming(losses), log_p)
         self.padded += len(filled) - len(lane)
         return chunk
 
-    def _denoise(self, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs and targets [n, elements] of rows (lane, level, class, noise), int64 [4, n]."""
+    def _denoise(
+        self, rows: Tensor, noise: Tensor, denoising: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs and targets [n, elements] of rows (lane, level, class, noise), int64 [4, n].
+
+        And what a head looks at of the denoising rows, [their number, features].
+        """
         base = self._base
         lane, level, klass, noise_row = rows
         eps = noise[noise_row]
@@ -221,8 +263,17 @@ class ItemRun:
         if base.plan.moves_target:
             target = target + self._target_scale[level, None] * eps
         batches = zip(*(part.split(base.batch) for part in (z, self._s[level], klass)), strict=True)
-        out = torch.cat([base.denoiser(*batch) for batch in batches])
-        return out.reshape(len(out), -1), target
+        outs, seen = [], []
+        for index, (x, s, y) in enumerate(batches):
+            if self._proposals is None:
+                outs.append(base.denoiser(x, s, y))
+                continue
+            asking = denoising[denoising // base.batch == index] - index * base.batch
+            out, features = self._proposals.evaluate(x, s, y, asking)
+            outs.append(out)
+            seen.append(features)
+        out = torch.cat(outs)
+        return out.reshape(len(out), -1), target, torch.cat(seen) if seen else self._no_noise
 
     def _noise_of(self, lane: np.ndarray, entry: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Noise of each (vote, level) in the rows, once for all classes; zeros for denoising."""
@@ -250,12 +301,12 @@ class ItemRun:
         with self._watch("decisions"):
             lane, entry, klass = chunk.rows
             scored = entry != DENOISE
-            denoised = np.sort(lane[~scored])
+            denoised = lane[~scored]
             self._lanes.store((lane[scored], entry[scored], klass[scored]), values[scored])
             self.nfe += np.bincount(self._lanes.vote[lane], minlength=len(self.nfe))
-            self._expected_rows -= len(lane) + len(denoised) * (self._classes - 1)
+            self._expected_rows -= len(lane) + len(denoised) * (self._each - 1)
             done = self._lanes.arrived(lane)
-            self._queue_rounds(denoised)  # their rounds begin only now
+            self._begin(denoised, chunk.log_p)
             self._decide(done[~np.isin(done, denoised)])
 
     def _decide(self, lanes: np.ndarray) -> None:

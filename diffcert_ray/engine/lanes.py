@@ -27,6 +27,7 @@ class Lanes:
         self._alive = np.zeros((count, classes), bool)
         self._next_round = np.zeros(count, np.int64)
         self._waits_for = np.zeros(count, np.int64)
+        self._log_p = np.zeros((count, classes)) if sift.shortlist is not None else None
         self.free = np.arange(count)
         self.vote = np.zeros(count, np.int64)
 
@@ -67,6 +68,36 @@ class Lanes:
         rounds, index = np.unique(self._next_round[lanes], return_inverse=True)
         seen = [self._sift.entries_before(int(r)) for r in rounds]
         return np.array(seen, np.int64)[index.reshape(-1)]
+
+    # ---- classes are proposed --------------------------------------------------------------------
+
+    def propose(self, lanes: np.ndarray, log_p: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Let the head's probabilities say which classes of each lane enter its race.
+
+        Votes that another item handed back have their survivors already.
+
+        Args:
+            lanes: the denoising step of their votes is in, int64 [n].
+            log_p: log probabilities, float64 [n, K].
+            target: class that each vote is about, or ALL_CLASSES, int64 [n].
+
+        Returns:
+            int64 [n]: the vote's class where none is left to race with, or OPEN; lanes of settled
+            votes become free.
+        """
+        assert self._sift.shortlist is not None  # else no head was asked
+        assert self._log_p is not None
+        self._log_p[lanes] = log_p
+        fresh = self._next_round[lanes] == 0
+        enters = self._sift.shortlist.proposed(log_p)
+        self._alive[lanes[fresh]] = enters[fresh]
+        alone = fresh & (enters.sum(axis=1) == 1)
+        winner = np.where(alone, enters.argmax(axis=1), OPEN)
+        about = fresh & (target != ALL_CLASSES)
+        out = about & ~enters[np.arange(len(lanes)), np.maximum(target, 0)]
+        winner[out | (about & alone & (winner != target))] = NOT_TARGET
+        self.release(lanes[winner != OPEN])
+        return winner
 
     # ---- rows go out and come back ---------------------------------------------------------------
 
@@ -120,7 +151,11 @@ class Lanes:
         won = np.empty(len(group), np.int64)
         seen = self._sift.entries_before(round_index + 1)
         for a, b, losses, alive, columns in self._survivors(group, seen):
-            still, following, winner = self._sift.step(round_index, losses, alive)
+            log_p = None
+            if self._log_p is not None:
+                log_p = np.take_along_axis(self._log_p[group[a:b]], columns, axis=1)
+            known = () if log_p is None else (log_p,)
+            still, following, winner = self._sift.step(round_index, losses, alive, *known)
             row, asked = np.arange(b - a), target[a:b]
             kept = np.zeros((b - a, self._classes), bool)
             np.put_along_axis(kept, columns, still, axis=1)

@@ -1,13 +1,17 @@
 """The networks of a run once loaded: their numerics kind, and the base classifier at a sigma."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
+from diffcert_ray.checkpoints.head_file import head_at
 from diffcert_ray.checkpoints.image_classifier import ImageClassifier
 from diffcert_ray.config.tables import Config
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.engine.numerics_kind import (
     joint_kind,
+    kind_of_heads,
     kind_of_logits,
     numerics_kind,
     short_batches,
@@ -44,12 +48,18 @@ class DiffusionNetworks:
 
     Args:
         unconditional: of the first step, or None: the same network.
+        heads: by sigma, where the rule is ``shortlist``.
     """
 
     def __init__(
-        self, config: Config, denoiser: Denoiser, unconditional: Denoiser | None, device: str
+        self,
+        config: Config,
+        denoiser: Denoiser,
+        unconditional: Denoiser | None,
+        device: str,
+        heads: Mapping[float, ShortlistHead] | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._heads = config, heads
         self.denoiser, self.unconditional, self.device = denoiser, unconditional, device
         # Compiled, each size would take a minute. In bfloat16 rounding hides another order of sums
         # from most rows, so that a probe of some rows could not tell.
@@ -60,7 +70,12 @@ class DiffusionNetworks:
         """Of all networks; their probes have their own shapes."""
         networks = [n for n in (self.denoiser, self.unconditional) if n is not None]
         batch = self._config.numerics.batch
-        return joint_kind([numerics_kind(n, batch, self.device) for n in networks])
+        if not self._heads:
+            return joint_kind([numerics_kind(n, batch, self.device) for n in networks])
+        heads = [self._heads[sigma] for sigma in sorted(self._heads)]
+        kinds = [numerics_kind(n, batch, self.device) for n in networks[:-1]]
+        kinds.append(kind_of_heads(networks[-1], heads, batch, self.device))
+        return joint_kind(kinds)
 
     def base(self, sigma: float) -> BaseClassifier:
         """The diffusion classifier at a smoothing noise, pixel units."""
@@ -69,6 +84,7 @@ class DiffusionNetworks:
             self.denoiser,
             sigma,
             unconditional=self.unconditional,
+            head=None if self._heads is None else head_at(self._heads, sigma),
             device=self.device,
         )
         return replace(base, short_batches=self.short_batches)
@@ -92,3 +108,25 @@ class TrainedNetworks:
         """The classifier at a smoothing noise, pixel units."""
         seed, batch = self._config.votes.seed, self._config.numerics.batch
         return TrainedBase(self.classifier, self.denoiser, sigma, seed, batch, self.device)
+
+
+class HeadNetworks:
+    """The head of ``shortlist-classify`` at each sigma, and the denoiser of its one step."""
+
+    def __init__(
+        self, config: Config, denoiser: Denoiser, heads: Mapping[float, ShortlistHead], device: str
+    ) -> None:
+        self._config, self._heads = config, heads
+        self.denoiser: Denoiser = denoiser
+        self.device = device
+
+    def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
+        """Of the denoising step and all heads."""
+        heads = [self._heads[sigma] for sigma in sorted(self._heads)]
+        return kind_of_heads(self.denoiser, heads, self._config.numerics.batch, self.device)
+
+    def base(self, sigma: float) -> TrainedBase:
+        """The head's class at a smoothing noise, pixel units."""
+        seed, batch = self._config.votes.seed, self._config.numerics.batch
+        head = head_at(self._heads, sigma)
+        return TrainedBase(None, self.denoiser, sigma, seed, batch, self.device, head)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffcert_ray.conventions import NO_CLASS
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.shortlist_head import ShortlistHead, with_bottom
 from diffcert_ray.method.noise import NoiseSource
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,26 @@ def numerics_kind(denoiser: Denoiser, batch: int, device: str) -> str:
         ValueError: what the network returns for a row depends on the other rows, or on chance.
     """
     return _kind(_evaluation(denoiser, batch, device), batch, device)
+
+
+def kind_of_heads(
+    denoiser: Denoiser, heads: Sequence[ShortlistHead], batch: int, device: str
+) -> str:
+    """The numerics kind of a network and what heads say of its activations, as `numerics_kind`.
+
+    The network is evaluated in the way in which its activations are had, which compiled may give
+    other bits than the call without them.
+    """
+    z, s, y = _probe_of(denoiser, batch, device)
+    call = with_bottom(denoiser)
+
+    def evaluated(rows: Tensor) -> Tensor:
+        estimate, bottom = call(z[rows], s[rows], y[rows])
+        # Probabilities, since logarithms of small ones would hide everything beside them.
+        said = [head(head.pooled(estimate, bottom)).exp() for head in heads]
+        return torch.cat([estimate.flatten(1), *said], dim=1)
+
+    return _kind(evaluated, batch, device)
 
 
 def joint_kind(kinds: Sequence[str]) -> str:
@@ -87,11 +108,17 @@ def short_batches(denoiser: Denoiser, batch: int, device: str) -> tuple[int, ...
 
 def _evaluation(denoiser: Denoiser, batch: int, device: str) -> Callable[[Tensor], Tensor]:
     """Rows of the probe batch, int64 [n], to what the network returns for them."""
+    z, s, y = _probe_of(denoiser, batch, device)
+    return lambda rows: denoiser(z[rows], s[rows], y[rows])
+
+
+def _probe_of(denoiser: Denoiser, batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy images, noise levels and classes of a probe batch of a network."""
     z, s, row = _probe(denoiser.image_shape, batch, device)
     y = torch.from_numpy(row % (denoiser.num_classes or 1)).to(device)
     if denoiser.has_unconditional:
         y[:: 7 if denoiser.num_classes else 1] = NO_CLASS
-    return lambda rows: denoiser(z[rows], s[rows], y[rows])
+    return z, s, y
 
 
 def _probe(shape: tuple[int, ...], batch: int, device: str) -> tuple[Tensor, Tensor, np.ndarray]:

@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from diffcert_ray.checkpoints.files import checkpoint_sha256
+from diffcert_ray.checkpoints.head_file import head_sha256
 from diffcert_ray.checkpoints.image_classifier import classifier_sha256, needed_checkpoint
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
@@ -24,7 +25,8 @@ def weights_of(
         ConfigError: a pinned hash is another file's, an object has nothing to hash, or the method
             needs a classifier and there is none, or none and there is one.
     """
-    if config.kind_name == "trained":
+    head = _head_weights(config)
+    if config.kind_name == "trained" and config.method.name != "shortlist-classify":
         return _trained_weights(config, denoiser, classifier)
     if classifier is not None:
         raise ConfigError(
@@ -32,8 +34,16 @@ def weights_of(
             '"classify" or "denoise-classify"'
         )
     if denoiser is not None:
-        return {"denoiser": _object_sha256(denoiser)}
-    return _denoiser_weights(config)
+        return {"denoiser": _object_sha256(denoiser)} | head
+    return _denoiser_weights(config) | head
+
+
+def _head_weights(config: Config) -> dict[str, str]:
+    about = config.sift
+    if about.head is None or not config.uses_head:
+        return {}
+    sha256 = head_sha256(about.head, config.execution.storage_options)
+    return {"head": _as_pinned(about.head, sha256, about.head_sha256, "sift.head_sha256")}
 
 
 def _trained_weights(

@@ -7,6 +7,7 @@ from functools import cache
 
 from torch import nn
 
+from diffcert_ray.checkpoints.head_file import load_heads
 from diffcert_ray.checkpoints.image_classifier import load_classifier
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.model_files import model_files
@@ -17,13 +18,15 @@ from diffcert_ray.denoisers.device import (
     compilation_failures,
     compile_denoiser,
     compiled_how,
+    device_model,
     keep_channels_last,
     no_compiler,
     set_up_torch,
 )
 from diffcert_ray.denoisers.resized import ResizedDenoiser
+from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.engine.losses import evaluate_loss_item
-from diffcert_ray.engine.networks import DiffusionNetworks, Networks, TrainedNetworks
+from diffcert_ray.engine.networks import DiffusionNetworks, HeadNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
 from diffcert_ray.method.base_classifier import BaseClassifier
 from diffcert_ray.plain.plan import plain_levels
@@ -71,6 +74,8 @@ class WorkerSpec:
 
     def networks(self, dataset: Dataset) -> Networks:
         """All networks of the run on the device, as [numerics] says."""
+        if self.config.method.name == "shortlist-classify":
+            return self._head_alone()
         trained = self.config.kind_name == "trained"
         return self._trained(dataset) if trained else self._diffusion()
 
@@ -81,7 +86,19 @@ class WorkerSpec:
             unconditional = self.network("unconditional")
             if model.resize is not None:
                 unconditional = ResizedDenoiser(unconditional, denoiser.image_shape, model.resize)
-        return DiffusionNetworks(self.config, denoiser, unconditional, self.device)
+        heads = self._heads() if self.config.uses_head else None
+        return DiffusionNetworks(self.config, denoiser, unconditional, self.device, heads)
+
+    def _head_alone(self) -> HeadNetworks:
+        return HeadNetworks(self.config, self.network("denoiser"), self._heads(), self.device)
+
+    def _heads(self) -> dict[float, ShortlistHead]:
+        return load_heads(
+            str(self.config.sift.head),
+            device=self.device,
+            sha256=self.weights["head"],
+            storage_options=self.config.execution.storage_options,
+        )
 
     def _trained(self, dataset: Dataset) -> TrainedNetworks:
         config = self.config
@@ -112,7 +129,7 @@ class WorkerSpec:
         if self.config.numerics.channels_last:
             keep_channels_last(network)
         if self.config.numerics.compile:
-            compile_denoiser(network)
+            compile_denoiser(network, bottom=self.config.uses_head)
         return network
 
     def _own(self, given: Denoiser) -> Denoiser:
@@ -151,6 +168,7 @@ class Worker:
         self.name, self.networks = name, networks
         self.numerics = networks.numerics_kind(dataset.image_shape)
         self.compiled = compiled_how() if config.numerics.compile else "no"
+        self.computed_on = device_model(networks.device)
         self._config, self._dataset = config, dataset
         self._base = cache(networks.base)
 
@@ -161,7 +179,9 @@ class Worker:
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
         result = evaluate_item(self.base(item.sigma), item, self._dataset.image)
-        return replace(result, worker=self.name, numerics=self.numerics)
+        return replace(
+            result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
+        )
 
     def draw_losses(self, item: LossItem) -> LossResult:
         """Evaluate losses of the plain classifier; they depend on the item's draws only."""
@@ -175,7 +195,9 @@ class Worker:
             batch=self._config.numerics.batch,
             device=self.networks.device,
         )
-        return replace(result, worker=self.name, numerics=self.numerics)
+        return replace(
+            result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
+        )
 
     def base(self, sigma: float) -> BaseClassifier:
         """The base classifier at one sigma, pixel units; made once."""

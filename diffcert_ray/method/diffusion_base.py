@@ -9,6 +9,7 @@ from torch import Tensor
 from diffcert_ray.config.tables import Config
 from diffcert_ray.conventions import to_model_space
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.base_classifier import Draws
 from diffcert_ray.method.diffusion_classifier import (
@@ -40,6 +41,7 @@ class DiffusionBase:
         device: where the networks live.
         short_batches: smaller sizes at which the network gives rows the same bits; rows left at an
             item's end are evaluated in these.
+        head: proposes classes after the unconditional step, where ``sift`` has a shortlist.
     """
 
     denoiser: Denoiser
@@ -51,6 +53,7 @@ class DiffusionBase:
     batch: int
     device: str = "cpu"
     short_batches: tuple[int, ...] = ()
+    head: ShortlistHead | None = None
 
     @property
     def smoothed_shape(self) -> tuple[int, int, int]:
@@ -59,9 +62,14 @@ class DiffusionBase:
         return network.image_shape
 
     @property
+    def denoises(self) -> bool:
+        """Whether a vote begins with an unconditional step: for its estimate, or for the head."""
+        return self.plan.needs_denoised or self.head is not None
+
+    @property
     def most_nfe(self) -> int:
         """Evaluations of a vote that drops no class early."""
-        denoising = 1 if self.plan.needs_denoised else 0
+        denoising = 1 if self.denoises else 0
         return denoising + len(self.sift.order) * self.denoiser.num_classes
 
     def with_seed(self, seed: int) -> "DiffusionBase":
@@ -115,6 +123,7 @@ def base_classifier(
     sigma: float,
     *,
     unconditional: Denoiser | None = None,
+    head: ShortlistHead | None = None,
     device: str = "cpu",
 ) -> DiffusionBase:
     """Put a configuration and its networks together at one sigma.
@@ -125,23 +134,33 @@ def base_classifier(
         sigma: smoothing noise, pixel units; 2 * sigma must lie below ``noise_levels.max``.
         unconditional: network for the unconditional step of the apndc methods; by default the
             denoiser itself, which then must have been trained with label dropout.
+        head: for the rule ``shortlist``, trained at this sigma on the unconditional step.
         device: where the networks live.
 
     Returns:
         The base classifier.
 
     Raises:
-        ConfigError: no network for the unconditional step, one at another resolution, or a grid
-            that does not fit sigma.
+        ConfigError: no network for the unconditional step, one at another resolution, a grid that
+            does not fit sigma, or a rule without its head.
     """
     levels, sift = levels_and_sift(config, sigma)
     plan = method_plan(config.method.name, levels, to_model_space(sigma))
-    if plan.needs_denoised and unconditional is None and not denoiser.has_unconditional:
+    if sift.shortlist is None:
+        head = None
+    elif head is None:
         raise ConfigError(
-            f'method "{config.method.name}" needs one unconditional denoising step, but the '
-            "network "
+            'sift.rule = "shortlist" and no head: give the one of sift.head, trained at sigma '
+            f"{sigma:g}"
+        )
+    denoises = plan.needs_denoised or head is not None
+    if denoises and unconditional is None and not denoiser.has_unconditional:
+        needs = f'method "{config.method.name}"' if plan.needs_denoised else "the rule shortlist"
+        raise ConfigError(
+            f"{needs} needs one unconditional denoising step, but the network "
             f"of model.checkpoint = {config.model.checkpoint!r} was trained without label dropout; "
-            'set model.unconditional to an unconditional checkpoint, or method.name = "epndc"'
+            'set model.unconditional to an unconditional checkpoint, or method.name = "epndc" with '
+            'sift.rule = "paired-z"'
         )
     _check_resolutions(config, plan, denoiser, unconditional or denoiser)
     return DiffusionBase(
@@ -153,6 +172,7 @@ def base_classifier(
         seed=config.votes.seed,
         batch=config.numerics.batch,
         device=device,
+        head=head,
     )
 
 

@@ -11,7 +11,15 @@ from diffcert_ray.method.noise_levels import (
     noise_levels,
     reference_sifting,
 )
-from diffcert_ray.method.sift import Sift, exact_sift, full_sift, paired_z_sift, threshold_sift
+from diffcert_ray.method.shortlist import Shortlist
+from diffcert_ray.method.sift import (
+    Sift,
+    exact_sift,
+    full_sift,
+    paired_z_sift,
+    shortlist_sift,
+    threshold_sift,
+)
 
 SIFTING_POINTS = 126  # the grid that sifting levels are taken from, whatever is refined on
 
@@ -32,11 +40,12 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
             return levels, full_sift(levels.weights)
         if rule.rule == "exact":
             return levels, exact_sift(levels.weights)
+        race = {"z": rule.z, "first_ratio": rule.first_ratio, "first": rule.first_level}
         if rule.rule == "paired-z":
-            sift = paired_z_sift(
-                levels.weights, z=rule.z, first_ratio=rule.first_ratio, first=rule.first_level
-            )
-            return levels, sift
+            return levels, paired_z_sift(levels.weights, **race)
+        if rule.rule == "shortlist":
+            proposes = Shortlist(rule.least_p, rule.log_odds)
+            return levels, shortlist_sift(levels.weights, proposes, **race)
         sifting = _sifting_levels(config, sigma)
     except ValueError as error:
         raise ConfigError(f"noise_levels at sigma {sigma}: {error}") from None

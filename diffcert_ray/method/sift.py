@@ -15,17 +15,20 @@ Rules (Chen et al. 2024, section 3.4 and appendix; "ours" where marked):
 - ``paired-z`` (ours): after each round a class is dropped when its mean paired difference to the
   leader exceeds z standard errors; the last one standing wins, after all levels the smallest sum
   does.
+- ``shortlist`` (ours): ``paired-z`` among the classes that a head proposes from the denoising step;
+  where it proposes one, that is the vote. Its log odds may join the standard errors.
 - ``threshold`` (the paper's sift-and-refine): one level a round; a class is dropped when its summed
   loss exceeds the smallest by the threshold; when at most ``keep`` classes are left, or the sifting
   levels are used up, the best ``keep`` go on to all levels with fresh noise, and the sifting losses
   are discarded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from diffcert_ray.conventions import NOT_TARGET, OPEN
+from diffcert_ray.method.shortlist import Shortlist
 
 FULL_ROUND_LEVELS = 8  # `full` needs no decisions: rounds only bound the memory of the row queue
 EXACT_LEADER_LEVELS = 3  # at which `exact` evaluates all classes, to find a leader
@@ -37,7 +40,7 @@ class Sift:
     """A sifting rule laid out over a grid of noise levels.
 
     Args:
-        rule: "full", "exact", "paired-z" or "threshold".
+        rule: "full", "exact", "paired-z", "shortlist" or "threshold".
         order: int64 [E], index of the noise level of each entry. For ``threshold`` the first
             entries are the sifting levels.
         coefficient: float64 [E], what a loss is multiplied by in sums: the level's weight (for
@@ -46,9 +49,10 @@ class Sift:
         refine_round: first round whose losses count in the final sum (0 unless ``threshold``).
         leader_round: round in which only the leader of the rounds before it is evaluated, up to the
             last entry (``exact``); rounds after it begin again where it began, without that class.
-        z: standard errors of ``paired-z``.
-        first_ratio: after one level, when there is no standard error yet, ``paired-z`` drops a
-            class whose loss exceeds this many times the leader's.
+        z: standard errors of ``paired-z`` and ``shortlist``.
+        first_ratio: after one level, when there is no standard error yet, these drop a class whose
+            loss exceeds this many times the leader's.
+        shortlist: what ``shortlist`` makes of a head's probabilities.
         threshold: of the rule ``threshold``, in loss times density.
         keep: classes that ``threshold`` hands to the refining levels.
     """
@@ -63,6 +67,7 @@ class Sift:
     first_ratio: float = 2.0
     threshold: float = 0.02
     keep: int = 10
+    shortlist: Shortlist | None = None
 
     def entries_before(self, round_index: int) -> int:
         """Entries at which some class has a loss when a round begins."""
@@ -88,7 +93,11 @@ class Sift:
         return alive & (np.arange(alive.shape[1]) == leader[:, None])
 
     def step(
-        self, round_index: int, losses: np.ndarray, alive: np.ndarray
+        self,
+        round_index: int,
+        losses: np.ndarray,
+        alive: np.ndarray,
+        log_p: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Decide, for N votes that have just finished the same round, what each does next.
 
@@ -102,6 +111,7 @@ class Sift:
                 the very last entry of a rule with a ``leader_round``: it is NaN where a class has
                 not reached it.
             alive: bool [N, K], classes still in.
+            log_p: log probabilities of the head, float64 [N, K], where there is a ``shortlist``.
 
         Returns:
             (alive, next_round, winner): bool [N, K]; int64 [N]; int64 [N] holding the column of the
@@ -116,9 +126,9 @@ class Sift:
         alive = alive & ~broken
         next_round = np.full(votes, round_index + 1, np.int64)
         settled = np.zeros(votes, bool)
-        if self.rule == "paired-z":
+        if self.rule in ("paired-z", "shortlist"):
             if stop < len(self.order):  # else the sums decide
-                alive = self._drop_by_paired_z(losses[:stop], alive)
+                alive = self._drop_by_paired_z(losses[:stop], alive, log_p)
             settled = alive.sum(axis=1) == 1
         elif self.leader_round is not None and round_index >= self.leader_round:
             alive = self._drop_by_bound(losses, stop, alive)
@@ -136,18 +146,23 @@ class Sift:
             terms = losses * self.coefficient[: losses.shape[0], None, None]
         return np.where(alive, terms, np.inf)
 
-    def _drop_by_paired_z(self, losses: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    def _drop_by_paired_z(
+        self, losses: np.ndarray, alive: np.ndarray, log_p: np.ndarray | None
+    ) -> np.ndarray:
         seen = losses.shape[0]
         terms = self._terms(losses, alive)
         leader = sum_over_entries(terms).argmin(axis=1)
         leading = np.take_along_axis(terms, leader[None, :, None], axis=2)
-        with np.errstate(invalid="ignore"):
-            if seen == 1:
-                drop = terms[0] > self.first_ratio * leading[0]
+        allowed: float | np.ndarray = self.z
+        if self.shortlist is not None and log_p is not None:
+            allowed = self.z - self.shortlist.head_start(log_p, leader)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            if seen == 1:  # first_ratio stands for z standard errors
+                drop = terms[0] > self.first_ratio ** (allowed / self.z) * leading[0]
             else:
                 difference = terms - leading
                 mean = sum_over_entries(difference) / seen
-                drop = mean > self.z * self._standard_error(difference)
+                drop = mean > allowed * self._standard_error(difference)
         drop[np.arange(len(drop)), leader] = False
         return alive & ~drop
 
@@ -259,6 +274,27 @@ def growing_rounds(entries: int) -> tuple[tuple[int, int], ...]:
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 
+def fine_rounds(entries: int) -> tuple[tuple[int, int], ...]:
+    """Rounds that end after 1, 3 and 7 entries, then a quarter later each time.
+
+    What a vote costs is decided by the few that stay open long: on digits three quarters of all
+    evaluations go to votes that see more than 7 levels, and doubling would overshoot them by half.
+
+    Args:
+        entries: E >= 1.
+
+    Returns:
+        (start, stop) pairs that cover 0..E; none but the first two is shorter than 4 entries, and
+        none longer than a sixteenth of all, or 8.
+    """
+    ends = [1]
+    while ends[-1] < entries:
+        seen = ends[-1]
+        longer = seen + 1 if seen < 7 else min(max(seen // 4, 4), max(entries // 16, 8))
+        ends.append(min(seen + longer, entries))
+    return tuple(zip([0, *ends[:-1]], ends, strict=True))
+
+
 def even_rounds(start: int, stop: int, length: int) -> tuple[tuple[int, int], ...]:
     """Rounds of a fixed length from start to stop; the last may be shorter."""
     return tuple((a, min(a + length, stop)) for a in range(start, stop, length))
@@ -304,6 +340,28 @@ def paired_z_sift(
     order = visiting_order(len(weights), first)
     rounds = growing_rounds(len(weights))
     return Sift("paired-z", order, weights[order], rounds, z=z, first_ratio=first_ratio)
+
+
+def shortlist_sift(
+    weights: np.ndarray,
+    shortlist: Shortlist,
+    *,
+    z: float,
+    first_ratio: float = 2.0,
+    first: float = 1 / 3,
+) -> Sift:
+    """The rule of paired differences among the classes that a head proposes (ours).
+
+    Args:
+        weights: float64 [T], the levels' weights.
+        shortlist: which classes enter.
+        z: as in `paired_z_sift`, like the other two.
+        first_ratio: see ``Sift``.
+        first: see ``visiting_order``.
+    """
+    race = paired_z_sift(weights, z=z, first_ratio=first_ratio, first=first)
+    rounds = fine_rounds(len(weights))
+    return replace(race, rule="shortlist", shortlist=shortlist, rounds=rounds)
 
 
 def threshold_sift(

@@ -1,4 +1,4 @@
-"""A trained classifier at one sigma: perhaps one denoising step, then logits."""
+"""A trained classifier at one sigma, or a head: perhaps one denoising step, then logits."""
 
 from dataclasses import dataclass, replace
 
@@ -8,39 +8,45 @@ from torch import Tensor
 from diffcert_ray.checkpoints.image_classifier import ImageClassifier
 from diffcert_ray.conventions import to_model_space
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.shortlist_head import ShortlistHead, with_bottom
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.method.base_classifier import Draws
 
 
 @dataclass(frozen=True)
 class TrainedBase:
-    """Everything that decides one vote of ``classify`` or ``denoise-classify`` at one sigma.
+    """Everything that decides one vote without a race of classes, at one sigma.
+
+    That is ``classify``, ``denoise-classify`` or ``shortlist-classify``.
 
     Args:
-        classifier: logits of images in pixel units.
+        classifier: logits of images in pixel units; None where there is a head.
         denoiser: for the one denoising step; None for ``classify``.
         sigma: smoothing noise, pixel units.
         seed: of all noise.
         batch: rows of every batch.
         device: where the networks live.
+        head: of ``shortlist-classify``, trained on the denoiser at this sigma.
 
     Raises:
         ConfigError: the denoiser has no unconditional mode, or is not made for this noise.
     """
 
-    classifier: ImageClassifier
+    classifier: ImageClassifier | None
     denoiser: Denoiser | None
     sigma: float
     seed: int
     batch: int
     device: str = "cpu"
+    head: ShortlistHead | None = None
 
     def __post_init__(self) -> None:
         if self.denoiser is None:
             return
         if not self.denoiser.has_unconditional:
+            method = "denoise-classify" if self.head is None else "shortlist-classify"
             raise ConfigError(
-                'method "denoise-classify" needs one unconditional denoising step, but the network '
+                f'method "{method}" needs one unconditional denoising step, but the network '
                 "was trained without label dropout; set model.unconditional to an unconditional "
                 'checkpoint, or method.name = "classify"'
             )
@@ -53,8 +59,8 @@ class TrainedBase:
 
     @property
     def most_nfe(self) -> int:
-        """Network evaluations of a vote: the classifier's, and the denoiser's if there is one."""
-        return 1 if self.denoiser is None else 2
+        """Network evaluations of a vote: the classifier's and the denoiser's, none for a head."""
+        return (self.classifier is not None) + (self.denoiser is not None)
 
     def logits(self, u: Tensor, s: Tensor | None = None) -> Tensor:
         """Logits [B, K] of noisy images [B, C, H, W] in model space.
@@ -65,12 +71,17 @@ class TrainedBase:
             u: noisy images.
             s: noise level of each, model space [B]; by default 2 sigma for all.
 
-        Source: Carlini et al. 2023 (arXiv:2206.10550), algorithm 1 (denoise once, then classify).
+        Source: Carlini et al. 2023 (arXiv:2206.10550), algorithm 1 (denoise once, then classify);
+        by a head, ours.
         """
         if self.denoiser is not None:
             if s is None:
                 s = torch.full((len(u),), to_model_space(self.sigma), device=u.device)
+            if self.head is not None:
+                seen = self.head.pooled(*with_bottom(self.denoiser)(u, s, None))
+                return self.head.logits(seen)
             u = self.denoiser(u, s, None).clamp(-1.0, 1.0)
+        assert self.classifier is not None  # where there is no head
         return self.classifier((u + 1.0) / 2.0)
 
     def with_seed(self, seed: int) -> "TrainedBase":

@@ -141,7 +141,7 @@ class LossRuns:
     ) -> UnitsExamined:
         """As `Kind.examine`: radii need the images too, so that only ``verify`` recomputes them."""
         draws, unit = config.plain.draws, config.plain.unit
-        stored = store.read_rows("losses", [*LOSS_UNIT_KEY, "level", "class"]).table
+        stored = store.read_rows("losses", [*LOSS_UNIT_KEY, "level", "class", "numerics"]).table
         first = stored.filter((pc.field("level") == 0) & (pc.field("class") == 0)).select(
             LOSS_UNIT_KEY
         )

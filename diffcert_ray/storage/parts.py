@@ -57,11 +57,13 @@ class Damage:
         name: relative to the run.
         reason: what is wrong with it.
         foreign: it is not of this run.
+        kind: numerics kind of a unit in it that no note names, or "": once one does, it is whole.
     """
 
     name: str
     reason: str
     foreign: bool = False
+    kind: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"

@@ -249,6 +249,11 @@ class RunStore:
             what, remedy = "foreign files", "Move them out of the run"
         elif any(damage.foreign for damage in damaged):
             what, remedy = "damaged or foreign files", f"{remedy} or move them out of the run"
+        elif all(damage.kind for damage in damaged):
+            what = "files with units of unknown numerics kinds"
+            remedy = (
+                "Restore the notes of these kinds from a copy, or move the files out of the run"
+            )
         again = (
             ', or certify again with on_damaged="recompute" (--recompute-damaged): they are set '
             "aside for good, and what units are missing is computed again"

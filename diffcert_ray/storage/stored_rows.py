@@ -14,6 +14,7 @@ from diffcert_ray.storage.deliveries import (
 )
 from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.manifest import Manifest, Manifests
+from diffcert_ray.storage.noted_kinds import KindCheck
 from diffcert_ray.storage.origin import Origin
 from diffcert_ray.storage.parts import (
     Damage,
@@ -108,6 +109,9 @@ def read_once(
     manifest = Manifests(location, origin).newest(superseded, recompute)
     schema = SCHEMAS[folder]
     base, damaged, vanished = read_files(location, manifest.files[folder], schema, columns, origin)
+    kinds = KindCheck(location, origin)
+    base, strange = kinds.sorted_out(base)
+    damaged += strange
     names = loose_parts(listed, manifest, folder)
     if damaged or vanished:  # what a lost compacted file held may still be in its sources
         names = [name for name in listed if is_like_part(name, folder)]
@@ -127,7 +131,8 @@ def read_once(
         gone = {name for name in gone if part_number(name) not in come}
     replaced = set(manifest.sources[folder]).difference(manifest.given_up[folder])
     parts, twins = without_twins(parts, replaced)
-    damaged += twins
+    parts, strange = kinds.sorted_out(parts)
+    damaged += [*twins, *strange]
     superseded.refuse_whole(location, [part.name for part in (*base, *parts)])
     parts.sort(key=lambda part: part.name)  # never by time or content, which nothing fixes
     known = {*superseded.notes, *manifest.given_up[folder]}
