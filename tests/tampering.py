@@ -569,6 +569,11 @@ def edits(other: Path) -> list[Edit]:
         Edit("another bound", certificates(every(bound="sequential"))),
         Edit("a smaller n", certificates(every(n=N - UNIT))),
         Edit("another n0", certificates(every(n0=N0 + 1))),
+        Edit("fewer selection votes used", certificates(every(n0_used=N0 - 1))),
+        Edit(
+            "a certificate said to be withdrawn",
+            certificates(some(wrong, lambda r: replace(r, withdrawn=True))),
+        ),
         Edit(
             "another sigma in certificates/",
             certificates(lambda rows: [replace(r, sigma=0.5, radius=r.radius * 2) for r in rows]),

@@ -12,7 +12,9 @@ from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.errors import ConfigError, StoreError
 from diffcert_ray.report.dataset_tables import images_text
 from diffcert_ray.report.sources import series_of_run
+from diffcert_ray.run.odd_units import odd_units
 from diffcert_ray.run.verify import verify_run
+from diffcert_ray.storage.store import RunStore
 from tests.noting_pools import noted, noting
 from tests.tampering import certificates as edit_certificates
 from tests.tampering import units as edit_units
@@ -184,8 +186,16 @@ def test_a_selection_unit_left_out_or_of_another_size_is_found(copy, tmp_path):
         open_run(left_out).certificates()
     longer = [replace_stop(r) if first_selection(r) else r for r in rows_of_units(copy)]
     edit_units(lambda rows: longer)(copy)
-    with pytest.raises(StoreError, match=r"are no unit of 1 votes"):
+    with pytest.raises(StoreError, match="rests on votes that are not stored"):
         open_run(copy).certificates()
+    assert any("are no unit of 1 votes" in odd for odd in oddities(copy))
+
+
+def oddities(folder: Path) -> list[str]:
+    done = RunStore.open(str(folder)).done_units()
+    return list(
+        odd_units(done, classes=10, n0=20, n=20, unit=10, complete=False, fixed=True, select=2)
+    )
 
 
 def rows_of_units(folder: Path) -> list:
