@@ -308,7 +308,7 @@ def test_folder_of_grey_images_is_grey_only_when_said_so(tmp_path):
     assert np.array_equal(np.rint(data.image(0) * 255)[0], grey)
     colour = RANDOM.integers(0, 256, (4, 4, 3), np.uint8)
     (tmp_path / "test" / "a" / "0.png").write_bytes(png(colour))
-    with pytest.raises(CorruptImageError, match=r"image 0 of folder test is corrupt \(mode RGB"):
+    with pytest.raises(CorruptImageError, match=r"image 0 of folder test .*/a/0\.png: mode RGB"):
         load_dataset(spec | {"image_shape": (1, 4, 4)}).image(0)
 
 
@@ -318,7 +318,7 @@ def test_folder_that_is_not_there_is_refused(folder):
         ({"split": "test"}, "no folder .*test.*sub-folder"),
         ({"split": "val", "path": "s3://bucket/x"}, "read from a local path"),
         ({"split": "val", "path": str(path / "val")}, "no folder"),
-        ({"split": "all", "path": str(path / "val" / "ant")}, "Couldn't find any class folder"),
+        ({"split": "all", "path": str(path / "val" / "ant")}, "no class folder in"),
     ):
         with pytest.raises(DatasetError, match=match):
             load_dataset({"name": "folder", "path": str(path)} | spec)

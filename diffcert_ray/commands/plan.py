@@ -61,6 +61,7 @@ def plan(
     device = resolve_device(settings.execution.device)
     worker = WorkerSpec(settings, weights, device, dataset=data).load("plan")
     estimated, warnings = kind_of(settings).estimate(settings, asked, worker, data.num_classes)
+    warnings = [*data.notes, *warnings]
     costs = bills(estimated.worker_hours, prices, workers)
     if as_json:
         print_json(_figures(settings.name, device, workers, estimated, costs, warnings))

@@ -70,6 +70,9 @@ class DatasetConfig(_Table):
     id."""
     label_map: tuple[int, ...] | dict[str, int] | str | None = None
     """A list, a mapping or ImageNet's map_clsloc.txt gives the network's number of each class."""
+    class_order: Literal["name", "number"] | None = None
+    """Class folders and labels that are text are numbered by sorted name, or by the number in it.
+    It is needed where the two differ, as for 1, 2 and 10."""
     num_classes: Count | None = None
     """The network has so many classes. It is needed where the dataset has fewer."""
     image_shape: tuple[Count, Count, Count] | None = None

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffcert_ray.config.selectors import SELECTORS
 from diffcert_ray.datasets.cifar import read_cifar
+from diffcert_ray.datasets.class_order import check_padding
 from diffcert_ray.datasets.dataset import Dataset
 from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
@@ -44,7 +45,8 @@ READERS: Final[dict[str, Callable[[Request], Split]]] = {
     "parquet": read_parquet,
 }
 _PARQUET_ONLY = ("image_column", "label_column", "id_column")
-_REQUEST_KEYS = ("name", "split", "path", *_PARQUET_ONLY, "image_shape")
+_READ_AS = (*_PARQUET_ONLY, "path", "image_shape", "class_order")
+_REQUEST_KEYS = ("name", "split", *_READ_AS)
 _KEYS = (*_REQUEST_KEYS, "label_map", "num_classes", "on_corrupt", *SELECTORS, "seed")
 
 
@@ -59,7 +61,8 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
             `seed` (default 0), which draws N images without replacement, in an order such that a
             larger N only adds images at the end. Further keys: `label_map` (list, mapping or
             file: the network's number of each class), `num_classes`, `image_shape` (C, H, W);
-            `image_column`, `label_column`, `id_column` of Parquet.
+            `class_order` ("name" or "number") of classes that are known by name; `image_column`,
+            `label_column`, `id_column` of Parquet.
         storage_options: what fsspec's filesystem takes, for a `path` that is not local.
 
     Returns:
@@ -108,6 +111,8 @@ def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> D
             'networks use: set dataset.label_map = "PATH/map_clsloc.txt", or a list or mapping of '
             "the network's class of every label"
         )
+    elif whole.names_said:
+        check_padding(names, chosen.get("num_classes"), whole.names_said)
     return Dataset(
         name=request.name,
         split=request.split,
@@ -116,6 +121,7 @@ def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> D
         pixels=whole.pixels(where),
         class_names=_padded(names, chosen.get("num_classes")),
         fingerprint=fingerprint,
+        notes=whole.notes,
     )
 
 
@@ -137,11 +143,11 @@ def _padded(names: tuple[str, ...], classes: int | None) -> tuple[str, ...]:
 def _check_keys_apply(name: str, chosen: Mapping[str, Any]) -> None:
     """Refuse keys that would be silently without effect."""
     allowed = {
-        "parquet": (*_PARQUET_ONLY, "path", "image_shape"),
-        "folder": ("path", "image_shape"),
+        "parquet": _READ_AS,
+        "folder": ("path", "image_shape", "class_order"),
         "digits": (),
     }.get(name, ("path",))
-    for key in (*_PARQUET_ONLY, "path", "image_shape"):
+    for key in _READ_AS:
         if key in chosen and key not in allowed:
             raise DatasetError(f"dataset.{key} means nothing to dataset {name!r}: remove it")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from typing import Any
 
 import numpy as np
@@ -9,35 +11,89 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from diffcert_ray.datasets.data_files import DataFiles
 from diffcert_ray.datasets.pixels import UndecodableError, decode_image, from_bytes
 from diffcert_ray.errors import DatasetError
 
 Shape = tuple[int, int, int]
 
 
-def image_leaf(field: Any) -> str:
-    """The column to read for a field of images: the field itself, or the bytes of its struct.
+@dataclasses.dataclass(frozen=True)
+class ImageLeaves:
+    """The columns to read for a field of images.
+
+    Attributes:
+        content: of encoded bytes or lists of numbers; None where there are paths only.
+        path: of the names of their files; None where there are none.
+    """
+
+    content: str | None
+    path: str | None
+
+
+def image_leaves(field: Any) -> ImageLeaves:
+    """The columns to read: the field itself, or bytes and path of its struct.
 
     Raises:
-        DatasetError: it holds neither bytes nor lists of numbers.
+        DatasetError: it holds neither bytes, nor lists of numbers, nor paths.
     """
-    kind = field.type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return f"{field.name}.bytes"
+    kind, name = field.type, str(field.name)
+    if pa.types.is_struct(kind):
+        content, path = (
+            f"{name}.{part}" if kind.get_field_index(part) >= 0 else None
+            for part in ("bytes", "path")
+        )
+        if content or path:
+            return ImageLeaves(content, path)
     if _is_binary(kind) or _is_list(kind):
-        return str(field.name)
+        return ImageLeaves(name, None)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return ImageLeaves(None, name)
     raise DatasetError(
         f"column {field.name!r} is {kind}, which is no image: it must be encoded bytes, a struct "
-        "with bytes (as Hugging Face writes it) or nested lists of numbers; set "
-        "dataset.image_column"
+        "with bytes or path (as Hugging Face writes it), paths of files, or nested lists of "
+        "numbers; set dataset.image_column"
     )
+
+
+def cell(column: Any, row: int) -> Any:
+    """One value of an Arrow column, as an array of it; of a struct its only field."""
+    found = column.slice(row, 1).combine_chunks()
+    if isinstance(found, pa.ChunkedArray):
+        found = found.chunk(0)
+    if pa.types.is_struct(found.type) and found.null_count == 0:
+        found = found.field(0)
+    return found
+
+
+def file_of_path(path: str, files: DataFiles, beside: str) -> str:
+    """The file below the dataset's folder that a path in a row names, relative to it.
+
+    Args:
+        path: as stored.
+        files: the dataset's folder.
+        beside: the folder that the row's own file is in, relative to it.
+
+    Raises:
+        UndecodableError: the path leads out of the folder, or is an address of its own.
+    """
+    root = os.path.abspath(files.address) if files.is_local else files.address
+    relative = path.replace("\\", "/").removeprefix("file://").removeprefix(f"{root}/")
+    parts = relative.split("/")
+    if not relative or relative.startswith("/") or ".." in parts or ":" in parts[0]:
+        raise UndecodableError(
+            f"its row has no bytes, but the path {path!r}, which is not below dataset.path, and "
+            "no other file is opened: store paths relative to it, or the bytes"
+        )
+    near = f"{beside}/{relative}" if beside else relative
+    return near if files.exists(near) else relative
 
 
 def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[Any]:
     """Pixels of one image, [C, H, W]; who gives it out checks that they are in [0, 1].
 
     Args:
-        column: Arrow column of one row group, as ``image_leaf`` named it.
+        column: Arrow column of one row group, the content that ``image_leaves`` named.
         row: which one.
         image_shape: (C, H, W), or None: three channels of encoded images; what the nesting of
             lists says.
@@ -45,17 +101,22 @@ def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[Any
     Raises:
         UndecodableError: why there are none.
     """
-    cell = column.slice(row, 1).combine_chunks()
-    if isinstance(cell, pa.ChunkedArray):
-        cell = cell.chunk(0)
-    if pa.types.is_struct(cell.type):
-        cell = cell.field("bytes") if cell.null_count == 0 else cell
-    if cell.null_count:
+    value = cell(column, row)
+    if value.null_count:
         raise UndecodableError("there are no bytes in its row")
-    if _is_binary(cell.type):
-        pixels = from_bytes(decode_image(cell[0].as_py(), image_shape[0] if image_shape else 3))
-    else:
-        pixels = _scaled(_unnested(cell, image_shape))
+    if _is_binary(value.type):
+        return encoded_pixels(value[0].as_py(), image_shape)
+    return _of_shape(_scaled(_unnested(value, image_shape)), image_shape)
+
+
+def encoded_pixels(data: bytes, image_shape: Shape | None) -> NDArray[Any]:
+    """Pixels [C, H, W] of an encoded image; UndecodableError says why there are none."""
+    return _of_shape(
+        from_bytes(decode_image(data, image_shape[0] if image_shape else 3)), image_shape
+    )
+
+
+def _of_shape(pixels: NDArray[Any], image_shape: Shape | None) -> NDArray[Any]:
     if image_shape is not None and pixels.shape != tuple(image_shape):
         raise UndecodableError(f"its shape is {pixels.shape}, dataset.image_shape {image_shape}")
     return pixels

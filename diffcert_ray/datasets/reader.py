@@ -25,6 +25,7 @@ class Request:
         path: where its files are; None for data that comes with a package.
         image_column, label_column, id_column: Parquet columns, None for the usual names.
         image_shape: (C, H, W) where the files do not say it.
+        class_order: "name" or "number", of classes that are known by name.
         storage_options: what fsspec's filesystem takes.
     """
 
@@ -35,6 +36,7 @@ class Request:
     label_column: str | None = None
     id_column: str | None = None
     image_shape: tuple[int, int, int] | None = None
+    class_order: str | None = None
     storage_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def files(self) -> DataFiles:
@@ -68,6 +70,8 @@ class Split:
         first_label: what the files call the first class (ImageNet's labels count from 1).
         order_known: whether the classes have one order that networks are trained in; else a label
             map must be given.
+        notes: sentences about what was read that a reader may not expect.
+        names_said: what classes are the names of, where files know them by name only; else "".
     """
 
     ids: Ints
@@ -77,6 +81,8 @@ class Split:
     fingerprint: str
     first_label: int = 0
     order_known: bool = True
+    notes: tuple[str, ...] = ()
+    names_said: str = ""
 
 
 def split_of_bytes(

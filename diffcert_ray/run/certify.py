@@ -155,6 +155,8 @@ def _checked(
 
     options = config.execution.storage_options
     data = dataset if dataset is not None else load_dataset(config.dataset, options)
+    for note in data.notes:
+        logger.warning("dataset %s %s: %s", data.name, data.split, note)
     weights = weights_of(config, denoiser, classifier)
     device = resolve_device(config.execution.device)
     plan = plan_of(config, data, images)
