@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from diffcert_ray.config.selectors import SELECTORS
 
@@ -13,7 +21,9 @@ DIRECT_METHODS = ("classify", "denoise-classify", "shortlist-classify")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+MOST = 10**9
+"""The most of anything that is counted: more votes end in no lifetime, and fit no table."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
 
 
 def _read_settings(given: Any) -> Any:
@@ -21,7 +31,7 @@ def _read_settings(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        content = json.loads(Path(given).expanduser().read_text("utf-8"))
+        content = json.loads(Path(given).expanduser().read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"no JSON can be read there ({error}): give the path of a local JSON file, or a table"
@@ -43,6 +53,16 @@ class _Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where they would pass for 1 and 0."""
+        field = cls.model_fields[str(info.field_name)]
+        entries = given if isinstance(given, list | tuple) else [given]
+        if any(isinstance(value, bool) for value in entries) and field.annotation is not bool:
+            raise ValueError("true and false are no value of this key")
+        return given
 
 
 class DatasetConfig(_Table):

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from diffcert_ray.errors import LogError
-from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, read_cohen_log, sigma_of_name
+from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, read_cohen_log
+from diffcert_ray.report.sigma_names import sigma_of_name
 from diffcert_ray.report.unfinished import unfinished_line
 
 MAX_ASKED_RADII = 9  # columns of a log's table, which has no asked radii of its own
@@ -69,8 +70,8 @@ def series_of_log(
     known = sigma if sigma is not None else sigma_of_name(path)
     if known is None:
         raise LogError(
-            f"{path}: a log does not say its sigma, and neither does this name: give --log-sigma, "
-            "or rename it, as in sigma-0.25.tsv"
+            f"{path}: a log does not say its sigma, and this name does not tell one number for it: "
+            "give --log-sigma, or rename it, as in sigma-0.25.tsv"
         )
     try:
         rows = read_cohen_log(text, sigma=known, alpha=alpha)

@@ -1,5 +1,6 @@
 """The sources of a report: stored runs and logs, opened as series with their facts and pictures."""
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,13 @@ from diffcert_ray.errors import ConfigError
 from diffcert_ray.report.cohen_log import DEFAULT_ALPHA
 from diffcert_ray.report.gallery import Pictures
 from diffcert_ray.report.series import Series, distinct_names, series_of_log
+from diffcert_ray.report.sigma_names import sigma_of_name
 from diffcert_ray.run.certifiable import check_labels
 from diffcert_ray.run.stored import Run, open_run
 
-LOG_ENDINGS = (".tsv", ".txt", ".log")
+LOG_ENDINGS = (".tsv", ".txt", ".log", ".csv")
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""How a text begins that Windows' shell redirected into a file."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ def open_sources(
     """Open runs and logs to report on.
 
     Args:
-        addresses: run folders or prefixes, and logs (.tsv, .txt, .log, or a path with a sigma_ or
-            noise_ name that is a file).
+        addresses: run folders or prefixes, and logs: files of any name, as published ones have
+            no ending.
         log_sigma: smoothing noise of the logs, pixel units, where their names do not tell.
         log_alpha: failure probability of each of their certificates.
         storage_options: what fsspec's filesystem takes, for the addresses that are not local.
@@ -56,7 +60,7 @@ def open_sources(
     series: list[Series] = []
     runs: list[Run] = []
     for address in addresses:
-        if _is_log(address):
+        if _is_log(address, storage_options):
             text = _read_text(address, storage_options)
             series.append(series_of_log(address, text, sigma=log_sigma, alpha=log_alpha))
             continue
@@ -131,20 +135,31 @@ def pictures_of(run: Run) -> Pictures:
     return Pictures(data.image, ids, settings.name, tuple(data.class_names))
 
 
-def _is_log(address: str) -> bool:
-    return address.lower().endswith(LOG_ENDINGS)
+def _is_log(address: str, storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether it is a log by its ending, or a file: a run is a folder, or a prefix of objects."""
+    if address.lower().endswith(LOG_ENDINGS):
+        return True
+    if "://" not in address:
+        return os.path.isfile(address)
+    if sigma_of_name(address.rsplit("/", 1)[-1]) is None:
+        return False
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address, **(storage_options or {}))
+        return bool(filesystem.isfile(path))
+    except (OSError, ValueError, ImportError):
+        return False  # who opens it as a run says what is wrong
 
 
 def _read_text(address: str, storage_options: Mapping[str, Any] | None) -> str:
     options = storage_options if "://" in address else None
     try:
-        with fsspec.open(address, "rt", encoding="utf-8", **(options or {})) as file:
-            text: str = file.read()
+        with fsspec.open(address, "rb", **(options or {})) as file:
+            data: bytes = file.read()
+        return data.decode("utf-16" if data[:2] in UTF_16_MARKS else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read the log {address} ({error}): check the address, and that it is text"
         ) from None
-    return text
 
 
 def _notes(run: Run, rows: pd.DataFrame, bound: str) -> list[str]:

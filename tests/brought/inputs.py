@@ -24,7 +24,7 @@ def encoded(values: np.ndarray, kind: str = "PNG", **options) -> bytes:
 
 
 def image_folder(root: Path, *classes: str, per_class: int = 1) -> Path:
-    """A sub-folder for each class, in the order given; image k of class c has level c + 1 + 110 k."""
+    """A sub-folder for each class, in this order; image k of class c has level c + 1 + 110 k."""
     for c, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for k in range(per_class):
