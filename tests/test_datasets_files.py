@@ -9,7 +9,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from diffcert_ray.datasets import check_images, load_dataset
-from diffcert_ray.datasets.pixels import UndecodableError, decode_image
+from diffcert_ray.datasets.decoding import decode_image
+from diffcert_ray.datasets.pixels import UndecodableError
 from diffcert_ray.errors import CorruptImageError, DatasetError
 
 RANDOM = np.random.default_rng(11)
@@ -363,8 +364,8 @@ def test_lossless_formats_give_the_exact_bytes(kind):
 def test_formats_and_modes_that_mean_no_plain_pixels_are_refused():
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"
     rgba = png(RANDOM.integers(0, 256, (4, 4, 4), np.uint8))
-    deep = png(RANDOM.integers(0, 2**16, (4, 4)).astype(np.uint16))
-    for data, match in ((eps, "no PNG, JPEG"), (rgba, "mode RGBA"), (deep, "mode I;16")):
+    floats = png(RANDOM.random((4, 4)).astype(np.float32), "TIFF")
+    for data, match in ((eps, "no PNG, JPEG"), (rgba, "transparent"), (floats, "32 bits")):
         with pytest.raises(UndecodableError, match=match):
             decode_image(data, 3)
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "loc
 DIRECT_METHODS = ("classify", "denoise-classify", "shortlist-classify")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 MOST = 10**9
 """The most of anything that is counted: more votes end in no lifetime, and fit no table."""
@@ -60,7 +61,10 @@ class _Table(BaseModel):
         """Refuse true and false where they would pass for 1 and 0."""
         field = cls.model_fields[str(info.field_name)]
         entries = given if isinstance(given, list | tuple) else [given]
-        if any(isinstance(value, bool) for value in entries) and field.annotation is not bool:
+        if any(isinstance(value, bool) for value in entries) and bool not in (
+            field.annotation,
+            *get_args(field.annotation),
+        ):
             raise ValueError("true and false are no value of this key")
         return given
 
@@ -73,13 +77,19 @@ class DatasetConfig(_Table):
     """
 
     name: str = "digits"
-    """The dataset is digits, glyphs, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or
-    parquet."""
+    """The dataset is digits, glyphs, mnist, fashion-mnist, kmnist, emnist, medmnist, cifar10,
+    cifar100, svhn, stl10, tiny-imagenet, imagenet32, imagenet64, folder or parquet."""
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
     """The images come from this part of the published data, or of a folder or Parquet dataset."""
     path: str | None = None
     """The files lie in this folder or at this fsspec address. Every dataset but digits
     and the test split of glyphs needs it."""
+    variant: str | None = None
+    """Which part of emnist (balanced, byclass, bymerge, letters, digits or mnist), or which set of
+    medmnist, as in pathmnist or pathmnist_64, is meant. It is needed for these two."""
+    upright: bool | None = None
+    """EMNIST's images, which are stored lying, are turned upright (the default), or given as they
+    are stored (false), as torchvision gives them."""
     image_column: str | None = None
     """This column of a Parquet dataset holds the images. Where only one column has the type of
     images, it need not be named."""
@@ -98,6 +108,17 @@ class DatasetConfig(_Table):
     image_shape: tuple[Count, Count, Count] | None = None
     """Images have these channels, height and width. It is needed where the files of a folder or
     Parquet dataset do not say it."""
+    resize: Count | tuple[Count, Count] | None = None
+    """Images are resized as they are read, antialiased: to this shorter side, or to this height and
+    width. Radii are those of the resized images."""
+    crop: Count | tuple[Count, Count] | None = None
+    """A square of this side, or a part of this height and width, is kept from the middle of each
+    image, after resize."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "area"] | None = None
+    """Images are resized with this filter, bicubic where it is not given."""
+    background: Literal["white", "black"] | tuple[UnitInterval, ...] | None = None
+    """White, black or one number in [0, 1] for each channel is seen through transparent pixels.
+    Without it, images that have some are refused."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """An image that cannot be decoded stops the run before any work (stop), or counts as an
     abstention (skip)."""

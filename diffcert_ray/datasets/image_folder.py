@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.datasets.class_order import mapping_shown, ordered_classes
+from diffcert_ray.datasets.decoding import Background, decode_pixels
 from diffcert_ray.datasets.folder_listing import list_folder
-from diffcert_ray.datasets.pixels import UndecodableError, decode_image, first_shape, from_bytes
+from diffcert_ray.datasets.pixels import UndecodableError, first_shape
 from diffcert_ray.datasets.reader import Ints, Request, Split
 from diffcert_ray.errors import DatasetError
 
@@ -23,10 +24,16 @@ class FolderPixels:
     Args:
         paths: a file for each position.
         image_shape: (C, H, W), or None: three channels at the size of the first readable image.
+        background: of transparent pixels, see ``decode_image``.
     """
 
-    def __init__(self, paths: list[str], image_shape: tuple[int, int, int] | None) -> None:
-        self._paths, self._asked = paths, image_shape
+    def __init__(
+        self,
+        paths: list[str],
+        image_shape: tuple[int, int, int] | None,
+        background: Background = None,
+    ) -> None:
+        self._paths, self._asked, self._background = paths, image_shape, background
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
@@ -40,7 +47,8 @@ class FolderPixels:
         with open(self._paths[position], "rb") as file:
             data = file.read()
         try:
-            return from_bytes(decode_image(data, self._asked[0] if self._asked else 3))
+            channels = self._asked[0] if self._asked else 3
+            return decode_pixels(data, channels, self._background)
         except UndecodableError as error:
             raise UndecodableError(f"{self._paths[position]}: {error}") from None
 
@@ -78,7 +86,8 @@ def read_image_folder(request: Request) -> Split:
     labels = np.array([number[name] for name, _ in files_of], dtype=np.int64)
 
     def pixels(positions: Ints) -> FolderPixels:
-        return FolderPixels([paths[i] for i in positions], request.image_shape)
+        chosen = [paths[i] for i in positions]
+        return FolderPixels(chosen, request.image_shape, request.background)
 
     return Split(
         ids=np.arange(len(paths), dtype=np.int64),
@@ -93,6 +102,7 @@ def read_image_folder(request: Request) -> Split:
 
 def _fingerprint(request: Request, folder: str, paths: list[str], moved: tuple[str, ...]) -> str:
     digest = hashlib.sha256(f"folder {request.split} {request.image_shape}".encode())
+    digest.update(request.background_identity)
     for path in paths:
         name = os.path.relpath(path, folder).replace(os.sep, "/")
         digest.update(f"\n{name} {os.path.getsize(path)}".encode())

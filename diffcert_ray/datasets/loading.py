@@ -19,10 +19,15 @@ from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
 from diffcert_ray.datasets.glyphs import read_glyphs
 from diffcert_ray.datasets.image_folder import read_image_folder
 from diffcert_ray.datasets.labels import class_numbers
+from diffcert_ray.datasets.medmnist import read_medmnist
+from diffcert_ray.datasets.mnist import read_mnist
 from diffcert_ray.datasets.pixels import frozen
 from diffcert_ray.datasets.reader import Request, Split
+from diffcert_ray.datasets.resizing import ResizedPixels, Resizing, asked_resizing
 from diffcert_ray.datasets.selection import positions
+from diffcert_ray.datasets.stl10 import read_stl10
 from diffcert_ray.datasets.svhn import read_svhn
+from diffcert_ray.datasets.tiny_imagenet import read_tiny_imagenet
 from diffcert_ray.errors import DatasetError, nearest
 
 
@@ -41,13 +46,24 @@ READERS: Final[dict[str, Callable[[Request], Split]]] = {
     "svhn": read_svhn,
     "imagenet64": read_downsampled_imagenet,
     "imagenet32": read_downsampled_imagenet,
+    "mnist": read_mnist,
+    "fashion-mnist": read_mnist,
+    "kmnist": read_mnist,
+    "emnist": read_mnist,
+    "medmnist": read_medmnist,
+    "stl10": read_stl10,
+    "tiny-imagenet": read_tiny_imagenet,
     "folder": read_image_folder,
     "parquet": read_parquet,
 }
 _PARQUET_ONLY = ("image_column", "label_column", "id_column")
-_READ_AS = (*_PARQUET_ONLY, "path", "image_shape", "class_order")
+_READ_AS = (
+    *(*_PARQUET_ONLY, "path", "image_shape", "class_order", "background"),
+    *("variant", "upright"),
+)
+_RESIZED = ("resize", "crop", "interpolation")
 _REQUEST_KEYS = ("name", "split", *_READ_AS)
-_KEYS = (*_REQUEST_KEYS, "label_map", "num_classes", "on_corrupt", *SELECTORS, "seed")
+_KEYS = (*_REQUEST_KEYS, *_RESIZED, "label_map", "num_classes", "on_corrupt", *SELECTORS, "seed")
 
 
 def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None) -> Dataset:
@@ -61,6 +77,9 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
             `seed` (default 0), which draws N images without replacement, in an order such that a
             larger N only adds images at the end. Further keys: `label_map` (list, mapping or
             file: the network's number of each class), `num_classes`, `image_shape` (C, H, W);
+            `resize` (shorter side or (H, W)), `crop` (from the middle) and `interpolation`, after
+            which images are certified; `background` of transparent pixels;
+            `variant` of EMNIST and MedMNIST and `upright` of EMNIST;
             `class_order` ("name" or "number") of classes that are known by name; `image_column`,
             `label_column`, `id_column` of Parquet.
         storage_options: what fsspec's filesystem takes, for a `path` that is not local.
@@ -80,11 +99,23 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
     if name not in READERS:
         raise DatasetError(f"dataset.name {name!r} is not known{nearest(name, READERS)}")
     _check_keys_apply(name, chosen)
+    resizing = asked_resizing(chosen)
     request = Request(
         **{key: chosen[key] for key in _REQUEST_KEYS if key in chosen},
+        resized=resizing is not None,
         storage_options=dict(storage_options or {}),
     )
-    return _chosen_part(request, READERS[name](request), chosen)
+    data = _chosen_part(request, READERS[name](request), chosen)
+    return data if resizing is None else _resized(data, resizing)
+
+
+def _resized(data: Dataset, resizing: Resizing) -> Dataset:
+    """The same images, resized as they are read; which they are is known by the files and this."""
+    return dataclasses.replace(
+        data,
+        pixels=ResizedPixels(data.pixels, len(data), resizing),
+        fingerprint=resizing.identity(data.fingerprint),
+    )
 
 
 def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> Dataset:
@@ -143,8 +174,11 @@ def _padded(names: tuple[str, ...], classes: int | None) -> tuple[str, ...]:
 def _check_keys_apply(name: str, chosen: Mapping[str, Any]) -> None:
     """Refuse keys that would be silently without effect."""
     allowed = {
-        "parquet": _READ_AS,
-        "folder": ("path", "image_shape", "class_order"),
+        "parquet": (*_PARQUET_ONLY, "path", "image_shape", "class_order", "background"),
+        "folder": ("path", "image_shape", "class_order", "background"),
+        "tiny-imagenet": ("path", "background"),
+        "emnist": ("path", "variant", "upright"),
+        "medmnist": ("path", "variant"),
         "digits": (),
     }.get(name, ("path",))
     for key in _READ_AS:

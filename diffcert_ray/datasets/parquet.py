@@ -20,6 +20,7 @@ from diffcert_ray.datasets.data_files import DataFiles
 from diffcert_ray.datasets.parquet_files import RowGroups, open_row_groups
 from diffcert_ray.datasets.parquet_images import (
     ImageLeaves,
+    ReadAs,
     cell,
     cell_pixels,
     encoded_pixels,
@@ -43,23 +44,19 @@ class ParquetPixels:
         groups: where they are.
         leaves: the columns that hold them, for each file.
         rows: int64 [N], the row of each position in the split.
-        image_shape: (C, H, W), or None: as the first readable image is.
+        read_as: how they are read; without a shape they are as the first readable image is.
     """
 
     def __init__(
-        self,
-        groups: RowGroups,
-        leaves: tuple[ImageLeaves, ...],
-        rows: Ints,
-        image_shape: tuple[int, int, int] | None,
+        self, groups: RowGroups, leaves: tuple[ImageLeaves, ...], rows: Ints, read_as: ReadAs
     ) -> None:
         self.groups = groups
-        self._leaves, self._rows, self._asked = leaves, rows, image_shape
+        self._leaves, self._rows, self._read_as = leaves, rows, read_as
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         """(N, C, H, W)."""
-        return (len(self._rows), *(self._asked or first_shape(self, len(self))))
+        return (len(self._rows), *(self._read_as.image_shape or first_shape(self, len(self))))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -78,7 +75,7 @@ class ParquetPixels:
         if leaves.content is not None:
             column = self.groups.read(group, leaves.content)
             if leaves.path is None or cell(column, offset).null_count == 0:
-                return cell_pixels(column, offset, self._asked)
+                return cell_pixels(column, offset, self._read_as)
         if not (path := self._path(row)):
             raise UndecodableError("there are no bytes in its row")
         files = self.groups.files
@@ -90,7 +87,7 @@ class ParquetPixels:
         if leaves.content is not None and not files.exists(name):
             raise UndecodableError("there are no bytes in its row, and no such file")
         data = files.read(name)
-        return encoded_pixels(data, self._asked)
+        return encoded_pixels(data, self._read_as)
 
     def _path(self, row: int) -> str:
         """The name of the image's file that the row tells, or ""."""
@@ -130,11 +127,13 @@ def read_parquet(request: Request) -> Split:
     ids = _ids(request, groups)[labels.kept]
     digest = hashlib.sha256(f"parquet {request.split} {image} {label}".encode())
     digest.update(f" {request.id_column} {request.image_shape} {groups.identity}".encode())
+    digest.update(request.background_identity)
+    read_as = ReadAs(request.image_shape, request.background, request.resized)
     if labels.moved:  # classes in another order than the usual one
         digest.update(json.dumps(labels.moved).encode())
 
     def pixels(positions: Ints) -> ParquetPixels:
-        return ParquetPixels(groups, leaves, labels.kept[positions], request.image_shape)
+        return ParquetPixels(groups, leaves, labels.kept[positions], read_as)
 
     return Split(
         ids=ids,

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from diffcert_ray.datasets.data_files import DataFiles
-from diffcert_ray.datasets.pixels import UndecodableError, decode_image, from_bytes
+from diffcert_ray.datasets.decoding import Background, decode_pixels
+from diffcert_ray.datasets.pixels import UndecodableError, from_bytes
 from diffcert_ray.errors import DatasetError
 
 Shape = tuple[int, int, int]
@@ -89,14 +90,29 @@ def file_of_path(path: str, files: DataFiles, beside: str) -> str:
     return near if files.exists(near) else relative
 
 
-def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[Any]:
+@dataclasses.dataclass(frozen=True)
+class ReadAs:
+    """How images are read.
+
+    Attributes:
+        image_shape: (C, H, W), or None: three channels of encoded images; what the nesting of
+            lists says.
+        background: of transparent pixels, see ``decode_image``.
+        resized: whether they are resized afterwards, so that encoded ones may be of any size.
+    """
+
+    image_shape: Shape | None = None
+    background: Background = None
+    resized: bool = False
+
+
+def cell_pixels(column: Any, row: int, read_as: ReadAs) -> NDArray[Any]:
     """Pixels of one image, [C, H, W]; who gives it out checks that they are in [0, 1].
 
     Args:
         column: Arrow column of one row group, the content that ``image_leaves`` named.
         row: which one.
-        image_shape: (C, H, W), or None: three channels of encoded images; what the nesting of
-            lists says.
+        read_as: how.
 
     Raises:
         UndecodableError: why there are none.
@@ -105,15 +121,16 @@ def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[Any
     if value.null_count:
         raise UndecodableError("there are no bytes in its row")
     if _is_binary(value.type):
-        return encoded_pixels(value[0].as_py(), image_shape)
-    return _of_shape(_scaled(_unnested(value, image_shape)), image_shape)
+        return encoded_pixels(value[0].as_py(), read_as)
+    shape = read_as.image_shape
+    return _of_shape(_scaled(_unnested(value, shape)), shape)
 
 
-def encoded_pixels(data: bytes, image_shape: Shape | None) -> NDArray[Any]:
+def encoded_pixels(data: bytes, read_as: ReadAs) -> NDArray[Any]:
     """Pixels [C, H, W] of an encoded image; UndecodableError says why there are none."""
-    return _of_shape(
-        from_bytes(decode_image(data, image_shape[0] if image_shape else 3)), image_shape
-    )
+    shape = read_as.image_shape
+    pixels = decode_pixels(data, shape[0] if shape else 3, read_as.background)
+    return pixels if read_as.resized else _of_shape(pixels, shape)
 
 
 def _of_shape(pixels: NDArray[Any], image_shape: Shape | None) -> NDArray[Any]:

@@ -197,9 +197,17 @@ def _identity(run: Run) -> list[tuple[str, str]]:
         *weights,
         ("dataset", f"{data.get('name')} {data.get('split')}, {shape}"),
         ("dataset's fingerprint", str(data.get("fingerprint"))),
-        ("l2 ball", "in [0,1] pixel space, at the stored resolution"),
+        ("l2 ball", f"in [0,1] pixel space, {_resolution(config)}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in document.versions.items())),
     ]
+
+
+def _resolution(config: Config) -> str:
+    """Which images the ball is around: as they are stored, or as they are read."""
+    asked = config.dataset
+    if asked.resize is None and asked.crop is None:
+        return "at the stored resolution"
+    return f"of the images after dataset.resize = {asked.resize} and crop = {asked.crop}"
 
 
 def _costs(run: Run, certificates: pd.DataFrame, asked: int) -> list[tuple[str, str]]:
