@@ -1,5 +1,6 @@
 """The sources of a report: stored runs and logs, opened as series with their facts and pictures."""
 
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,7 @@ def series_of_run(run: Run) -> list[Series]:
         config=_toml(config),
         seed=config.votes.seed,
         asked=all_asked,
+        dimensions=_dimensions(run),
     )
     return [
         replace(
@@ -120,6 +122,12 @@ def _compare_labels(run: Run, certificates: pd.DataFrame) -> None:
 def _space(run: Run) -> str:
     """Where the radii are measured: the images that noise is added to, before any resize."""
     return "x".join(str(n) for n in run.document.dataset.get("image_shape", ("?",)))
+
+
+def _dimensions(run: Run) -> int | None:
+    """Numbers in an image; None where the run does not say."""
+    shape = run.document.dataset.get("image_shape")
+    return math.prod(int(side) for side in shape) if shape else None
 
 
 def pictures_of(run: Run) -> Pictures:
