@@ -16,6 +16,8 @@ from diffcert_ray.errors import DatasetError
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _DIGITS = re.compile(r"(\d+)")
 SHOWN = 12
+NO_MATTER = "no matter"
+"""In place of an order where a label map names every class."""
 
 
 def ordered_classes(
@@ -25,7 +27,7 @@ def ordered_classes(
 
     Args:
         names: all of them, each once.
-        class_order: "name", "number", or None where nothing was said.
+        class_order: "name", "number", NO_MATTER, or None where nothing was said.
         where: what they are the names of, for messages.
         as_listed: a file lists them by its classes, and their order there is the usual one.
 
@@ -37,27 +39,27 @@ def ordered_classes(
         DatasetError: the orders of names and of numbers differ and none was chosen; or the names
             have no order by number.
     """
-    by_name = tuple(names) if as_listed else tuple(sorted(names))
-    if class_order == "name":
-        return by_name, False
-    by_number, problem = _by_number(by_name)
+    usual = tuple(names) if as_listed else tuple(sorted(names))
+    if class_order in ("name", NO_MATTER):
+        return usual, False
+    by_number, problem = _by_number(usual)
     if class_order == "number":
         if problem:
             raise DatasetError(
                 f'dataset.class_order is "number", but {where} have none: {problem}; set it to '
                 '"name", or name each class\'s number by dataset.label_map'
             )
-        return by_number, by_number != by_name
-    if by_number == by_name or not _numbered(by_name):
-        return by_name, False
-    shown = f"{'as listed' if as_listed else 'by name'} {mapping_shown(by_name)}"
+        return by_number, by_number != usual
+    if not _numbers_say_otherwise(usual):
+        return usual, False
+    shown = f"{'as listed' if as_listed else 'by name'} {mapping_shown(usual)}"
     if not problem:
         shown += f"; by number {mapping_shown(by_number)}"
     raise DatasetError(
         f"{where} are named by numbers, and their order as names is another than as numbers: "
         f'{shown}. Set dataset.class_order = "name" for a network that was trained through '
         'torchvision\'s ImageFolder or on sorted names, "number" for one whose class is the number '
-        "in the name"
+        "in the name, or name each class's number by dataset.label_map"
     )
 
 
@@ -70,7 +72,7 @@ def mapping_shown(names: Sequence[str]) -> str:
 
 
 def check_padding(names: Sequence[str], classes: int | None, where: str) -> None:
-    """Refuse names that are numbers of classes, but of others than those that they would get.
+    """Refuse names of some of a network's classes that do not say which of them they are.
 
     Args:
         names: by class.
@@ -78,47 +80,47 @@ def check_padding(names: Sequence[str], classes: int | None, where: str) -> None
         where: what they are the names of.
 
     Raises:
-        DatasetError: the network has more classes, and the names say which of them these are.
+        DatasetError: the network has more classes, and the names are not its first numbers.
     """
-    if classes is None or classes <= len(names) or not all(name.isdecimal() for name in names):
+    if classes is None or classes <= len(names):
         return
-    numbers = [int(name) for name in names]
-    if numbers != list(range(len(names))):
-        given = ", ".join(f'"{name}" = {int(name)}' for name in names[:3])
-        raise DatasetError(
-            f"dataset.num_classes is {classes}, {where} are {len(names)}, from {names[0]} to "
-            f"{names[-1]}: they would be the network's classes 0 to {len(names) - 1}; say which "
-            f"they are by dataset.label_map, as in {{{given}{', ...' if len(names) > 3 else ''}}}"
-        )
+    if [int(name) if name.isdecimal() else -1 for name in names] == list(range(len(names))):
+        return
+    first = int(names[0]) if names[0].isdecimal() else "NUMBER"
+    raise DatasetError(
+        f"dataset.num_classes is {classes}, but {where} are {len(names)}, from {names[0]!r} to "
+        f"{names[-1]!r}: they would be the network's classes 0 to {len(names) - 1}; say which they "
+        f'are by dataset.label_map, as in {{"{names[0]}" = {first}, ...}}'
+    )
 
 
-def _numbered(names: Sequence[str]) -> bool:
-    """Whether numbers tell the names apart: they are numbers, or follow one and the same text."""
-    if sum(_NUMBER.fullmatch(name) is not None for name in names) > 1:
+def _numbers_say_otherwise(names: Sequence[str]) -> bool:
+    """Whether numbers tell most of the names apart, and have another order than these.
+
+    Names that are numbers, whatever else there is; or more than half of all that begin alike, up to
+    their first digit: class_1, 1_cat, 10-19 years.
+    """
+    plain = [name for name in names if _NUMBER.fullmatch(name)]
+    if len(plain) > 1 and sorted(plain, key=float) != plain:
         return True
-    starts = {_DIGITS.split(name, maxsplit=1)[0] for name in names}
-    return len(names) > 1 and len(starts) == 1 and all(_DIGITS.search(name) for name in names)
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        if _DIGITS.search(name):
+            alike.setdefault(_DIGITS.split(name, maxsplit=1)[0], []).append(name)
+    most = max(alike.values(), key=len, default=[])
+    return 2 * len(most) > len(names) and sorted(most, key=_natural) != most
 
 
 def _by_number(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """Names by their numbers; and why they have no such order, or ""."""
-    plain = [name for name in names if _NUMBER.fullmatch(name)]
-    if len(plain) == len(names):
-        numbers: dict[Any, str] = {}
-        for name in names:
-            if (first := numbers.setdefault(float(name), name)) != name:
-                return tuple(names), f"{first!r} and {name!r} are one number"
-        return tuple(numbers[number] for number in sorted(numbers)), ""
-    without = [name for name in names if not _DIGITS.search(name)]
-    if without:  # those first that have a number, so that a difference between these is seen
-        others = [name for name in names if name not in plain]
-        ordered = (*sorted(plain, key=float), *others)
-        same = [n for n in ordered if n in plain] == [n for n in names if n in plain]
-        return tuple(names) if same else ordered, f"there is none in {without[0]!r}"
+    if without := [name for name in names if not _DIGITS.search(name)]:
+        return tuple(names), f"there is none in {without[0]!r}"
+    all_plain = all(_NUMBER.fullmatch(name) for name in names)
     keys: dict[Any, str] = {}
     for name in names:
-        if (first := keys.setdefault(_natural(name), name)) != name:
-            return tuple(names), f"{first!r} and {name!r} have the same"
+        key = float(name) if all_plain else _natural(name)
+        if (first := keys.setdefault(key, name)) != name:
+            return tuple(names), f"{first!r} and {name!r} are one number"
     return tuple(keys[key] for key in sorted(keys)), ""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffcert_ray.config.selectors import SELECTORS
 from diffcert_ray.datasets.cifar import read_cifar
-from diffcert_ray.datasets.class_order import check_padding
+from diffcert_ray.datasets.class_order import NO_MATTER, check_padding
 from diffcert_ray.datasets.dataset import Dataset
 from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
@@ -101,12 +101,22 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
     _check_keys_apply(name, chosen)
     resizing = asked_resizing(chosen)
     request = Request(
-        **{key: chosen[key] for key in _REQUEST_KEYS if key in chosen},
+        **{key: chosen[key] for key in _REQUEST_KEYS if key in chosen and key != "class_order"},
+        class_order=_class_order(chosen),
         resized=resizing is not None,
         storage_options=dict(storage_options or {}),
     )
     data = _chosen_part(request, READERS[name](request), chosen)
     return data if resizing is None else _resized(data, resizing)
+
+
+def _class_order(chosen: Mapping[str, Any]) -> str | None:
+    """The order that is asked for; none matters where a mapping gives every class its number."""
+    order = chosen.get("class_order")
+    if order not in (None, "name", "number"):
+        raise DatasetError(f'dataset.class_order is {order!r}: give "name" or "number"')
+    by_name = isinstance(chosen.get("label_map"), Mapping)
+    return NO_MATTER if order is None and by_name else order
 
 
 def _resized(data: Dataset, resizing: Resizing) -> Dataset:

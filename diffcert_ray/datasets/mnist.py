@@ -109,7 +109,7 @@ def _found(request: Request, files: DataFiles, variant: str, end: str) -> str:
     known = f"{start}-{end}"
     folder = _FOLDERS[request.name]
     dotted = known.replace("-idx", ".idx")  # as some copies are named
-    for place in ("", "raw/", f"{folder}/raw/", f"{folder}/", "gzip/"):
+    for place in ("", "raw/", f"{folder}/raw/", f"{folder}/", "gzip/", "raw/gzip/"):
         for name in (known, dotted):
             for ending in ("", ".gz"):
                 if files.exists(f"{place}{name}{ending}"):

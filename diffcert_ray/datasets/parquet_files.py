@@ -46,7 +46,9 @@ class RowGroups:
     """
 
     def __init__(self, files: DataFiles, footers: list[_Footer], kept_bytes: int) -> None:
-        self.files, self._footers, self._kept_bytes = files, footers, kept_bytes
+        self.files, self._kept_bytes, self._all = files, kept_bytes, footers
+        footers = [file for file in footers if file.metadata.num_rows] or footers[:1]
+        self._footers = footers  # an empty file says nothing, not even by its types
         self._groups = [
             (file, index) for file in footers for index in range(file.metadata.num_row_groups)
         ]
@@ -67,7 +69,7 @@ class RowGroups:
     @property
     def identity(self) -> str:
         """Names, sizes, row counts and footer hashes of the files."""
-        facts = [(f.name, f.size, f.metadata.num_rows, f.sha256) for f in self._footers]
+        facts = [(f.name, f.size, f.metadata.num_rows, f.sha256) for f in self._all]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from diffcert_ray.datasets.decoding import MAX_PIXELS
 from diffcert_ray.datasets.pixel_scale import as_pixels
 from diffcert_ray.datasets.pixels import Pixels, UndecodableError, first_shape, from_bytes
 from diffcert_ray.errors import DatasetError
@@ -40,6 +41,8 @@ class Resizing:
         """What becomes of (C, H, W); UndecodableError where an image is smaller than the crop."""
         channels, height, width = shape
         height, width = self._resized(height, width)
+        if not 0 < height * width <= MAX_PIXELS:
+            raise UndecodableError(f"it would be {height} x {width} after dataset.resize")
         if self.crop is None:
             return channels, height, width
         if height < self.crop[0] or width < self.crop[1]:
@@ -154,5 +157,9 @@ def _size(key: str, given: Any) -> Size:
     if not whole or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
         raise DatasetError(
             f"dataset.{key} is {given!r}: give one side in pixels, or [height, width]"
+        )
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise DatasetError(
+            f"dataset.{key} is {given!r}, larger than any image that is read ({MAX_PIXELS} pixels)"
         )
     return int(sides[0]), int(sides[1])

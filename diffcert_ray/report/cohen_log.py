@@ -134,6 +134,7 @@ def _name(cell: str) -> str:
 
 
 def _parsed(text: str) -> pd.DataFrame:
+    text = text.lstrip("\r\n")
     header = text.split("\n", 1)[0].rstrip("\r")
     separator = _separator(header)
     if separator is None:

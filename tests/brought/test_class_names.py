@@ -34,9 +34,10 @@ UP_TO_11 = [str(k) for k in range(12)]
         (["c9", "c10"], "0 = c10"),
         (["-1", "-2", "0"], "0 = -1"),
         (["1.0", "2.0", "10.0"], "1 = 10.0"),
+        (["0-2", "3-9", "10-19", "20-29", "more than 70"], "1 = 10-19"),  # ages, as in FairFace
         (["2", "10", "other"], "0 = 10"),
     ],
-    ids=["0-11", "1-102", "class_0", "0_cat", "c10", "negative", "floats", "some"],
+    ids=["0-11", "1-102", "class_0", "0_cat", "c10", "negative", "floats", "ages", "some"],
 )
 def test_folders_whose_numbers_sort_otherwise_than_their_names_are_asked_about(
     tmp_path, names, first
@@ -67,7 +68,7 @@ def test_folders_whose_numbers_sort_otherwise_than_their_names_are_asked_about(
         [f"{k:03d}" for k in range(12)],
         [f"n{k:08d}" for k in (1440764, 2119789, 9)],
         ["cat", "dog", "10 euro", "2 euro"],  # no numbered classes: some have a number in the name
-        ["A300B4", "707-320", "727-200"],
+        ["A300B4", "707-320", "727-200", "DC-10", "DC-3", "Fokker 100"],
         ["ant"],
     ],
     ids=["digits", "padded", "wordnet", "coins", "aircraft", "one"],
@@ -127,11 +128,31 @@ def test_an_order_means_nothing_to_numbers_without_names(tmp_path):
         load_dataset({"name": "digits", "class_order": "name"})
 
 
+def test_an_order_need_not_be_said_where_a_mapping_names_every_class(tmp_path):
+    image_folder(tmp_path, *UP_TO_11)
+    numbers = {name: 11 - int(name) for name in UP_TO_11}
+    data = of_folder(tmp_path, label_map=numbers)
+    assert labels_by_level(data) == {k + 1: name for k, name in enumerate(UP_TO_11)}
+    assert data.labels.tolist() == [11 - int(name) for name in sorted(UP_TO_11)]
+    with pytest.raises(DatasetError, match="class_order"):
+        of_folder(tmp_path, label_map=list(range(12)))  # a list goes by the order
+    parquet(tmp_path / "all.parquet", [0, 1])
+    mapped = of_parquet(tmp_path, label_map={"0": 1, "1": 0})
+    assert mapped.labels.tolist() == [1, 0]
+    with pytest.raises(DatasetError, match="class_order is 'size'"):
+        of_folder(tmp_path, class_order="size")
+
+
 def test_some_folders_of_a_larger_network_are_not_taken_as_its_first_classes(tmp_path):
-    image_folder(tmp_path, "0", "5", "7")
+    image_folder(tmp_path / "some", "0", "5", "7")
     with pytest.raises(DatasetError, match=r'classes 0 to 2; say .*label_map, as in {"0" = 0'):
-        of_folder(tmp_path, num_classes=10)
-    mapped = of_folder(tmp_path, num_classes=10, label_map={"0": 0, "5": 5, "7": 7})
+        of_folder(tmp_path / "some", num_classes=10)
+    image_folder(tmp_path / "imagenette", "n01440764", "n02102040")
+    with pytest.raises(DatasetError, match=r"from 'n01440764' to 'n02102040': they would be"):
+        of_folder(tmp_path / "imagenette", num_classes=1000)
+    image_folder(tmp_path / "first", "0", "1")
+    assert of_folder(tmp_path / "first", num_classes=10).num_classes == 10
+    mapped = of_folder(tmp_path / "some", num_classes=10, label_map={"0": 0, "5": 5, "7": 7})
     assert mapped.labels.tolist() == [0, 5, 7]
 
 

@@ -304,6 +304,7 @@ def test_a_wrong_scale_is_not_hidden_by_resizing(tmp_path):
     ("keys", "match"),
     [
         ({"resize": 0}, r"dataset\.resize is 0"),
+        ({"resize": 10**9}, "larger than any image"),
         ({"crop": [4]}, r"dataset\.crop is \[4\]"),
         ({"interpolation": "area"}, r"without dataset\.resize"),
         ({"resize": 4, "interpolation": "nearest"}, "'nearest' is not one of bilinear"),

@@ -138,6 +138,13 @@ def test_labels_that_are_no_classes_are_refused_by_type(tmp_path, labels, kind, 
         of_parquet(tmp_path)
 
 
+def test_an_empty_file_of_a_split_says_nothing_of_types(tmp_path):
+    parquet(tmp_path / "1.parquet", ["ant", "bee"])
+    frame = pd.DataFrame({"image": [], "label": []})
+    frame.to_parquet(tmp_path / "0.parquet")
+    assert of_parquet(tmp_path).labels.tolist() == [0, 1]
+
+
 def test_text_in_one_file_and_numbers_in_another_are_refused(tmp_path):
     parquet(tmp_path / "0.parquet", [0, 1])
     parquet(tmp_path / "1.parquet", ["ant", "bee"])
