@@ -19,6 +19,7 @@ ROWS, GROUP = 20, 6
 VALUES = RANDOM.integers(0, 256, (ROWS, 4, 5, 3), np.uint8)  # H W C
 LABELS = RANDOM.integers(0, 3, ROWS)
 NAMES = ["cat", "dog", "eel"]
+IMAGE = ("image.bytes", "image.path")
 
 
 def encoded() -> list[bytes]:
@@ -238,7 +239,7 @@ def test_one_image_reads_one_row_group_and_its_label_reads_none_of_the_pixels(tm
     assert fetched == [(2, "label")]
     data.image(14)
     data.image(14)
-    assert fetched[1:] == [(2, "image.bytes")]
+    assert fetched[1:] == [(2, IMAGE)]
 
 
 def test_memory_stays_flat_over_a_pass(tmp_path, live, monkeypatch):
@@ -246,7 +247,7 @@ def test_memory_stays_flat_over_a_pass(tmp_path, live, monkeypatch):
     table = pa.concat_tables([hugging_face()] * 10)
     write(tmp_path / "test.parquet", table, group=5)
     data = load_dataset(spec(tmp_path))
-    group_bytes = data.pixels.groups.read(0, "image.bytes").nbytes
+    group_bytes = data.pixels.groups.read(0, IMAGE).nbytes
     monkeypatch.setattr("diffcert_ray.datasets.parquet_files.KEPT_BYTES", int(2.5 * group_bytes))
     fetched.clear()
     most.clear()
@@ -256,7 +257,7 @@ def test_memory_stays_flat_over_a_pass(tmp_path, live, monkeypatch):
     checked = check_images(data, data.ids)
     assert len(checked.shas) == 200
     # Each of the 40 row groups once, and never more than two kept and one just come.
-    assert fetched[start:] == [(group, "image.bytes") for group in range(40)]
+    assert fetched[start:] == [(group, IMAGE) for group in range(40)]
     assert max(most[start:]) <= 3
 
 

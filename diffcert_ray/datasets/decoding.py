@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from diffcert_ray.datasets.deep_images import deep_levels
 from diffcert_ray.datasets.pixels import UndecodableError, from_bytes
+from diffcert_ray.errors import DatasetError
 
 # Formats with a decoder of plain pixels; others (EPS, for one) start programs.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
@@ -45,6 +46,25 @@ _UPRIGHT: Final = {  # what EXIF's orientation says, as flips of [H, W, ...]
 BACKGROUNDS: Final = {"white": 1.0, "black": 0.0}
 
 Background = str | Sequence[float] | None
+
+
+def check_background(background: object) -> None:
+    """Refuse what is no background.
+
+    Raises:
+        DatasetError: it is neither a name of BACKGROUNDS nor numbers in [0, 1], one a channel.
+    """
+    if background is None or (isinstance(background, str) and background in BACKGROUNDS):
+        return
+    numbers = background if isinstance(background, list | tuple) else ()
+    if len(numbers) in (1, 3) and all(
+        isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= 1 for n in numbers
+    ):
+        return
+    raise DatasetError(
+        f'dataset.background is {background!r}: give "white", "black", or a number in [0, 1] for '
+        "each channel"
+    )
 
 
 def decode_pixels(data: bytes, channels: int, background: Background = None) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from diffcert_ray.config.selectors import SELECTORS
 from diffcert_ray.datasets.cifar import read_cifar
 from diffcert_ray.datasets.class_order import NO_MATTER, check_padding
 from diffcert_ray.datasets.dataset import Dataset
+from diffcert_ray.datasets.decoding import check_background
 from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
 from diffcert_ray.datasets.glyphs import read_glyphs
@@ -100,14 +101,24 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
         raise DatasetError(f"dataset.name {name!r} is not known{nearest(name, READERS)}")
     _check_keys_apply(name, chosen)
     resizing = asked_resizing(chosen)
+    check_background(chosen.get("background"))
     request = Request(
-        **{key: chosen[key] for key in _REQUEST_KEYS if key in chosen and key != "class_order"},
+        **{
+            key: _fixed(chosen[key])
+            for key in _REQUEST_KEYS
+            if key in chosen and key != "class_order"
+        },
         class_order=_class_order(chosen),
         resized=resizing is not None,
         storage_options=dict(storage_options or {}),
     )
     data = _chosen_part(request, READERS[name](request), chosen)
     return data if resizing is None else _resized(data, resizing)
+
+
+def _fixed(value: Any) -> Any:
+    """A list as a tuple, so that a fingerprint does not depend on which it was."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _class_order(chosen: Mapping[str, Any]) -> str | None:

@@ -21,8 +21,7 @@ from diffcert_ray.datasets.parquet_files import RowGroups, open_row_groups
 from diffcert_ray.datasets.parquet_images import (
     ImageLeaves,
     ReadAs,
-    cell,
-    cell_pixels,
+    content_pixels,
     encoded_pixels,
     file_of_path,
     image_leaves,
@@ -30,7 +29,7 @@ from diffcert_ray.datasets.parquet_images import (
 from diffcert_ray.datasets.parquet_labels import read_labels
 from diffcert_ray.datasets.pixels import UndecodableError, first_shape
 from diffcert_ray.datasets.reader import Ints, Request, Split
-from diffcert_ray.datasets.stray_files import is_beside_a_table
+from diffcert_ray.datasets.stray_files import is_beside_a_table, is_stray_image
 from diffcert_ray.errors import DatasetError, nearest
 
 IMAGE_COLUMNS = ("image", "img")
@@ -63,39 +62,40 @@ class ParquetPixels:
 
     def __getitem__(self, position: int, /) -> NDArray[Any]:
         row = int(self._rows[position])
+        group, offset = self.groups.locate(row)
+        leaves = self._leaves[self._file(row)]
+        content, path = leaves.of(self.groups.read(group, leaves.columns), offset)
         try:
-            return self._pixels(row)
+            if is_stray_image(path):
+                raise UndecodableError(
+                    "a program left it behind, and it is no image of the dataset: remove its row"
+                )
+            if content is not None:
+                return content_pixels(content, self._read_as)
+            return self._of_path(row, path, alone=leaves.content is None)
         except UndecodableError as error:
-            named = f" ({path!r})" if (path := self._path(row)) else ""
+            named = f" ({path!r})" if path else ""
             raise UndecodableError(f"{self.groups.place(row)}{named}: {error}") from None
 
-    def _pixels(self, row: int) -> NDArray[Any]:
-        leaves = self._leaves[self._file(row)]
-        group, offset = self.groups.locate(row)
-        if leaves.content is not None:
-            column = self.groups.read(group, leaves.content)
-            if leaves.path is None or cell(column, offset).null_count == 0:
-                return cell_pixels(column, offset, self._read_as)
-        if not (path := self._path(row)):
+    def _of_path(self, row: int, path: str, *, alone: bool) -> NDArray[Any]:
+        """The image in the file that a row names.
+
+        Args:
+            row: in the split.
+            path: that it gives.
+            alone: whether all images are given so; else a file that is missing is the image's
+                fault, and not the disk's.
+        """
+        if not path:
             raise UndecodableError("there are no bytes in its row")
-        files = self.groups.files
-        own = self.groups.file_names[self._file(row)]
+        files, own = self.groups.files, self.groups.file_names[self._file(row)]
         if own == files.address:  # a single file: what lies beside it
             files = DataFiles(os.path.dirname(own) or ".", files.storage_options)
             own = os.path.basename(own)
         name = file_of_path(path, files, os.path.dirname(own))
-        if leaves.content is not None and not files.exists(name):
+        if not alone and not files.exists(name):
             raise UndecodableError("there are no bytes in its row, and no such file")
-        data = files.read(name)
-        return encoded_pixels(data, self._read_as)
-
-    def _path(self, row: int) -> str:
-        """The name of the image's file that the row tells, or ""."""
-        leaf = self._leaves[self._file(row)].path
-        if leaf is None:
-            return ""
-        group, offset = self.groups.locate(row)
-        return cell(self.groups.read(group, leaf), offset)[0].as_py() or ""
+        return encoded_pixels(files.read(name), self._read_as)
 
     def _file(self, row: int) -> int:
         return int(self.groups.files_of(np.array([row]))[0])

@@ -23,6 +23,7 @@ REQUESTS_AT_ONCE = 8
 MAGIC = b"PAR1"
 
 Ints = NDArray[np.int64]
+Columns = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RowGroups:
         ]
         sizes = [file.metadata.row_group(index).num_rows for file, index in self._groups]
         self._starts = np.cumsum([0, *sizes])
-        self._kept: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, Columns], Any] = OrderedDict()
         self._first_of_file = np.cumsum([0, *(file.metadata.num_rows for file in footers)])
         self.schema = footers[0].schema
 
@@ -126,8 +127,13 @@ class RowGroups:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         return group, row - int(self._starts[group])
 
-    def read(self, group: int, column: str) -> Any:
-        """One column of one row group as an Arrow column; the last ones read are kept."""
+    def read(self, group: int, column: Columns) -> Any:
+        """One column of one row group as an Arrow column; the last ones read are kept.
+
+        Args:
+            group: which one.
+            column: its name, or those of some of its leaves, which are read together.
+        """
         key = (group, column)
         if key not in self._kept:
             self._kept[key] = self._fetch(group, column)
@@ -168,12 +174,14 @@ class RowGroups:
     def _bytes(self) -> int:
         return sum(column.nbytes for column in self._kept.values())
 
-    def _fetch(self, group: int, column: str) -> Any:
+    def _fetch(self, group: int, column: Columns) -> Any:
         file, index = self._groups[group]
         source = RangeFile(self.files, file.name, file.size)
         try:
-            with pq.ParquetFile(source, metadata=file.metadata) as opened:
-                table = opened.read_row_group(index, columns=[column], use_threads=False)
+            columns = [column] if isinstance(column, str) else list(column)
+            together = len(columns) > 1  # in one request, as they lie side by side
+            with pq.ParquetFile(source, metadata=file.metadata, pre_buffer=together) as opened:
+                table = opened.read_row_group(index, columns=columns, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             if source.failed:  # the store, not the file
                 raise

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from diffcert_ray.datasets.data_files import DataFiles
 from diffcert_ray.datasets.decoding import Background, decode_pixels
+from diffcert_ray.datasets.parquet_files import Columns
 from diffcert_ray.datasets.pixels import UndecodableError, from_bytes
 from diffcert_ray.errors import DatasetError
 
@@ -21,50 +22,54 @@ Shape = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class ImageLeaves:
-    """The columns to read for a field of images.
+    """Where in a field of images their content and the names of their files are.
 
     Attributes:
-        content: of encoded bytes or lists of numbers; None where there are paths only.
-        path: of the names of their files; None where there are none.
+        columns: what is read of it: the field, or leaves of it.
+        content: the part of its struct with encoded bytes; "" for a field that is no struct, of
+            bytes or lists of numbers; None where there are paths only.
+        path: the part with the paths; "" for a field of paths; None where there are none.
     """
 
+    columns: Columns
     content: str | None
     path: str | None
 
+    def of(self, column: Any, row: int) -> tuple[Any, str]:
+        """The content of a row, an Arrow array of one value, or None; and its path, or ""."""
+        found = column.slice(row, 1).combine_chunks()
+        if isinstance(found, pa.ChunkedArray):
+            found = found.chunk(0)
+        content, path = (
+            None if part is None or found.null_count else found.field(part) if part else found
+            for part in (self.content, self.path)
+        )
+        if content is not None and content.null_count:
+            content = None
+        return content, "" if path is None else path[0].as_py() or ""
+
 
 def image_leaves(field: Any) -> ImageLeaves:
-    """The columns to read: the field itself, or bytes and path of its struct.
+    """Where the images of a field are: in itself, or in bytes and path of its struct.
 
     Raises:
         DatasetError: it holds neither bytes, nor lists of numbers, nor paths.
     """
     kind, name = field.type, str(field.name)
     if pa.types.is_struct(kind):
-        content, path = (
-            f"{name}.{part}" if kind.get_field_index(part) >= 0 else None
-            for part in ("bytes", "path")
-        )
-        if content or path:
-            return ImageLeaves(content, path)
+        parts = [part for part in ("bytes", "path") if kind.get_field_index(part) >= 0]
+        if parts:
+            content, path = (part if part in parts else None for part in ("bytes", "path"))
+            return ImageLeaves(tuple(f"{name}.{part}" for part in parts), content, path)
     if _is_binary(kind) or _is_list(kind):
-        return ImageLeaves(name, None)
+        return ImageLeaves(name, "", None)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return ImageLeaves(None, name)
+        return ImageLeaves(name, None, "")
     raise DatasetError(
         f"column {field.name!r} is {kind}, which is no image: it must be encoded bytes, a struct "
         "with bytes or path (as Hugging Face writes it), paths of files, or nested lists of "
         "numbers; set dataset.image_column"
     )
-
-
-def cell(column: Any, row: int) -> Any:
-    """One value of an Arrow column, as an array of it; of a struct its only field."""
-    found = column.slice(row, 1).combine_chunks()
-    if isinstance(found, pa.ChunkedArray):
-        found = found.chunk(0)
-    if pa.types.is_struct(found.type) and found.null_count == 0:
-        found = found.field(0)
-    return found
 
 
 def file_of_path(path: str, files: DataFiles, beside: str) -> str:
@@ -106,20 +111,16 @@ class ReadAs:
     resized: bool = False
 
 
-def cell_pixels(column: Any, row: int, read_as: ReadAs) -> NDArray[Any]:
+def content_pixels(value: Any, read_as: ReadAs) -> NDArray[Any]:
     """Pixels of one image, [C, H, W]; who gives it out checks that they are in [0, 1].
 
     Args:
-        column: Arrow column of one row group, the content that ``image_leaves`` named.
-        row: which one.
+        value: an Arrow array of one value, the content that ``ImageLeaves.of`` gave.
         read_as: how.
 
     Raises:
         UndecodableError: why there are none.
     """
-    value = cell(column, row)
-    if value.null_count:
-        raise UndecodableError("there are no bytes in its row")
     if _is_binary(value.type):
         return encoded_pixels(value[0].as_py(), read_as)
     shape = read_as.image_shape

@@ -43,6 +43,15 @@ def is_stray_path(path: str) -> bool:
     return any(is_stray(part) for part in path.split("/"))
 
 
+def is_stray_image(path: str) -> bool:
+    """The same of an image by the path that a table gives for it, which may be another machine's.
+
+    A hidden folder alone says nothing there: many caches are in one.
+    """
+    *folders, last = path.replace("\\", "/").split("/")
+    return is_stray(last) or any(f.lower() in _NAMES | {".ipynb_checkpoints"} for f in folders)
+
+
 def is_beside_a_table(path: str) -> bool:
     """Whether a file below a folder of Parquet is none of its rows, as Spark and Hive take it."""
     return is_stray_path(path) or any(_TABLE_COMPANIONS.match(part) for part in path.split("/"))

@@ -180,6 +180,11 @@ def test_the_background_is_part_of_the_fingerprint(tmp_path):
     black, white = (of_folder(tmp_path, background=b) for b in ("black", "white"))
     assert black.image_sha(0) != white.image_sha(0)
     assert len({black.fingerprint, white.fingerprint, of_folder(tmp_path).fingerprint}) == 3
+    assert of_folder(tmp_path, background=(1.0,)).fingerprint == (
+        of_folder(tmp_path, background=[1.0]).fingerprint
+    )
+    with pytest.raises(DatasetError, match="background is 'green'"):
+        of_folder(tmp_path, background="green")
     with pytest.raises(DatasetError, match="background means nothing to dataset 'digits'"):
         load_dataset({"name": "digits", "background": "white"})
     with pytest.raises(ConfigError, match=r"dataset\.background"):

@@ -219,6 +219,22 @@ def test_a_corrupt_image_is_named_by_its_file_and_row(tmp_path):
     assert "row 2 of test-1.parquet ('photo_2.png')" in checked.corrupt[5]
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["._photo.png", "ant/._photo.png", "Thumbs.db", "__MACOSX/ant/photo.png",
+     "/home/me/data/.ipynb_checkpoints/photo-checkpoint.png"],
+)  # fmt: skip
+def test_an_image_that_a_program_left_behind_is_none(tmp_path, path):
+    cells = [{"bytes": encoded(grey(10 + k)), "path": f"/home/me/.cache/{k}.png"} for k in range(2)]
+    cells.append({"bytes": encoded(grey(99)), "path": path})
+    parquet(tmp_path / "all.parquet", [0, 1, 0], images=pa.array(cells, STRUCT))
+    data = of_parquet(tmp_path)
+    corrupt = check_images(data, data.ids).corrupt
+    assert list(corrupt) == [2]
+    assert path in corrupt[2]
+    assert "it is no image of the dataset: remove its row" in corrupt[2]
+
+
 def test_a_corrupt_image_of_a_folder_is_named_by_its_file(tmp_path):
     image_folder(tmp_path, "ant", "bee")
     (tmp_path / "bee" / "0.png").write_bytes(b"GIF89a")
