@@ -61,6 +61,8 @@ class _Table(BaseModel):
         """Refuse true and false where they would pass for 1 and 0."""
         field = cls.model_fields[str(info.field_name)]
         entries = given if isinstance(given, list | tuple) else [given]
+        if isinstance(given, dict) and dict[str, int] in get_args(field.annotation):
+            entries = list(given.values())
         if any(isinstance(value, bool) for value in entries) and bool not in (
             field.annotation,
             *get_args(field.annotation),

@@ -104,7 +104,7 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
     check_background(chosen.get("background"))
     request = Request(
         **{
-            key: _fixed(chosen[key])
+            key: _fixed(key, chosen[key])
             for key in _REQUEST_KEYS
             if key in chosen and key != "class_order"
         },
@@ -116,8 +116,10 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
     return data if resizing is None else _resized(data, resizing)
 
 
-def _fixed(value: Any) -> Any:
-    """A list as a tuple, so that a fingerprint does not depend on which it was."""
+def _fixed(key: str, value: Any) -> Any:
+    """A list as a tuple, so that a fingerprint does not depend on how numbers were given."""
+    if key == "background" and not isinstance(value, str):
+        return tuple(float(number) for number in value)
     return tuple(value) if isinstance(value, list) else value
 
 

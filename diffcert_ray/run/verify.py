@@ -39,7 +39,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     try:
         data = load_dataset(config.dataset.whole(), config.execution.storage_options)
     except DatasetError as error:
-        if config.dataset.path is None:
+        if config.dataset.path is None or type(error) is not DatasetError:
             raise
         raise DatasetError(
             f"{error}; if the run was made elsewhere, say where its images are here by "

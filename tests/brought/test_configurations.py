@@ -42,6 +42,7 @@ def test_json_and_label_maps_that_begin_with_one_are_read(tmp_path):
         ({"votes": {"sigmas": [True]}}, r"votes.sigmas is \[True\]"),
         ({"dataset": {"first": True}}, "dataset.first is True"),
         ({"dataset": {"label_map": [True, False]}}, "dataset.label_map"),
+        ({"dataset": {"label_map": {"ant": True}}}, "dataset.label_map"),
         ({"execution": {"actors": True}}, "execution.actors is True"),
     ],
 )
