@@ -133,9 +133,13 @@ def _name(cell: str) -> str:
     return cell.strip().strip('"').lower()
 
 
-def _parsed(text: str) -> pd.DataFrame:
-    text = text.lstrip("\r\n")
-    header = text.split("\n", 1)[0].rstrip("\r")
+def check_header(text: str) -> str:
+    """What separates the columns of a log.
+
+    Raises:
+        LogError: the first line does not name the columns of one.
+    """
+    header = text.lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
     separator = _separator(header)
     if separator is None:
         cells = [_name(cell) for cell in header.split("\t")]
@@ -144,6 +148,11 @@ def _parsed(text: str) -> pd.DataFrame:
             f"the first line is {cells[:8]!r} and lacks {', '.join(lacking)}: a log of "
             f"certificates has the tab-separated columns {' '.join(COLUMNS)} (time may be missing)"
         )
+    return separator
+
+
+def _parsed(text: str) -> pd.DataFrame:
+    separator, text = check_header(text), text.lstrip("\r\n")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from diffcert_ray.certificates.norms import NORMS
 from diffcert_ray.errors import ConfigError, LogError, nearest
-from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, read_cohen_log
+from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, check_header, read_cohen_log
 from diffcert_ray.report.sigma_names import sigma_of_name
 from diffcert_ray.report.unfinished import unfinished_line
 
@@ -72,6 +72,10 @@ def series_of_log(
     Raises:
         LogError: it is no log of certificates, or its sigma is not known.
     """
+    try:
+        check_header(text)
+    except LogError as error:
+        raise LogError(f"{path}: {error}") from None
     known = sigma if sigma is not None else sigma_of_name(path)
     if known is None:
         raise LogError(

@@ -47,6 +47,8 @@ def test_a_log_without_an_ending_is_told_by_its_first_line(tmp_path, name, sigma
 def test_a_file_without_an_ending_that_is_no_log_is_refused_by_its_first_line(tmp_path):
     with pytest.raises(LogError, match=r"sigma_0\.25: the first line is .* lacks idx, label"):
         read(tmp_path / "sigma_0.25", "epoch\tloss\n1\t2\n")
+    with pytest.raises(LogError, match=r"run\.toml: the first line"):  # before any word of sigma
+        read(tmp_path / "run.toml", "votes_id = 1\n")
     shutil.rmtree(tmp_path)
     with pytest.raises(StoreError):  # nothing there: no run either
         open_sources([str(tmp_path / "sigma_0.25")])
@@ -76,9 +78,11 @@ def test_a_file_without_an_ending_that_is_no_log_is_refused_by_its_first_line(tm
         (LOG.replace("\t", "   "), (104.5, 2, 3)),
         (LOG.replace("idx\tlabel\tpredict", "Idx\tLabel\tPredict"), (104.5, 2, 3)),
         (LOG.rstrip("\n"), (104.5, 2, 3)),
+        ("\n" + LOG + "\n\n", (104.5, 2, 3)),
     ],
     ids=["bom", "utf-16", "crlf", "seconds", "m:s", "minutes", "ms", "days", "no time", "no column",
-         "nan radius", "radius -1", "True", "1.0", "commas", "spaces", "capitals", "no newline"],
+         "nan radius", "radius -1", "True", "1.0", "commas", "spaces", "capitals", "no newline",
+         "empty lines"],
 )  # fmt: skip
 def test_a_log_in_another_hand_says_the_same(tmp_path, content, seconds):
     assert_is_the_log(read(tmp_path / "sigma_0.25", content), seconds)
