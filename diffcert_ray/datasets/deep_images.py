@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _CHANNELS: Final = {2: 3, 4: 2, 6: 4}  # by colour type; 0, grey, is left to Pillow
-_PNM_HEADER = re.compile(rb"(P[56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s+(\d+)\s")
+_BETWEEN: Final = rb"(?:\s|#[^\n]*\n)+"
+_PNM_HEADER = re.compile(
+    _BETWEEN.join((rb"(P[2356])", rb"(\d+)", rb"(\d+)", rb"(\d+)")) + rb"[\s#]"
+)
 
 
 def deep_levels(data: bytes, most_pixels: int) -> tuple[NDArray[np.uint16], int] | None:
@@ -41,14 +44,19 @@ def deep_levels(data: bytes, most_pixels: int) -> tuple[NDArray[np.uint16], int]
 
 
 def _pnm(data: bytes, header: re.Match[bytes], most_pixels: int) -> NDArray[np.uint16]:
-    width, height, channels = int(header[2]), int(header[3]), 3 if header[1] == b"P6" else 1
+    width, height, channels = int(header[2]), int(header[3]), 3 if header[1] in b"P6 P3" else 1
     if not 0 < width * height <= most_pixels or int(header[4]) > 65535:
         raise ValueError(f"{width} x {height} pixels of levels up to {int(header[4])}")
     count = width * height * channels
-    if len(data) - header.end() < 2 * count:
+    if header[1] in b"P2 P3":  # numbers as text
+        words = re.sub(rb"#[^\n]*", b"", data[header.end() - 1 :]).split()[:count]
+        levels = np.array([min(int(word), 65536) for word in words], dtype=np.int64)
+    else:
+        most = (len(data) - header.end()) // 2
+        levels = np.frombuffer(data, ">u2", min(count, most), header.end())
+    if len(levels) < count:
         raise ValueError("its end is missing")
-    levels = np.frombuffer(data, ">u2", count, header.end())
-    if levels.max(initial=0) > int(header[4]):
+    if levels.min(initial=0) < 0 or levels.max(initial=0) > int(header[4]):
         raise ValueError("a level is larger than its header says")
     return levels.astype(np.uint16).reshape(height, width, channels)
 

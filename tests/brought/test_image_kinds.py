@@ -103,8 +103,13 @@ def test_16_bits_of_a_ppm_and_12_bits_are_read_by_their_largest_level():
     data = b"P6\n# by a camera\n4 3\n4095\n" + levels.astype(">u2").tobytes()
     expected = (levels / np.float32(4095)).astype(np.float32).transpose(2, 0, 1)
     assert np.array_equal(decode_pixels(data, 3), expected)
-    with pytest.raises(UndecodableError, match="its end is missing"):
-        decode_pixels(data[:-1], 3)
+    text = "P3\n4 3\n# by hand\n4095\n" + "\n".join(map(str, levels.ravel())) + "\n"
+    assert np.array_equal(decode_pixels(text.encode(), 3), expected)
+    for cut in (data[:-1], text.encode()[:-6]):
+        with pytest.raises(UndecodableError, match="its end is missing"):
+            decode_pixels(cut, 3)
+    with pytest.raises(UndecodableError, match="larger than its header says"):
+        decode_pixels(b"P2 1 1 4095 4096\n", 1)
 
 
 @pytest.mark.parametrize(
