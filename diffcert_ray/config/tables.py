@@ -20,6 +20,8 @@ PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "loc
 DIRECT_METHODS = ("classify", "denoise-classify", "shortlist-classify")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+NO_MATTER = "no matter"
+"""In place of a class order, where nobody need be asked: that of the names."""
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 MOST = 10**9
@@ -136,9 +138,14 @@ class DatasetConfig(_Table):
     seed: Annotated[int, Field(ge=0)] | None = None
     """The random sample is drawn with this seed, 0 where it is not given."""
 
+    def as_stored(self) -> "DatasetConfig":
+        """The same for a run that has begun: its classes have an order, also if nobody said it."""
+        asked_about = self.class_order is None and self.name in ("folder", "parquet")
+        return self.model_copy(update={"class_order": NO_MATTER} if asked_about else {})
+
     def whole(self) -> "DatasetConfig":
         """All its images: later starts of a run may have added some to the first one's choice."""
-        return self.model_copy(update=dict.fromkeys((*SELECTORS, "seed")))
+        return self.as_stored().model_copy(update=dict.fromkeys((*SELECTORS, "seed")))
 
 
 class ModelConfig(_Table):

@@ -11,13 +11,12 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from diffcert_ray.config.tables import NO_MATTER
 from diffcert_ray.errors import DatasetError
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _DIGITS = re.compile(r"(\d+)")
 SHOWN = 12
-NO_MATTER = "no matter"
-"""In place of an order where a label map names every class."""
 
 
 def ordered_classes(

@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from diffcert_ray.config.selectors import SELECTORS
+from diffcert_ray.config.tables import NO_MATTER
 from diffcert_ray.datasets.cifar import read_cifar
-from diffcert_ray.datasets.class_order import NO_MATTER, check_padding
+from diffcert_ray.datasets.class_order import check_padding
 from diffcert_ray.datasets.dataset import Dataset
 from diffcert_ray.datasets.decoding import check_background
 from diffcert_ray.datasets.digits import read_digits
@@ -126,7 +127,7 @@ def _fixed(key: str, value: Any) -> Any:
 def _class_order(chosen: Mapping[str, Any]) -> str | None:
     """The order that is asked for; none matters where a mapping gives every class its number."""
     order = chosen.get("class_order")
-    if order not in (None, "name", "number"):
+    if order not in (None, "name", "number", NO_MATTER):
         raise DatasetError(f'dataset.class_order is {order!r}: give "name" or "number"')
     by_name = isinstance(chosen.get("label_map"), Mapping)
     return NO_MATTER if order is None and by_name else order

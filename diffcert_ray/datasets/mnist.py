@@ -63,11 +63,12 @@ def read_mnist(request: Request) -> Split:
         DatasetError: no such files, damaged ones, or those of another dataset.
     """
     request.check_split("test", "train")
-    _check_is_not_another(request)
     files = request.files()
     emnist = request.name == "emnist"
     variant = _variant(request) if emnist else ""
-    images = read_idx(files, _found(request, files, variant, "images-idx3-ubyte"), 3)
+    file = _found(request, files, variant, "images-idx3-ubyte")
+    _check_is_not_another(request, file)
+    images = read_idx(files, file, 3)
     stored = read_idx(files, _found(request, files, variant, "labels-idx1-ubyte"), 1)
     names = EMNIST[variant] if emnist else _NAMES[request.name]
     labels = stored.astype(np.int64) - (1 if variant == "letters" else 0)
@@ -122,14 +123,14 @@ def _found(request: Request, files: DataFiles, variant: str, end: str) -> str:
     )
 
 
-def _check_is_not_another(request: Request) -> None:
-    """MNIST, Fashion-MNIST and KMNIST name their files alike: a path may tell which they are."""
-    parts = (request.path or "").replace("\\", "/").split("/")
-    told = [part.lower().replace("-", "").replace("_", "") for part in parts]
-    known = {"mnist", "fashionmnist", "kmnist", "emnist"}
-    others = [part for part in told if part in known - {request.name.replace("-", "")}]
-    if others and told[-1] in {*others, "raw"} and request.name != "emnist":
+def _check_is_not_another(request: Request, file: str) -> None:
+    """MNIST, Fashion-MNIST and KMNIST name their files alike: folders may tell which they are."""
+    parts = f"{request.path}/{file}".replace("\\", "/").split("/")[:-1]
+    told = [part.lower().replace("-", "").replace("_", "") for part in parts if part != "raw"]
+    known = {name.replace("-", "") for name in _FOLDERS}
+    if told and told[-1] in known - {request.name.replace("-", "")}:
         raise DatasetError(
-            f"dataset.path {request.path!r} is the folder of {others[-1]}, and dataset.name is "
-            f"{request.name!r}: their files have the same names; correct one of them"
+            f"dataset.path {request.path!r} is the folder of {parts[len(told) - 1]}, and "
+            f"dataset.name is {request.name!r}: their files have the same names; correct one of "
+            "them"
         )

@@ -132,7 +132,7 @@ def _dimensions(run: Run) -> int | None:
 
 def pictures_of(run: Run) -> Pictures:
     """The images of a run's dataset, where it is at hand and unchanged, or why there are none."""
-    settings = run.config.dataset
+    settings = run.config.dataset.as_stored()
     try:
         data = load_dataset(settings, run.config.execution.storage_options)
     except (ValueError, OSError) as error:

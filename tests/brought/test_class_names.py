@@ -6,6 +6,7 @@ import pytest
 import torchvision
 
 from diffcert_ray import certify, load_dataset
+from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import DatasetError
 from tests.brought.inputs import (
     encoded,
@@ -141,6 +142,17 @@ def test_an_order_need_not_be_said_where_a_mapping_names_every_class(tmp_path):
     assert mapped.labels.tolist() == [1, 0]
     with pytest.raises(DatasetError, match="class_order is 'size'"):
         of_folder(tmp_path, class_order="size")
+
+
+def test_a_run_that_has_begun_is_not_asked_about_its_order(tmp_path):
+    image_folder(tmp_path, *UP_TO_11)
+    table = {"name": "folder", "path": str(tmp_path), "split": "all", "first": 3}
+    before = load_config({"dataset": table}).dataset  # of a version that did not ask
+    by_name = of_folder(tmp_path, class_order="name")
+    for stored in (before.whole(), before.as_stored()):
+        assert load_dataset(stored).fingerprint == by_name.fingerprint
+    assert len(load_dataset(before.whole())) == 12
+    assert load_config({"dataset": {"name": "digits"}}).dataset.whole().class_order is None
 
 
 def test_some_folders_of_a_larger_network_are_not_taken_as_its_first_classes(tmp_path):

@@ -79,8 +79,12 @@ def test_names_with_a_dot_are_known_and_packing_is_told_by_content(tmp_path):
 
 def test_the_folder_of_another_of_them_is_refused(tmp_path):
     write_idx(tmp_path / "FashionMNIST" / "raw", "t10k", IMAGES, LABELS)
-    with pytest.raises(DatasetError, match=r"is the folder of fashionmnist, and .*'mnist'"):
+    with pytest.raises(DatasetError, match=r"is the folder of FashionMNIST, and .*'mnist'"):
         load_dataset({"name": "mnist", "path": str(tmp_path / "FashionMNIST" / "raw")})
+    spec = {"name": "fashion-mnist", "path": str(tmp_path / "FashionMNIST")}
+    assert len(load_dataset(spec)) == 12
+    write_idx(tmp_path / "MNIST" / "FashionMNIST" / "raw", "t10k", IMAGES, LABELS)
+    assert len(load_dataset(spec | {"path": str(tmp_path / "MNIST")})) == 12
     with pytest.raises(DatasetError, match=r"neither t10k-images-idx3-ubyte nor .*downloaded"):
         load_dataset({"name": "mnist", "path": str(tmp_path)})
 
