@@ -70,6 +70,8 @@ def plan(
         title = f"{settings.name}: {estimated.images} images, {settings.votes.bound}"
         _say_sigmas(title, estimated.sigmas)
     out.print(estimated.said(settings.name))
+    if data.mapping:
+        out.print(escaped(data.mapping), soft_wrap=True)
     _say_costs(device, workers, estimated, costs)
     for warning in warnings:
         out.print(f"[bold]warning:[/] {escaped(warning)}")

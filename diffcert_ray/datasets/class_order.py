@@ -70,27 +70,33 @@ def mapping_shown(names: Sequence[str]) -> str:
     return ", ".join(shown)
 
 
-def check_padding(names: Sequence[str], classes: int | None, where: str) -> None:
-    """Refuse names of some of a network's classes that do not say which of them they are.
+def padding_notes(names: Sequence[str], classes: int | None, where: str) -> list[str]:
+    """What to know of names that are those of some of a network's classes.
 
     Args:
         names: by class.
         classes: how many the network has, None where that is the number of names.
         where: what they are the names of.
 
+    Returns:
+        Sentences: that they are taken as its first classes.
+
     Raises:
-        DatasetError: the network has more classes, and the names are not its first numbers.
+        DatasetError: the names are numbers of other classes than those.
     """
     if classes is None or classes <= len(names):
-        return
-    if [int(name) if name.isdecimal() else -1 for name in names] == list(range(len(names))):
-        return
-    first = int(names[0]) if names[0].isdecimal() else "NUMBER"
-    raise DatasetError(
-        f"dataset.num_classes is {classes}, but {where} are {len(names)}, from {names[0]!r} to "
-        f"{names[-1]!r}: they would be the network's classes 0 to {len(names) - 1}; say which they "
-        f'are by dataset.label_map, as in {{"{names[0]}" = {first}, ...}}'
+        return []
+    numbers = [int(name) if name.isdecimal() else -1 for name in names]
+    if numbers == list(range(len(names))):
+        return []
+    taken = (
+        f"dataset.num_classes is {classes}, and {where} are {len(names)}, from {names[0]!r} to "
+        f"{names[-1]!r}: they are taken as the network's classes 0 to {len(names) - 1}; if they "
+        "are others of its classes, say which by dataset.label_map"
     )
+    if min(numbers) < 0:
+        return [taken]
+    raise DatasetError(f'{taken}, as in {{"{names[0]}" = {numbers[0]}, ...}}')
 
 
 def _numbers_say_otherwise(names: Sequence[str]) -> bool:

@@ -95,7 +95,8 @@ def read_image_folder(request: Request) -> Split:
         pixels=pixels,
         class_names=names,
         fingerprint=_fingerprint(request, folder, paths, names if moved else ()),
-        notes=(f"{where}: {mapping_shown(names)}", *listing.notes(folder)),
+        notes=tuple(listing.notes(folder)),
+        mapping=f"{where}: {mapping_shown(names)}",
         names_said=where,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from diffcert_ray.config.selectors import SELECTORS
 from diffcert_ray.config.tables import NO_MATTER
 from diffcert_ray.datasets.cifar import read_cifar
-from diffcert_ray.datasets.class_order import check_padding
+from diffcert_ray.datasets.class_order import padding_notes
 from diffcert_ray.datasets.dataset import Dataset
 from diffcert_ray.datasets.decoding import check_background
 from diffcert_ray.datasets.digits import read_digits
@@ -145,7 +145,7 @@ def _resized(data: Dataset, resizing: Resizing) -> Dataset:
 def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> Dataset:
     where = positions(f"{request.name} {request.split}", whole.ids, chosen)
     ids, labels = whole.ids[where], whole.labels(where)
-    names, fingerprint = whole.class_names, whole.fingerprint
+    names, fingerprint, notes = whole.class_names, whole.fingerprint, list(whole.notes)
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(outside):
         first = outside[0]
@@ -167,7 +167,7 @@ def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> D
             "the network's class of every label"
         )
     elif whole.names_said:
-        check_padding(names, chosen.get("num_classes"), whole.names_said)
+        notes += padding_notes(names, chosen.get("num_classes"), whole.names_said)
     return Dataset(
         name=request.name,
         split=request.split,
@@ -176,7 +176,8 @@ def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> D
         pixels=whole.pixels(where),
         class_names=_padded(names, chosen.get("num_classes")),
         fingerprint=fingerprint,
-        notes=whole.notes,
+        notes=tuple(notes),
+        mapping=whole.mapping,
     )
 
 

@@ -143,6 +143,7 @@ def read_parquet(request: Request) -> Split:
         fingerprint=digest.hexdigest(),
         notes=(*labels.notes, *notes),
         names_said=labels.said,
+        mapping=labels.mapping,
     )
 
 

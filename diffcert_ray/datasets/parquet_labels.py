@@ -32,6 +32,7 @@ class Labels:
         moved: names by class, where another order was chosen than the usual one; else empty.
         notes: sentences about them.
         said: what the names are names of, where files know classes by name only; else "".
+        mapping: their numbers in a line, there.
     """
 
     groups: RowGroups
@@ -42,6 +43,7 @@ class Labels:
     moved: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     said: str = ""
+    mapping: str = ""
 
     def of(self, rows: Ints) -> Ints:
         """Classes of rows, int64; -1 where none is stored, or one beyond the names."""
@@ -104,9 +106,10 @@ def _of_text(groups: RowGroups, column: str, class_order: str | None, where: str
         raise DatasetError(f"{where} name no class: give every row its label")
     table = {name: k for k, name in enumerate(names)}
     kept = np.flatnonzero([name in table for name in stored]).astype(np.int64)
-    notes = (f"{where}: {mapping_shown(names)}", *_left_out(where, stray, len(stored) - len(kept)))
+    notes = tuple(_left_out(where, stray, len(stored) - len(kept)))
     tables = tuple(table for _ in groups.schemas)
-    return Labels(groups, column, names, tables, kept, names if moved else (), notes, where)
+    told = f"{where}: {mapping_shown(names)}"
+    return Labels(groups, column, names, tables, kept, names if moved else (), notes, where, told)
 
 
 def _of_published(

@@ -85,6 +85,7 @@ class Split:
             map must be given.
         notes: sentences about what was read that a reader may not expect.
         names_said: what classes are the names of, where files know them by name only; else "".
+        mapping: their numbers in a line, there.
     """
 
     ids: Ints
@@ -96,6 +97,7 @@ class Split:
     order_known: bool = True
     notes: tuple[str, ...] = ()
     names_said: str = ""
+    mapping: str = ""
 
 
 def split_of_bytes(
