@@ -92,12 +92,14 @@ def decode_image(data: bytes, channels: int, background: Background = None) -> N
     from PIL import Image, UnidentifiedImageError
 
     try:
-        if (deep := deep_levels(data, MAX_PIXELS)) is not None:
-            levels, largest = deep
-            values = levels.astype(np.float32) / np.float32(largest)
-        else:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        deep = deep_levels(data, MAX_PIXELS)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_is_one(image)
+            if deep is None:
                 values = _values(image, channels)
+            else:
+                levels, largest = deep
+                values = _turned(image, levels.astype(np.float32) / np.float32(largest))
         values = _over(values, background)
     except UndecodableError:
         raise
@@ -127,12 +129,6 @@ def decode_image(data: bytes, channels: int, background: Background = None) -> N
 
 def _values(image: Any, channels: int) -> NDArray[Any]:
     """An opened image as [H, W, C] of 1 to 4 channels: uint8, or float32 where it is deeper."""
-    if image.width * image.height > MAX_PIXELS:
-        raise UndecodableError(f"{image.width} x {image.height} pixels")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a camera's preview beside its picture
-        raise UndecodableError(f"it has {frames} frames or pages: store each as an image")
-    image.load()
     bits = _bits(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         if "transparency" in image.info:
@@ -154,6 +150,16 @@ def _values(image: Any, channels: int) -> NDArray[Any]:
         raise _unread(image.mode, channels)
     values = np.asarray(seen)
     return _turned(image, values if values.ndim == 3 else values[..., None])
+
+
+def _check_is_one(image: Any) -> None:
+    """Read an opened image, which must be one, and of a size that can be."""
+    if image.width * image.height > MAX_PIXELS:
+        raise UndecodableError(f"{image.width} x {image.height} pixels")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's preview beside its picture
+        raise UndecodableError(f"it has {frames} frames or pages: store each as an image")
+    image.load()
 
 
 def _unread(mode: str, channels: int) -> UndecodableError:

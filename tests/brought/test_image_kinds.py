@@ -63,6 +63,18 @@ def test_an_image_is_turned_as_its_exif_orientation_says(orientation, kind):
     assert np.array_equal(decode_image(file.getvalue(), 3), expected.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_image_of_16_bits_is_turned_as_well(orientation):
+    levels = RANDOM.integers(0, 2**16, (6, 9, 3)).astype(np.uint16)
+    plain = png_16(levels, 2)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    tagged = plain[:33] + png_chunk(b"eXIf", exif.tobytes()[6:]) + plain[33:]
+    upright = np.rot90(levels, {3: 2, 6: -1}[orientation])
+    expected = (upright / np.float32(65535)).astype(np.float32).transpose(2, 0, 1)
+    assert np.array_equal(decode_pixels(tagged, 3), expected)
+
+
 def test_damaged_exif_data_say_nothing():
     data = encoded(COLOURS, "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert np.array_equal(decode_image(data, 3), COLOURS.transpose(2, 0, 1))
