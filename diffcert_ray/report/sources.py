@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -20,6 +21,7 @@ from diffcert_ray.report.series import Series, distinct_names, series_of_log
 from diffcert_ray.report.sigma_names import sigma_of_name
 from diffcert_ray.run.certifiable import check_labels
 from diffcert_ray.run.stored import Run, open_run
+from diffcert_ray.storage.store import RUN_DOCUMENT
 
 LOG_ENDINGS = (".tsv", ".txt", ".log", ".csv")
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -65,6 +67,7 @@ def open_sources(
             text = _read_text(address, storage_options)
             series.append(series_of_log(address, text, sigma=log_sigma, alpha=log_alpha))
             continue
+        _refuse_a_folder_of_logs(address)
         runs.append(open_run(address, storage_options))
         series += series_of_run(runs[-1])
     return Sources(tuple(distinct_names(series)), tuple(runs))
@@ -156,6 +159,23 @@ def _is_log(address: str, storage_options: Mapping[str, Any] | None) -> bool:
         return bool(filesystem.isfile(path))
     except (OSError, ValueError, ImportError):
         return False  # who opens it as a run says what is wrong
+
+
+def _refuse_a_folder_of_logs(address: str) -> None:
+    """Say what to give in place of a local folder without a run, but with files of some kind."""
+    folder = Path(address)
+    if "://" in address or not folder.is_dir() or (folder / RUN_DOCUMENT).exists():
+        return
+    logs = [
+        str(file)
+        for file in sorted(folder.iterdir())
+        if _is_log(str(file), None) and sigma_of_name(file.name) is not None
+    ]
+    if logs:
+        raise ConfigError(
+            f"{address} is no run, but a folder of {len(logs)} files that are named as logs: give "
+            f"the files themselves, as in diffcert report {shlex.join(logs[:3])}"
+        )
 
 
 def _read_text(address: str, storage_options: Mapping[str, Any] | None) -> str:

@@ -104,6 +104,13 @@ def test_a_log_that_would_be_misread_is_refused(tmp_path, content, match):
         read(tmp_path / "sigma_0.25", content)
 
 
+def test_a_folder_of_logs_is_told_from_a_run_that_is_not_there(tmp_path):
+    for name in ("sigma_0.25", "sigma_0.50", "README"):
+        (tmp_path / name).write_text(LOG)
+    with pytest.raises(ConfigError, match=r"folder of 2 files .*/sigma_0\.25 .*/sigma_0\.50"):
+        open_sources([str(tmp_path)])
+
+
 def test_a_log_that_is_no_text_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="that it is text"):
         read(tmp_path / "sigma_0.25", b"\x89PNG\xff\xfe\x00")
