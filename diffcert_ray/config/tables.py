@@ -27,6 +27,7 @@ Positive = Annotated[float, Field(gt=0)]
 MOST = 10**9
 """The most of anything that is counted: more votes end in no lifetime, and fit no table."""
 Count = Annotated[int, Field(ge=1, le=MOST)]
+Sigma = Annotated[float, Field(gt=0, le=100)]  # of pixels in [0, 1]: nothing is left of them
 
 
 def _read_settings(given: Any) -> Any:
@@ -277,7 +278,7 @@ class SiftConfig(_Table):
 class VotesConfig(_Table):
     """This table says how many votes are cast, at which sigmas, and what is certified from them."""
 
-    sigmas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25,)
+    sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.25,)
     """Every image is certified at each of these smoothing noises, in pixel units."""
     n0: Count = 100
     """So many selection votes choose an image's class, where select is set at most."""

@@ -69,6 +69,12 @@ def test_a_number_of_votes_that_never_ends_is_refused(override):
         load_config({}, [override])
 
 
+def test_a_sigma_that_leaves_nothing_of_an_image_is_refused():
+    tables = {"method": {"name": "classify"}, "votes": {"sigmas": [1e23]}}
+    with pytest.raises(ConfigError, match=r"votes\.sigmas\.0 is 1e\+23: .* equal to 100"):
+        load_config(tables)
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A configuration beside its images, and a process that is in another folder."""
