@@ -61,6 +61,7 @@ def plan(
     device = resolve_device(settings.execution.device)
     worker = WorkerSpec(settings, weights, device, dataset=data).load("plan")
     estimated, warnings = kind_of(settings).estimate(settings, asked, worker, data.num_classes)
+    warnings = [*data.notes, *warnings]
     costs = bills(estimated.worker_hours, prices, workers)
     if as_json:
         print_json(_figures(settings.name, device, workers, estimated, costs, warnings))
@@ -69,6 +70,8 @@ def plan(
         title = f"{settings.name}: {estimated.images} images, {settings.votes.bound}"
         _say_sigmas(title, estimated.sigmas)
     out.print(estimated.said(settings.name))
+    if data.mapping:
+        out.print(escaped(data.mapping), soft_wrap=True)
     _say_costs(device, workers, estimated, costs)
     for warning in warnings:
         out.print(f"[bold]warning:[/] {escaped(warning)}")

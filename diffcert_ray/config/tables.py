@@ -2,9 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from diffcert_ray.config.selectors import SELECTORS
 
@@ -12,8 +20,14 @@ PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "loc
 DIRECT_METHODS = ("classify", "denoise-classify", "shortlist-classify")
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+NO_MATTER = "no matter"
+"""In place of a class order, where nobody need be asked: that of the names."""
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+MOST = 10**9
+"""The most of anything that is counted: more votes end in no lifetime, and fit no table."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Sigma = Annotated[float, Field(gt=0, le=100)]  # of pixels in [0, 1]: nothing is left of them
 
 
 def _read_settings(given: Any) -> Any:
@@ -21,7 +35,7 @@ def _read_settings(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        content = json.loads(Path(given).expanduser().read_text("utf-8"))
+        content = json.loads(Path(given).expanduser().read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"no JSON can be read there ({error}): give the path of a local JSON file, or a table"
@@ -44,6 +58,21 @@ class _Table(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where they would pass for 1 and 0."""
+        field = cls.model_fields[str(info.field_name)]
+        entries = given if isinstance(given, list | tuple) else [given]
+        if isinstance(given, dict) and dict[str, int] in get_args(field.annotation):
+            entries = list(given.values())
+        if any(isinstance(value, bool) for value in entries) and bool not in (
+            field.annotation,
+            *get_args(field.annotation),
+        ):
+            raise ValueError("true and false are no value of this key")
+        return given
+
 
 class DatasetConfig(_Table):
     """This table says which images are certified.
@@ -53,13 +82,19 @@ class DatasetConfig(_Table):
     """
 
     name: str = "digits"
-    """The dataset is digits, glyphs, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or
-    parquet."""
+    """The dataset is digits, glyphs, mnist, fashion-mnist, kmnist, emnist, medmnist, cifar10,
+    cifar100, svhn, stl10, tiny-imagenet, imagenet32, imagenet64, folder or parquet."""
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
     """The images come from this part of the published data, or of a folder or Parquet dataset."""
     path: str | None = None
     """The files lie in this folder or at this fsspec address. Every dataset but digits
     and the test split of glyphs needs it."""
+    variant: str | None = None
+    """Which part of emnist (balanced, byclass, bymerge, letters, digits or mnist), or which set of
+    medmnist, as in pathmnist or pathmnist_64, is meant. It is needed for these two."""
+    upright: bool | None = None
+    """EMNIST's images, which are stored lying, are turned upright (the default), or given as they
+    are stored (false), as torchvision gives them."""
     image_column: str | None = None
     """This column of a Parquet dataset holds the images. Where only one column has the type of
     images, it need not be named."""
@@ -70,11 +105,25 @@ class DatasetConfig(_Table):
     id."""
     label_map: tuple[int, ...] | dict[str, int] | str | None = None
     """A list, a mapping or ImageNet's map_clsloc.txt gives the network's number of each class."""
+    class_order: Literal["name", "number"] | None = None
+    """Class folders and labels that are text are numbered by sorted name, or by the number in it.
+    It is needed where the two differ, as for 1, 2 and 10."""
     num_classes: Count | None = None
     """The network has so many classes. It is needed where the dataset has fewer."""
     image_shape: tuple[Count, Count, Count] | None = None
     """Images have these channels, height and width. It is needed where the files of a folder or
     Parquet dataset do not say it."""
+    resize: Count | tuple[Count, Count] | None = None
+    """Images are resized as they are read, antialiased: to this shorter side, or to this height and
+    width. Radii are those of the resized images."""
+    crop: Count | tuple[Count, Count] | None = None
+    """A square of this side, or a part of this height and width, is kept from the middle of each
+    image, after resize."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "area"] | None = None
+    """Images are resized with this filter, bicubic where it is not given."""
+    background: Literal["white", "black"] | tuple[UnitInterval, ...] | None = None
+    """White, black or one number in [0, 1] for each channel is seen through transparent pixels.
+    Without it, images that have some are refused."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """An image that cannot be decoded stops the run before any work (stop), or counts as an
     abstention (skip)."""
@@ -90,9 +139,14 @@ class DatasetConfig(_Table):
     seed: Annotated[int, Field(ge=0)] | None = None
     """The random sample is drawn with this seed, 0 where it is not given."""
 
+    def as_stored(self) -> "DatasetConfig":
+        """The same for a run that has begun: its classes have an order, also if nobody said it."""
+        asked_about = self.class_order is None and self.name in ("folder", "parquet")
+        return self.model_copy(update={"class_order": NO_MATTER} if asked_about else {})
+
     def whole(self) -> "DatasetConfig":
         """All its images: later starts of a run may have added some to the first one's choice."""
-        return self.model_copy(update=dict.fromkeys((*SELECTORS, "seed")))
+        return self.as_stored().model_copy(update=dict.fromkeys((*SELECTORS, "seed")))
 
 
 class ModelConfig(_Table):
@@ -221,7 +275,7 @@ class SiftConfig(_Table):
 class VotesConfig(_Table):
     """This table says how many votes are cast, at which sigmas, and what is certified from them."""
 
-    sigmas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25,)
+    sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.25,)
     """Every image is certified at each of these smoothing noises, in pixel units."""
     n0: Count = 100
     """So many selection votes choose an image's class, where select is set at most."""

@@ -155,6 +155,7 @@ def _checked(
 
     options = config.execution.storage_options
     data = dataset if dataset is not None else load_dataset(config.dataset, options)
+    _say_how_it_is_read(data, asked=config.dataset.class_order is not None)
     weights = weights_of(config, denoiser, classifier)
     device = resolve_device(config.execution.device)
     plan = plan_of(config, data, images)
@@ -174,6 +175,15 @@ def _checked(
         image_shas=read.shas,
     )
     return _Checked(spec, data, plan, unreadable)
+
+
+def _say_how_it_is_read(data: Dataset, *, asked: bool) -> None:
+    """What one may not expect; the numbers of classes where their order was asked about."""
+    if data.mapping:
+        level = logging.WARNING if asked else logging.INFO
+        logger.log(level, "dataset %s %s: %s", data.name, data.split, data.mapping)
+    for note in data.notes:
+        logger.warning("dataset %s %s: %s", data.name, data.split, note)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """run.toml: the configuration that a run folder belongs to, its two hashes, and what may change."""
 
 import math
+import os
 import platform
 import tomllib
 from collections.abc import Mapping
@@ -149,6 +150,16 @@ class RunDocument:
         """The same for a process that reaches store and dataset with these options."""
         execution = self.config.execution.model_copy(update={"storage_options": dict(options)})
         return replace(self, config=self.config.model_copy(update={"execution": execution}))
+
+    def with_dataset_path(self, path: str) -> "RunDocument":
+        """The same for a process that has the images elsewhere; a label map is looked for there."""
+        moved: dict[str, Any] = {"path": path}
+        label_map = self.config.dataset.label_map
+        if isinstance(label_map, str) and not os.path.exists(label_map):
+            beside = os.path.join(path, os.path.basename(label_map))
+            moved |= {"label_map": beside} if os.path.exists(beside) else {}
+        dataset = self.config.dataset.model_copy(update=moved)
+        return replace(self, config=self.config.model_copy(update={"dataset": dataset}))
 
     def adopt_numerics(self, config: Config) -> Config:
         """The configuration with this run's [numerics], which every driver of the run must use."""

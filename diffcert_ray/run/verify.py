@@ -6,7 +6,7 @@ import pandas as pd
 
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.datasets.dataset import about, labels_of
-from diffcert_ray.errors import CorruptImageError
+from diffcert_ray.errors import CorruptImageError, DatasetError
 from diffcert_ray.run.contradictions import sentence
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.examined import Examined
@@ -36,13 +36,21 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
 
     config, kind, store = run.config, run.kind, run.store
     votes_id, weights = run.document.votes_id, weights_of(config)
-    data = load_dataset(config.dataset.whole(), config.execution.storage_options)
+    try:
+        data = load_dataset(config.dataset.whole(), config.execution.storage_options)
+    except DatasetError as error:
+        if config.dataset.path is None or type(error) is not DatasetError:
+            raise
+        raise DatasetError(
+            f"{error}; if the run was made elsewhere, say where its images are here by "
+            "--dataset-path, or open_run(RUN, dataset_path=...)"
+        ) from None
     version = run.document.method_version
     run.document.check_continues(RunDocument.of(config, weights, about(data), version))
     verification = Verification(seed=secrets.randbelow(2**32) if seed is None else seed)
     verification.other_method = 0 if run.document.castable else version
     verification.kinds_noted = run.document.notes_kinds
-    chosen = load_dataset(config.dataset, config.execution.storage_options)
+    chosen = load_dataset(config.dataset.as_stored(), config.execution.storage_options)
     _compare_dataset(run, data, chosen, verification)
     examined = run.examined()
     _note(examined, verification)
