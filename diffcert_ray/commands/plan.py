@@ -45,6 +45,7 @@ def plan(
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
     from diffcert_ray.run.estimate import bills
+    from diffcert_ray.run.head_check import check_head
     from diffcert_ray.run.kind import kind_of
     from diffcert_ray.run.plan import plan_of
     from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
@@ -54,9 +55,11 @@ def plan(
     data = load_dataset(settings.dataset, settings.execution.storage_options)
     asked = plan_of(settings, data, image_range(images))
     check_plan(settings, asked, data)
-    asked, _ = leave_out_corrupt(settings, asked, check_images(data, asked.image_ids))
+    read, weights = check_images(data, asked.image_ids), weights_of(settings)
+    asked, _ = leave_out_corrupt(settings, asked, read)
+    check_head(settings, weights, data, asked.image_ids.tolist(), read.shas)
     device = resolve_device(settings.execution.device)
-    worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("plan")
+    worker = WorkerSpec(settings, weights, device, dataset=data).load("plan")
     estimated, warnings = kind_of(settings).estimate(settings, asked, worker, data.num_classes)
     costs = bills(estimated.worker_hours, prices, workers)
     if as_json:

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from diffcert_ray.config.model_files import uses_head
 from diffcert_ray.config.selectors import the_selector
 from diffcert_ray.config.tables import Config
 from diffcert_ray.errors import ConfigError, nearest
@@ -163,13 +162,13 @@ def _check_trained(config: Config) -> None:
 
 def _check_votes(config: Config) -> None:
     votes = config.votes
-    if uses_head(config) and config.sift.head is None:
-        asked = f'method.name = "{config.method.name}"'
-        if config.kind_name == "diffusion":
-            asked = 'sift.rule = "shortlist"'
+    if config.uses_head and config.sift.head is None:
+        asked = 'sift.rule = "shortlist"'
+        if config.method.name == "shortlist-classify":
+            asked = 'method.name = "shortlist-classify"'
         raise ConfigError(
             f"{asked} needs a head that proposes classes: set sift.head to a shipped one "
-            '("digits") or to the file that `diffcert tune CONFIG` writes for your network'
+            '("digits") or to a file that was trained on your network'
         )
     if len(set(votes.sigmas)) < len(votes.sigmas):
         raise ConfigError(f"votes.sigmas = {list(votes.sigmas)} names a sigma twice: keep one")

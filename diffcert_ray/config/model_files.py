@@ -53,10 +53,3 @@ def model_files(config: Config) -> dict[str, ModelFile]:
     if config.method.name in DIRECT_METHODS:
         return {"denoiser": other}
     return {"denoiser": own, "unconditional": other}
-
-
-def uses_head(config: Config) -> bool:
-    """Whether votes depend on the head of ``sift.head``."""
-    if config.kind_name == "diffusion":
-        return config.sift.rule == "shortlist"
-    return config.method.name == "shortlist-classify"

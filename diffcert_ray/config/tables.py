@@ -197,7 +197,7 @@ class SiftConfig(_Table):
     """The first level of paired-z and shortlist lies at this fraction of the grid."""
     head: str | None = None
     """The rule shortlist and the method shortlist-classify use this head: a shipped name, or the
-    file or address that diffcert tune wrote."""
+    file or address of one that was trained on the same network."""
     head_sha256: str | None = None
     """The sha256 of the head's file must be this, or the run does not start."""
     least_p: Fraction = 0.01
@@ -344,3 +344,10 @@ class Config(_Table):
         if self.votes.bound in PLAIN_BOUNDS:
             return "losses"
         return "trained" if self.method.name in DIRECT_METHODS else "diffusion"
+
+    @property
+    def uses_head(self) -> bool:
+        """Whether votes depend on the head of ``sift.head``."""
+        if self.kind_name == "diffusion":
+            return self.sift.rule == "shortlist"
+        return self.method.name == "shortlist-classify"

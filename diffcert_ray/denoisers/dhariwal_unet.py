@@ -84,7 +84,13 @@ class DhariwalUNet(nn.Module):
         return self.with_bottom(x, c_noise, classes)[0]
 
     def with_bottom(self, x: Tensor, c_noise: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and the activations where encoding ends [B, C', H', W']."""
+        """The same, and the activations where encoding ends [B, C', H', W'].
+
+        Args:
+            x: as `forward`.
+            c_noise: as `forward`.
+            classes: as `forward`.
+        """
         emb = self.map_noise(c_noise).to(x.dtype)
         emb = self.map_layer1(F.silu(self.map_layer0(emb)))
         if self.map_label is not None:

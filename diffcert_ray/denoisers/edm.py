@@ -92,7 +92,13 @@ class EdmDenoiser(nn.Module):
         return self.with_bottom(u, s, y)[0]
 
     def with_bottom(self, u: Tensor, s: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `BottomDenoiser.with_bottom`; errors as `forward`."""
+        """As `BottomDenoiser.with_bottom`; errors as `forward`.
+
+        Args:
+            u: as `forward`.
+            s: as `forward`.
+            y: as `forward`.
+        """
         check_call(self, u, s, y)
         if y is None:
             y = torch.full_like(s, NO_CLASS, dtype=torch.int64)

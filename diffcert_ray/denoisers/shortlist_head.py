@@ -28,6 +28,11 @@ class BottomDenoiser(Protocol):
         """What `Denoiser.__call__` returns, bit by bit, and the activations [B, C', H', W'].
 
         The activations are those at the coarsest resolution; None where the network has none.
+
+        Args:
+            u: as `Denoiser.__call__`.
+            s: as `Denoiser.__call__`.
+            y: as `Denoiser.__call__`.
         """
         ...
 

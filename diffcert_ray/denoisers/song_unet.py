@@ -93,7 +93,13 @@ class SongUNet(nn.Module):
         return self.with_bottom(x, c_noise, classes)[0]
 
     def with_bottom(self, x: Tensor, c_noise: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and the activations where encoding ends [B, C', H', W']."""
+        """The same, and the activations where encoding ends [B, C', H', W'].
+
+        Args:
+            x: as `forward`.
+            c_noise: as `forward`.
+            classes: as `forward`.
+        """
         cosines, sines = self.map_noise(c_noise).to(x.dtype).chunk(2, dim=1)
         emb = torch.cat([sines, cosines], dim=1)
         if self.map_label is not None:

@@ -15,6 +15,7 @@ from diffcert_ray.votes.units import Item, Part, Unit
 if TYPE_CHECKING:
     from diffcert_ray.checkpoints.image_classifier import Network
     from diffcert_ray.denoisers.denoiser import Denoiser
+    from diffcert_ray.denoisers.shortlist_head import ShortlistHead
     from diffcert_ray.method.base_classifier import BaseClassifier
 
 PREDICT_VOTES = 4096  # votes that share batches when a batch of images is predicted
@@ -27,7 +28,7 @@ class Classifier:
         denoiser: a Denoiser, or what ``load_denoiser`` takes; None for "classify".
         sigma: smoothing noise, pixel units.
         method: "apndc", "epndc", "apndc-posterior" or "dc"; or, with a classifier, "classify" or
-            "denoise-classify".
+            "denoise-classify"; or "shortlist-classify", by ``settings["sift"]["head"]``.
         classifier: a torch module that takes images [B, C, H, W] in pixel units and returns logits
             [B, K]; for "classify" and "denoise-classify" only.
         settings: further configuration tables, as in a TOML file, e.g.
@@ -73,6 +74,7 @@ class Classifier:
         from diffcert_ray.method.trained_base import TrainedBase
 
         config, about = self._config, self._config.classifier
+        head = self._head(device)
         needs = {"classify": (False, True), "denoise-classify": (True, True)}
         if (network is not None, classifier is not None) != needs.get(
             config.method.name, (True, False)
@@ -81,9 +83,12 @@ class Classifier:
                 f'method "{config.method.name}": "classify" takes a classifier, "denoise-classify" '
                 "a denoiser and a classifier, every other method a denoiser; pass None for the rest"
             )
+        seed, batch = config.votes.seed, config.numerics.batch
+        if config.method.name == "shortlist-classify":
+            return TrainedBase(None, network, self.sigma, seed, batch, device, head)
         if classifier is None:
             assert network is not None  # by the table above
-            return base_classifier(config, network, self.sigma, device=device)
+            return base_classifier(config, network, self.sigma, head=head, device=device)
         wrapped = ImageClassifier(
             classifier,
             mean=about.mean,
@@ -91,8 +96,17 @@ class Classifier:
             dtype=config.numerics.dtype,
             device=device,
         )
-        seed, batch = config.votes.seed, config.numerics.batch
         return TrainedBase(wrapped, network, self.sigma, seed, batch, device)
+
+    def _head(self, device: str) -> "ShortlistHead | None":
+        """The head of ``sift.head`` at this sigma, where votes depend on one."""
+        from diffcert_ray.checkpoints.head_file import head_at, load_heads
+
+        if not self._config.uses_head:
+            return None
+        options = self._config.execution.storage_options
+        heads = load_heads(str(self._config.sift.head), device=device, storage_options=options)
+        return head_at(heads, self.sigma)
 
     def votes(
         self, image: np.ndarray, image_id: int, stream: str, start: int, stop: int

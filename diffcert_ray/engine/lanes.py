@@ -154,7 +154,8 @@ class Lanes:
             log_p = None
             if self._log_p is not None:
                 log_p = np.take_along_axis(self._log_p[group[a:b]], columns, axis=1)
-            still, following, winner = self._sift.step(round_index, losses, alive, log_p)
+            known = () if log_p is None else (log_p,)
+            still, following, winner = self._sift.step(round_index, losses, alive, *known)
             row, asked = np.arange(b - a), target[a:b]
             kept = np.zeros((b - a, self._classes), bool)
             np.put_along_axis(kept, columns, still, axis=1)

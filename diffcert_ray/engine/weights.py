@@ -8,7 +8,7 @@ from torch import nn
 from diffcert_ray.checkpoints.files import checkpoint_sha256
 from diffcert_ray.checkpoints.head_file import head_sha256
 from diffcert_ray.checkpoints.image_classifier import classifier_sha256, needed_checkpoint
-from diffcert_ray.config.model_files import model_files, uses_head
+from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.errors import ConfigError
@@ -40,7 +40,7 @@ def weights_of(
 
 def _head_weights(config: Config) -> dict[str, str]:
     about = config.sift
-    if about.head is None or not uses_head(config):
+    if about.head is None or not config.uses_head:
         return {}
     sha256 = head_sha256(about.head, config.execution.storage_options)
     return {"head": _as_pinned(about.head, sha256, about.head_sha256, "sift.head_sha256")}

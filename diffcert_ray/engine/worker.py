@@ -10,7 +10,7 @@ from torch import nn
 from diffcert_ray.checkpoints.head_file import load_heads
 from diffcert_ray.checkpoints.image_classifier import load_classifier
 from diffcert_ray.checkpoints.load import load_denoiser
-from diffcert_ray.config.model_files import model_files, uses_head
+from diffcert_ray.config.model_files import model_files
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, as_expected, load_dataset
 from diffcert_ray.denoisers.denoiser import Denoiser
@@ -85,7 +85,7 @@ class WorkerSpec:
             unconditional = self.network("unconditional")
             if model.resize is not None:
                 unconditional = ResizedDenoiser(unconditional, denoiser.image_shape, model.resize)
-        heads = self._heads() if uses_head(self.config) else None
+        heads = self._heads() if self.config.uses_head else None
         return DiffusionNetworks(self.config, denoiser, unconditional, self.device, heads)
 
     def _head_alone(self) -> HeadNetworks:
@@ -128,7 +128,7 @@ class WorkerSpec:
         if self.config.numerics.channels_last:
             keep_channels_last(network)
         if self.config.numerics.compile:
-            compile_denoiser(network, bottom=uses_head(self.config))
+            compile_denoiser(network, bottom=self.config.uses_head)
         return network
 
     def _own(self, given: Denoiser) -> Denoiser:

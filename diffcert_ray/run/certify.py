@@ -15,6 +15,7 @@ from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.pool.local import Pool
 from diffcert_ray.pool.usual import usual_pool
 from diffcert_ray.run.agreement import agree, disagreement, supersede
+from diffcert_ray.run.head_check import check_head
 from diffcert_ray.run.kind import Rows, kind_of
 from diffcert_ray.run.loop import Driver, Outcome, Progress, Work
 from diffcert_ray.run.opening import calibrated, open_or_create, store_options
@@ -160,6 +161,7 @@ def _checked(
     check_plan(config, plan, data, denoiser, classifier)
     read = check_images(data, plan.image_ids)
     plan, unreadable = leave_out_corrupt(config, plan, read)
+    check_head(config, weights, data, plan.image_ids.tolist(), read.shas)
     plan = kind_of(config).on_grid(plan, read.off_grid)
     spec = WorkerSpec(
         config,

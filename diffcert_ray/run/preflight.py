@@ -89,10 +89,12 @@ def _check_direct(
     """Load the classifier and show it one image; hold the denoiser's facts against the images."""
     from diffcert_ray.checkpoints.image_classifier import load_classifier
 
-    if config.method.name == "classify":  # else the denoiser says what it takes
+    method = config.method.name
+    if method == "classify":  # else the denoiser says what it takes
         check_channel_order(dataset.image_shape, None, f"an image of {dataset.name}")
-    load_classifier(config, dataset.num_classes, dataset.image_shape, network=classifier)
-    if config.method.name == "classify":
+    if method != "shortlist-classify":
+        load_classifier(config, dataset.num_classes, dataset.image_shape, network=classifier)
+    if method == "classify":
         return
     if denoiser is not None:
         _check_shape(denoiser.image_shape, type(denoiser).__name__, dataset)
@@ -104,7 +106,7 @@ def _check_direct(
         unconditional = stated.unconditional
     if not unconditional:
         raise ConfigError(
-            f'method "denoise-classify" needs one unconditional denoising step, but {source!r} was '
+            f'method "{method}" needs one unconditional denoising step, but {source!r} was '
             "trained without label dropout; set model.unconditional to an unconditional "
             'checkpoint, or method.name = "classify"'
         )

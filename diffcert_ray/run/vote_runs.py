@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 SHOWN_IDS = 20
 AT_ONCE = 5000  # certificates compared with their counts together
 EXACT_SHARE = 0.28  # of the full vote's evaluations, by the rule exact on digits
+SHORTLIST_NFE, SHORTLIST_SHARE = 5, 0.06  # evaluations, and of the classes: 10 and 1,000 of them
 UNIT_FACTS = ["start", "stop", "nfe", "seconds", "device", "numerics", "worker"]
 
 
@@ -102,6 +103,8 @@ class VoteRuns:
         full = config.noise_levels.levels * classes + 1
         shares = {"full": 1.0, "exact": EXACT_SHARE}
         each = shares.get(config.sift.rule, min(1.0, 3 * classes / full)) * full
+        if config.sift.rule == "shortlist":
+            each = min(full, SHORTLIST_NFE + SHORTLIST_SHARE * classes)
         return float(len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n) * each)
 
     def estimate(

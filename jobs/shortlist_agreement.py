@@ -1,0 +1,98 @@
+"""How often a vote of the rule `shortlist` is the full vote, and what it costs, on digits.
+
+    python jobs/shortlist_agreement.py --sigma 0.25 --votes 20000 --device cuda
+
+Votes of all 360 test images, of seed 1, by `exact` (the full vote, bit for bit) and by settings of
+the rule; intervals are exact binomial ones, as if votes of an image were independent.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import beta
+
+from diffcert_ray.checkpoints.head_file import load_heads
+from diffcert_ray.checkpoints.load import load_denoiser
+from diffcert_ray.config.loading import load_config
+from diffcert_ray.datasets import load_dataset
+from diffcert_ray.denoisers.device import set_up_torch
+from diffcert_ray.engine.votes import evaluate_votes
+from diffcert_ray.method.diffusion_base import base_classifier
+from diffcert_ray.votes.units import Item, Part, Unit
+
+SETTINGS = {
+    0.25: {
+        "preset digits-shortlist": (),
+        "least_p 0.02": ("sift.least_p=0.02",),
+        "z 2": ("sift.z=2",),
+    },
+    0.5: {
+        "preset digits-shortlist": (),
+        "z 2.25, first_ratio 3, first_level 0.72, least_p 0.1, log_odds 0.3": (
+            "sift.z=2.25",
+            "sift.first_level=0.72",
+            "sift.least_p=0.1",
+            "sift.log_odds=0.3",
+        ),
+        "the same, least_p 0.05": (
+            "sift.z=2.25",
+            "sift.first_level=0.72",
+            "sift.least_p=0.05",
+            "sift.log_odds=0.3",
+        ),
+    },
+}
+
+
+def compare(
+    images: Mapping[int, np.ndarray],
+    labels: Mapping[int, int],
+    sigma: float,
+    votes: int,
+    device: str,
+) -> None:
+    """Cast votes by every setting on the same noise, and print a line for each."""
+    each = -(-votes // len(images))
+    parts = [Part(Unit(sigma, i, "estimate", 0, each), 0, each) for i in images]
+    label = np.repeat([labels[i] for i in images], each)
+    full: np.ndarray | None = None
+    for name, overrides in ({"exact": ("sift.rule=exact",)} | SETTINGS[sigma]).items():
+        asked = [f"votes.sigmas=[{sigma}]", "numerics.batch=512", *overrides]
+        config = load_config("digits-shortlist", asked)
+        head = load_heads("digits", device=device)[sigma]
+        network = load_denoiser("digits", device=device)
+        base = base_classifier(config, network, sigma, head=head, device=device)
+        begun = time.perf_counter()
+        won, nfe = evaluate_votes(base, Item(0, sigma, tuple(parts)), images.__getitem__)
+        seconds = time.perf_counter() - begun
+        full = won if full is None else full
+        same, n = int((won == full).sum()), len(won)
+        low = beta.ppf(0.025, same, n - same + 1)
+        high = beta.ppf(0.975, same + 1, n - same) if same < n else 1.0
+        print(
+            f"sigma {sigma:g} {name}: {n:,} votes, {nfe / n:.2f} NFE a vote, equal {same / n:.2%} "
+            f"({low:.2%} to {high:.2%}), right {(won == label).mean():.2%}, {seconds:.0f} s",
+            flush=True,
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """Read the digits, compare."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sigma", type=float, default=0.25, choices=tuple(SETTINGS))
+    parser.add_argument("--votes", type=int, default=20000)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options = parser.parse_args(arguments)
+    set_up_torch()
+    data = load_dataset({"name": "digits", "split": "test"})
+    ids = data.ids.tolist()
+    images, labels = {i: data.image(i) for i in ids}, dict(zip(ids, data.labels, strict=True))
+    compare(images, labels, options.sigma, options.votes, options.device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
