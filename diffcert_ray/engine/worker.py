@@ -167,7 +167,7 @@ class Worker:
         self.name, self.networks = name, networks
         self.numerics = networks.numerics_kind(dataset.image_shape)
         self.compiled = compiled_how() if config.numerics.compile else "no"
-        self._config, self._dataset = config, dataset
+        self._config, self.dataset = config, dataset
         self._base = cache(networks.base)
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
@@ -176,7 +176,7 @@ class Worker:
 
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
-        result = evaluate_item(self.base(item.sigma), item, self._dataset.image)
+        result = evaluate_item(self.base(item.sigma), item, self.dataset.image)
         return replace(result, worker=self.name, numerics=self.numerics)
 
     def draw_losses(self, item: LossItem) -> LossResult:
@@ -185,7 +185,7 @@ class Worker:
         result = evaluate_loss_item(
             self.networks.denoiser,
             item,
-            self._dataset.image,
+            self.dataset.image,
             s=plain_levels(self._config)[0],
             seed=self._config.votes.seed,
             batch=self._config.numerics.batch,
