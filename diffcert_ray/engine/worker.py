@@ -65,7 +65,7 @@ class WorkerSpec:
             ValueError: a checkpoint or dataset is missing or another one than the driver's.
         """
         set_up_torch()
-        dataset = self._images()
+        dataset = self.images()
         try:  # the probe batch compiles
             return Worker(name, self.config, self.networks(dataset), dataset)
         except compilation_failures() as error:
@@ -79,14 +79,20 @@ class WorkerSpec:
         return self._trained(dataset) if trained else self._diffusion()
 
     def _diffusion(self) -> DiffusionNetworks:
-        model, denoiser = self.config.model, self.network("denoiser")
-        unconditional: Denoiser | None = None
-        if self.denoiser is None and model.unconditional is not None:
-            unconditional = self.network("unconditional")
-            if model.resize is not None:
-                unconditional = ResizedDenoiser(unconditional, denoiser.image_shape, model.resize)
+        denoiser = self.network("denoiser")
+        unconditional = self.unconditional(denoiser)
         heads = self._heads() if self.config.uses_head else None
         return DiffusionNetworks(self.config, denoiser, unconditional, self.device, heads)
+
+    def unconditional(self, denoiser: Denoiser) -> Denoiser | None:
+        """The second network, of the unconditional step, as ``denoiser`` sees it, if there is one."""
+        model = self.config.model
+        if self.denoiser is not None or model.unconditional is None:
+            return None
+        network = self.network("unconditional")
+        if model.resize is None:
+            return network
+        return ResizedDenoiser(network, denoiser.image_shape, model.resize)
 
     def _head_alone(self) -> HeadNetworks:
         return HeadNetworks(self.config, self.network("denoiser"), self._heads(), self.device)
@@ -152,7 +158,8 @@ class WorkerSpec:
             storage_options=config.execution.storage_options,
         )
 
-    def _images(self) -> Dataset:
+    def images(self) -> Dataset:
+        """The run's images, refused where they are not the driver's."""
         options = self.config.execution.storage_options
         data = self.dataset or load_dataset(self.config.dataset, options)
         if self.fingerprint is None:

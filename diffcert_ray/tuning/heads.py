@@ -124,8 +124,8 @@ class HeadJob:
 
     def network(self) -> Denoiser:
         """The network of the unconditional step, as [numerics] says."""
-        role = "unconditional" if "unconditional" in self.spec.weights else "denoiser"
-        return self.spec.network(role)
+        denoiser = self.spec.network("denoiser")
+        return self.spec.unconditional(denoiser) or denoiser
 
     def _labelled(self, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         data = part_of(self.spec.images(), ids)
@@ -167,7 +167,7 @@ def on_cluster(
     from diffcert_ray.pool.on_ray.tasks import on_workers
 
     left = dict(enumerate(jobs))
-    finished = {p for p, job in left.items() if _is_finished(job)}
+    finished: set[int] = set()
     while left and not should_stop():
         positions = list(left)
         works = [left[p].fitted if p in finished else left[p].step for p in positions]
@@ -181,11 +181,6 @@ def on_cluster(
             left[position] = replace(left[position], state=found.state)
             if found.finished:
                 finished.add(position)
-
-
-def _is_finished(job: HeadJob) -> bool:
-    """Workers find out: a training that is finished takes no time."""
-    return False
 
 
 class StoredHeads:
