@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PixelsError,
         PoolError,
         StoreError,
+        TrainingError,
         VotesError,
     )
     from diffcert_ray.run.certify import certify
@@ -45,6 +46,7 @@ _WHERE = {
     "PoolError": "errors",
     "Run": "run.stored",
     "StoreError": "errors",
+    "TrainingError": "errors",
     "VotesError": "errors",
     "certificate": "certificates.radius",
     "certified_accuracy": "certificates.metrics",
@@ -69,6 +71,7 @@ __all__ = [
     "PoolError",
     "Run",
     "StoreError",
+    "TrainingError",
     "VotesError",
     "certificate",
     "certified_accuracy",

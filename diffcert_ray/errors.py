@@ -42,6 +42,10 @@ class StoreError(Exception):
     """A store that cannot be written or trusted; the message names the file and the remedy."""
 
 
+class TrainingError(RuntimeError):
+    """A training that cannot go on; the message names the step and the remedy."""
+
+
 class PoolError(RuntimeError):
     """No worker can be had, or a worker's failure that trying again cannot mend."""
 

@@ -2,13 +2,13 @@
 
     python jobs/ablation.py [--output runs/ablation]
 
-Each network of ablation.toml is trained by what `diffcert train digits --network ... --channels
-...` runs, and then certifies the same images with the same noise, votes and rule. The table gives
-parameters, evaluations of the network per vote (NFE), seconds of one core per image (NFE times the
-processor time of an evaluation, measured in full batches of all networks by turns, so that other
-work on the machine counts little), and certified accuracy with exact 95 % intervals for the
-population of images. What is there already is not done again: networks are files in the output
-folder, runs are run folders.
+Each network of ablation.toml is trained by what `diffcert train digits --set network.family=...
+--set network.model_channels=...` runs, and then certifies the same images with the same noise,
+votes and rule. The table gives parameters, evaluations of the network per vote (NFE), seconds of
+one core per image (NFE times the processor time of an evaluation, measured in full batches of all
+networks by turns, so that other work on the machine counts little), and certified accuracy with
+exact 95 % intervals for the population of images. What is there already is not done again: networks
+are files in the output folder, runs are run folders.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from diffcert_ray import certified_accuracy, certify, load_dataset
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.config.training import load_denoiser_training
 from diffcert_ray.engine.speed import Forward
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.reachable import check_radii
 from diffcert_ray.run.stored import Run
-from diffcert_ray.tools.training import train_digits
+from diffcert_ray.tools.training import train_denoiser
 
 ROUNDS = 20  # evaluations of each network for its time
 
@@ -58,14 +59,25 @@ def network_file(settings: Settings, network: str, channels: int, folder: Path) 
     if not path.exists():
         print(f"training {path.stem}", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        train_digits(path, network=network, channels=channels, steps=made.steps, batch=made.batch)
+        asked = load_denoiser_training(
+            "digits",
+            (
+                f"network.family={network}",
+                f"network.model_channels={channels}",
+                f"training.steps={made.steps}",
+                f"training.batch={made.batch}",
+            ),
+        )
+        trained = train_denoiser(asked, folder / "training" / path.stem)
+        assert trained.model is not None
+        trained.model.rename(path)
     return path
 
 
 def row(run: Run, network: str, channels: int, checkpoint: Path) -> dict[str, Any]:
     """A network in figures, but for its seconds."""
     certificates = run.certificates()
-    votes = (certificates["n"] + certificates["n0"]).sum()
+    votes = (certificates["n"] + certificates["n0_used"]).sum()
     parameters = sum(p.numel() for p in load_denoiser(checkpoint).parameters())
     found: dict[str, Any] = {
         "network": network,

@@ -42,6 +42,7 @@ from diffcert_ray.run.loop import Driver
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.vote_rows import certificate_row, unit_row
 from diffcert_ray.storage.compaction import compact
+from diffcert_ray.storage.noted_kinds import note_kind
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import UNIT_SCHEMA, CertificateRow
 from diffcert_ray.storage.store import RunStore
@@ -209,6 +210,7 @@ def write_half(size: Size, folder: str) -> str:
     )
     watch, rows, seq = Watch(), 0, 0
     kind = "kind"
+    note_kind(run.store.location, run.store.origin, "scale", kind, {})
     for sigma in size.sigmas:
         ids = np.arange(size.images // 2)
         per_image = 1 + size.votes // UNIT
@@ -246,8 +248,8 @@ def certificate_of(
     return CertificateRow(
         sigma=sigma, image_id=image_id, label=label, predicted=3, correct=label == 3,
         abstained=False, radius=found.radius, p_low=found.p_low, **off, n_a=n_a, n=n,
-        n0=N0, alpha=config.votes.alpha, bound=config.votes.bound, nfe=1000 * (1 + n // UNIT),
-        seconds=0.5, method=config.method.name, votes_id=votes_id,
+        n0=N0, n0_used=N0, alpha=config.votes.alpha, bound=config.votes.bound,
+        nfe=1000 * (1 + n // UNIT), seconds=0.5, method=config.method.name, votes_id=votes_id,
     )  # fmt: skip
 
 

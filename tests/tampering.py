@@ -1,6 +1,7 @@
 """Edits of a run folder that a reader should notice, each with the reason where one cannot."""
 
 import json
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +22,14 @@ from diffcert_ray.conventions import ABSTAIN
 from diffcert_ray.report.parquet_export import png
 from diffcert_ray.storage.asked_images import store_asked
 from diffcert_ray.storage.compaction import compact
+from diffcert_ray.storage.noted_kinds import note_kind
 from diffcert_ray.storage.parts import part_name
 from diffcert_ray.storage.schemas import CertificateRow, UnitRow
 from diffcert_ray.storage.sealed_json import KEY, seal
 from tests.edited_parts import copied_part, named_anew
 
 N0, N, UNIT, SIGMA = 4, 20, 10, 0.25
+OTHER_KIND = "0" * 12
 ASKED = [0, 1, 2, 3]  # of six images
 
 Certificates = list[CertificateRow]
@@ -276,11 +279,37 @@ def toml(*changes: tuple[str, object], rehash: bool = False) -> Callable[[Path],
                     table = table[key]
                 table[last] = value
             if rehash:
-                tables["votes_id"] = canonical_hash(tables["votes_identity"])
-                config = load_config(tables["config"])
-                tables["plan_id"] = canonical_hash(plan_identity(config, tables["votes_id"]))
-                names = ("votes_id", "plan_id", "dataset", "versions")
-                tables["document_id"] = canonical_hash({name: tables[name] for name in names})
+                rehashed(tables)
+
+    return apply
+
+
+def rehashed(tables: dict) -> None:
+    """Make the hashes of a run.toml fit what it says."""
+    tables["votes_id"] = canonical_hash(tables["votes_identity"])
+    config = load_config(tables["config"])
+    tables["plan_id"] = canonical_hash(plan_identity(config, tables["votes_id"]))
+    names = ("votes_id", "plan_id", "dataset", "versions", "notes_kinds")
+    tables["document_id"] = canonical_hash({n: tables[n] for n in names if n in tables})
+
+
+def other_kind_noted(run: Path) -> None:
+    """Another numerics kind in all units, and a note that the run has met it."""
+    store = open_run(run).store
+    note_kind(store.location, store.origin, "w", OTHER_KIND, {})
+    units(every(numerics=OTHER_KIND))(run)
+
+
+def without_kinds(rehash: bool) -> Callable[[Path], None]:
+    """Another kind in all units, no notes, and a run.toml that says nothing of such notes."""
+
+    def apply(run: Path) -> None:
+        units(every(numerics=OTHER_KIND))(run)
+        deleted("kinds")(run)
+        with document(run) as tables:
+            del tables["notes_kinds"]
+            if rehash:
+                rehashed(tables)
 
     return apply
 
@@ -326,6 +355,17 @@ def fewer_images(run: Path) -> None:
     deleted("asked")(run)
     toml(("config/dataset/ids", ids), ("dataset/images", len(ids)), rehash=True)(run)
     store_asked(open_run(run).store.location, [SIGMA], ids)
+
+
+def kinds_of(other: Path) -> Callable[[Path], None]:
+    """The notes of another run in place of this one's."""
+
+    def apply(run: Path) -> None:
+        deleted("kinds")(run)
+        for note in (other / "kinds").iterdir():
+            shutil.copy(note, run / "kinds")
+
+    return apply
 
 
 def image_gone(run: Path) -> None:
@@ -529,6 +569,11 @@ def edits(other: Path) -> list[Edit]:
         Edit("another bound", certificates(every(bound="sequential"))),
         Edit("a smaller n", certificates(every(n=N - UNIT))),
         Edit("another n0", certificates(every(n0=N0 + 1))),
+        Edit("fewer selection votes used", certificates(every(n0_used=N0 - 1))),
+        Edit(
+            "a certificate said to be withdrawn",
+            certificates(some(wrong, lambda r: replace(r, withdrawn=True))),
+        ),
         Edit(
             "another sigma in certificates/",
             certificates(lambda rows: [replace(r, sigma=0.5, radius=r.radius * 2) for r in rows]),
@@ -647,8 +692,29 @@ def edits(other: Path) -> list[Edit]:
         ),
         Edit(
             "the numerics kind of all units",
-            units(every(numerics="0" * 12)),
+            units(every(numerics=OTHER_KIND)),
+        ),
+        Edit(
+            "the numerics kind of one unit",
+            units(some(estimates, lambda r: replace(r, numerics=OTHER_KIND))),
+        ),
+        Edit(
+            "the same, of all units, with a note of that kind",
+            other_kind_noted,
             "other processors are honest too; `verify` counts units it cannot repeat in bits",
+        ),
+        Edit("the note of the numerics kind deleted", deleted("kinds")),
+        Edit("a bit of the note flipped", bytes_of("kinds", flipped)),
+        Edit("the note renamed to another kind", renamed("kinds", f"{OTHER_KIND}-w.json")),
+        Edit("the note of another seed's run in its place", kinds_of(other)),
+        Edit(
+            "another kind in all units, notes and their mention in run.toml deleted",
+            without_kinds(rehash=False),
+        ),
+        Edit(
+            "the same, its hashes made to fit",
+            without_kinds(rehash=True),
+            "it is now a run of before there were such notes: `verify` says that it could not look",
         ),
         Edit("a wrong image left out everywhere", image_gone),
         Edit(

@@ -36,6 +36,7 @@ CERTIFICATE = CertificateRow(
     9,
     10,
     10,
+    10,
     0.001,
     "two-class",
     120,

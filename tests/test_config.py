@@ -47,6 +47,9 @@ def test_overrides_are_toml_values_and_bare_words_are_strings():
         ({"votes": {"sigmas": [0.2, 0.2]}}, ["names a sigma twice"]),
         ({"votes": {"bound": "two-class", "estimate": "target"}}, ["two-class", "complete"]),
         ({"votes": {"bound": "sequential", "n": 150}}, ["150", "votes.unit = 100"]),
+        ({"votes": {"select_unit": 6}}, ["votes.select_unit is 6", "less than or equal to 5"]),
+        ({"votes": {"select_unit": 2}}, ["without votes.select", "set votes.select"]),
+        ({"votes": {"select": 20, "n0": 10}}, ["votes.select = 20", "n0 = 10", "lower"]),
         ({"dataset": {"first": 3, "every": 2}}, ["dataset.first and dataset.every", "keep one"]),
         ({"sift": {"rule": "ful"}}, ["sift.rule is 'ful'", "'full'"]),
         ({"name": "../x"}, ["name is '../x'"]),
@@ -87,6 +90,7 @@ def test_a_malformed_override_is_refused(override):
         "noise_levels.grid=linear",
         "sift.z=1.5",
         "sift.rule=full",
+        "votes.select=5",
         "numerics.batch=64",
         "numerics.dtype=bfloat16",
         "numerics.channels_last=true",
@@ -101,6 +105,7 @@ def test_votes_id_changes_with_everything_that_a_vote_depends_on(override):
     [
         "votes.n=2000",
         "votes.n0=10",
+        "votes.select_unit=5",  # its default, and select is not set
         "votes.sigmas=[0.5]",
         "votes.alpha=0.01",
         "dataset.first=3",
@@ -133,6 +138,14 @@ def test_tables_of_a_mapping_are_not_changed_by_overrides():
     tables = {"votes": {"n": 100}}
     assert load_config(tables, ["votes.n=200"]).votes.n == 200
     assert tables == {"votes": {"n": 100}}
+
+
+def test_votes_id_changes_with_the_lead_and_the_units_of_selection():
+    ids = {votes_id(load_config({}, [f"votes.select={n}"])) for n in (3, 5)}
+    ids |= {votes_id(load_config({}, ["votes.select=5", f"votes.select_unit={n}"])) for n in (1, 2)}
+    assert len(ids | {votes_id(load_config({}))}) == 5
+    trained = {"method": {"name": "classify"}, "votes": {"n0": 10}}
+    assert votes_id(load_config(trained)) != votes_id(load_config(trained, ["votes.select=5"]))
 
 
 def test_votes_id_changes_with_the_weights():

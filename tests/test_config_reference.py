@@ -10,17 +10,18 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from diffcert_ray.commands.main import app
-from diffcert_ray.config.loading import presets
-from diffcert_ray.config.reference import json_schema, markdown
+from diffcert_ray.config.loading import presets, table_of
+from diffcert_ray.config.reference import json_schema, markdown, training_markdown
 from diffcert_ray.config.tables import Config
+from diffcert_ray.config.training_tables import ClassifierTraining, DenoiserTraining
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+TRAINING_PAGE = PAGE.with_name("training.md")
 
 
-def tables() -> dict[str, type[BaseModel]]:
-    fields = Config.model_fields.items()
-    found = {name: field.annotation for name, field in fields}
-    return {n: t for n, t in found.items() if isinstance(t, type) and issubclass(t, BaseModel)}
+def tables(model: type[BaseModel] = Config) -> dict[str, type[BaseModel]]:
+    found = {name: table_of(field.annotation) for name, field in model.model_fields.items()}
+    return {name: table for name, table in found.items() if table is not None}
 
 
 @pytest.mark.parametrize("table", tables())
@@ -33,8 +34,9 @@ def test_every_key_has_a_meaning_and_a_line(table):
 
 
 def test_every_meaning_is_made_of_whole_sentences():
-    texts = [table.__doc__ or "" for table in tables().values()]
-    models = (Config, *tables().values())
+    tops = (Config, DenoiserTraining, ClassifierTraining)
+    models = (*tops, *(table for top in tops for table in tables(top).values()))
+    texts = [table.__doc__ or "" for table in models if table not in tops]
     texts += [f.description for m in models for f in m.model_fields.values() if f.description]
     for text in texts:
         assert text.rstrip().endswith(".")
@@ -46,6 +48,23 @@ def test_ranges_choices_and_defaults_are_shown():
     assert "| `alpha` | number > 0, < 1 | `0.001` |" in text
     assert "| `levels` | integer >= 1, <= 4096 | `126` |" in text
     assert '| `stages` | `split`, `fused` | `"fused"` |' in text
+
+
+@pytest.mark.parametrize("model", [DenoiserTraining, ClassifierTraining])
+def test_every_key_of_a_training_has_a_meaning_and_a_line(model):
+    lines = [line for line in training_markdown().splitlines() if line.startswith("| `")]
+    for table in (model, *tables(model).values()):
+        for key, field in table.model_fields.items():
+            if key not in tables(model):
+                assert field.description, key
+                meaning = " ".join(field.description.split())
+                assert any(line.startswith(f"| `{key}` |") and meaning in line for line in lines)
+
+
+def test_the_page_of_trainings_holds_their_reference():
+    text = TRAINING_PAGE.read_text("utf-8")
+    held = text.split("<!-- training:begin -->\n")[1].split("<!-- training:end -->")[0]
+    assert held == training_markdown()
 
 
 def test_its_page_holds_the_reference():
@@ -66,7 +85,8 @@ def test_the_schema_knows_every_key_of_every_preset():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"), [([], markdown), (["--json-schema"], json_schema)]
+    ("arguments", "expected"),
+    [([], markdown), (["--json-schema"], json_schema), (["--training"], training_markdown)],
 )
 def test_the_command_prints_it(arguments, expected):
     found = CliRunner().invoke(app, ["config", *arguments])

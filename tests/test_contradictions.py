@@ -136,7 +136,7 @@ def test_fifty_thousand_certificates_are_compared_with_their_votes(bound):
     table, done = group
     found = list(vote_contradictions(table.assign(bound=bound), alpha=ALPHA, bound=bound))
     votes = counted_votes(done, table, n0=100, unit=100)
-    found += unborne(table, votes, n0=100, alpha=ALPHA, bound=bound)
+    found += unborne(table, votes, alpha=ALPHA, bound=bound)
     assert all(0 <= one.rows.min() <= one.rows.max() < images for one in found)
     assert (votes.estimate == n).all()
     assert (votes.select == 100).all()
@@ -162,8 +162,8 @@ def units_of_many(images: int, n: int, draw: np.random.Generator):
     columns = {
         "sigma": SIGMA, "image_id": np.arange(images), "label": 3, "predicted": 3,
         "correct": True, "abstained": False, "radius": 0.1, "p_low": 0.7,
-        "n_a": draw.binomial(n, 0.9, images), "n": n, "n0": 100, "nfe": 1, "slack": 0.0,
-        "taken_off": 0.0,
+        "n_a": draw.binomial(n, 0.9, images), "n": n, "n0": 100, "n0_used": 100, "nfe": 1,
+        "slack": 0.0, "taken_off": 0.0,
     }  # fmt: skip
     return pd.DataFrame(columns), done
 

@@ -20,7 +20,13 @@ from typer.testing import CliRunner
 
 from diffcert_ray import certify, load_dataset
 from diffcert_ray.commands.main import app
-from diffcert_ray.config.loading import load_config, presets
+from diffcert_ray.config.loading import RUN_PRESETS, load_config, presets
+from diffcert_ray.config.training import (
+    CLASSIFIERS,
+    DENOISERS,
+    load_classifier_training,
+    load_denoiser_training,
+)
 from diffcert_ray.run.stored import open_run
 from diffcert_ray.storage.schemas import CERTIFICATE_SCHEMA, UNIT_SCHEMA
 from tests.edited_parts import copied_part
@@ -31,8 +37,13 @@ PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
 COMMANDS = typer.main.get_command(app)
 TINY = ["dataset.first=2", "votes.n0=2", "votes.n=8", "votes.unit=4", "votes.radii=[0.0]",
         "noise_levels.levels=4", "numerics.batch=8", "plain.draws=8", "plain.unit=4"]  # fmt: skip
-PLACEHOLDERS = ("my.toml", "carlini.toml", "CONFIG", "FILE")
+PLACEHOLDERS = ("my.toml", "my-training.toml", "carlini.toml", "CONFIG", "FILE")
 """Configurations that stand for the reader's own."""
+LOADERS = {
+    "train": (DENOISERS, load_denoiser_training),
+    "train-classifier": (CLASSIFIERS, load_classifier_training),
+}
+"""Where the presets of a command lie, and what reads them, where they are not of runs."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -58,7 +69,7 @@ def lines_of(path: Path) -> list[str]:
 def shown(program: str) -> list[str]:
     """Every line that runs a program, without its comment and optional parts' brackets."""
     files = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("jobs/**/*.toml"))]
-    files += sorted(ROOT.glob("diffcert_ray/presets/*.toml"))
+    files += sorted(ROOT.glob("diffcert_ray/presets/**/*.toml"))
     lines = [line for file in files for line in lines_of(file)]
     bare = [re.sub(r"^([A-Z_]+=\S+ )+|  +\d.*$|\s+#.*$", "", line).strip() for line in lines]
     clean = [re.sub(r"\[([^]\d][^]]*)\]", r"\1", line) for line in bare]
@@ -107,8 +118,9 @@ def test_a_shown_command_has_these_arguments_and_its_configuration(line, monkeyp
     values = parsed(line.replace("...", "").split(" > ")[0], monkeypatch)
     config = values.get("config")
     if "overrides" in values and config not in PLACEHOLDERS:
-        assert config in presets() or Path(config).is_file()
-        load_config(config, values["overrides"] or ())
+        folder, load = LOADERS.get(words[1], (RUN_PRESETS, load_config))
+        assert config in presets(folder) or Path(config).is_file()
+        load(config, values["overrides"] or ())
 
 
 # --- what can run on a small run does
@@ -198,8 +210,13 @@ def test_the_shown_configurations_are_valid_and_the_own_images_are_found(place, 
     assert len(data) == 20
     assert data.image_shape == (1, 8, 8)
     assert len(others) >= 2
-    for other in others:
-        load_config(tomllib.loads(other))
+    for other in map(tomllib.loads, others):
+        if "training" not in other:
+            load_config(other)
+        elif "classifier" in other:
+            load_classifier_training(other)
+        else:
+            load_denoiser_training(other)
 
 
 # --- jobs and make

@@ -151,10 +151,35 @@ def test_sequential_may_use_its_longest_prefix_when_it_has_not_stopped():
     assert verdict.n == 40
 
 
-def test_votes_about_another_class_than_the_chosen_one_are_refused():
-    image = chosen_three(plan(estimate="target"))
-    with pytest.raises(VotesError, match="about class 1, but the selection votes chose 3"):
-        image.add(unit("estimate", 0, {1: 20}, target=1))
+@pytest.mark.parametrize("selection_first", [True, False])
+def test_votes_about_another_class_than_the_chosen_one_are_ignored_and_cast_anew(selection_first):
+    selection = unit("select", 0, {3: 15, 1: 5})
+    other, own = ({"target": c, "counts": {c: 20}} for c in (1, 3))
+    image = ImageVotes(plan(estimate="target"), SIGMA, 7)
+    units = [unit("estimate", start, **other) for start in range(0, 100, 20)]
+    units.insert(0 if selection_first else 5, selection)
+    for counted in units:
+        image.add(counted)
+    assert (image.chosen, image.prefix, image.votes_beyond) == (3, 0, 0)
+    assert image.verdict() is None
+    assert image.missing("estimate") == [(start, start + 20) for start in range(0, 100, 20)]
+    for start in range(0, 100, 20):
+        image.add(unit("estimate", start, **own))
+    verdict = image.verdict()
+    assert verdict is not None
+    assert (verdict.predicted, verdict.n_a, verdict.n, verdict.n0_used) == (3, 100, 100, 20)
+    assert verdict.nfe == 200 + 5 * 200 + 5 * 200  # those that are ignored were evaluated too
+
+
+def test_votes_about_two_classes_are_told_apart_whichever_came_first():
+    for targets in ((1, 3), (3, 1)):
+        image = ImageVotes(plan(estimate="target", n=20), SIGMA, 7)
+        for target in targets:
+            image.add(unit("estimate", 0, {target: 12, NOT_TARGET: 8}, target=target))
+        image.add(unit("select", 0, {3: 20}))
+        verdict = image.verdict()
+        assert verdict is not None
+        assert verdict.n_a == 12
 
 
 def test_two_class_refuses_votes_that_stopped_at_their_target():

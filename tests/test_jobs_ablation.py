@@ -9,7 +9,7 @@ import tomli_w
 
 from diffcert_ray.checkpoints.files import read_configuration
 from diffcert_ray.errors import ConfigError
-from diffcert_ray.tools.training import digits_configuration
+from diffcert_ray.tools.training.networks import digits_configuration
 from jobs.ablation import main
 
 FILE = Path(__file__).parents[1] / "jobs" / "ablation.toml"
@@ -30,7 +30,7 @@ def test_each_family_has_its_network(network, expected):
 
 
 def test_another_family_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"'unet' with 8 channels.*ddpmpp, ncsnpp, adm"):
+    with pytest.raises(ConfigError, match=r"network.family is 'unet'.*ddpmpp.*ncsnpp.*adm"):
         digits_configuration("unet", 8)
 
 

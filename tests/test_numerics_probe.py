@@ -159,6 +159,6 @@ def test_short_batches_are_for_float32_only():
 
 
 def test_a_compiled_network_has_one_batch_only(monkeypatch):
-    monkeypatch.setattr("diffcert_ray.engine.worker.compile_denoiser", lambda network: None)
+    monkeypatch.setattr("diffcert_ray.engine.worker.compile_denoiser", lambda network, bottom: None)
     config = load_config({"numerics": {"batch": 128, "compile": True}, "dataset": {"first": 2}})
     assert WorkerSpec(config, weights_of(config)).load("test").base(1.0).short_batches == ()

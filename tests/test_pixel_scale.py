@@ -11,11 +11,12 @@ from scipy.io import savemat
 from torch import nn
 
 from diffcert_ray import Classifier, Dataset, PixelsError, certify, load_dataset
+from diffcert_ray.config.training import load_denoiser_training
 from diffcert_ray.datasets import check_images
 from diffcert_ray.datasets.pixel_scale import TOLERANCE, as_pixels
 from diffcert_ray.errors import ConfigError, CorruptImageError, DatasetError
 from diffcert_ray.tools.exact_worlds import gaussian_world
-from diffcert_ray.tools.training import Recipe, digits_configuration, train
+from diffcert_ray.tools.training import train_denoiser
 from tests.test_datasets_files import png
 from tests.worlds import settings, small_world
 
@@ -368,13 +369,13 @@ def test_only_what_cannot_be_decoded_is_skipped(tmp_path):
         data.image(3)
 
 
-def test_no_network_learns_from_pixels_on_another_scale():
-    configuration = digits_configuration("ddpmpp", 16)
+def test_no_network_learns_from_pixels_on_another_scale(tmp_path):
     ten = tuple(map(str, range(10)))
     pixels = np.random.default_rng(0).random((3, 1, 8, 8), np.float32) * 16
     data = Dataset("own", "test", np.arange(3), np.arange(3), pixels, ten, "x")
-    with pytest.raises(PixelsError, match="image 0 of own test has pixels from"):
-        train(configuration, data, Recipe(1, 2, 0))
+    with pytest.raises(PixelsError, match="own test: 3 of 3 images are not in"):
+        train_denoiser(load_denoiser_training("digits"), tmp_path, dataset=data)
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_small_worlds_are_themselves_in_range():

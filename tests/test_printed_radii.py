@@ -34,7 +34,7 @@ def test_how_far_an_attack_found_no_change():
 
 
 def test_the_largest_radius_of_a_plan(capsys):
-    sigma = SigmaEstimate(0.25, 0.75064, 1000, 10.0, 100, 1000.0)
+    sigma = SigmaEstimate(0.25, 0.75064, 1000, 100.0, False, 10.0, 100, 1000.0)
     plan._say_sigmas("title", (sigma,))
     assert re.search(r" 0\.750\s", capsys.readouterr().out)
 

@@ -38,6 +38,7 @@ def test_the_public_names_are_pinned():
         "PoolError",
         "Run",
         "StoreError",
+        "TrainingError",
         "VotesError",
         "certificate",
         "certified_accuracy",

@@ -31,6 +31,7 @@ def certificates(radii, *, sigma: float = 0.25, correct=None, **changes) -> pd.D
             "sigma": sigma, "image_id": np.arange(count), "label": 1,
             "predicted": np.where(radii > 0, np.where(correct, 1, 2), -1), "correct": correct,
             "abstained": radii == 0, "radius": radii, "p_low": 0.9, "n_a": 90, "n": 100, "n0": 20,
+            "n0_used": 20,
             "alpha": 0.001, "bound": "clopper-pearson", "nfe": 1200, "seconds": 0.5,
             "method": "apndc", "votes_id": "x",
         }

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -292,3 +293,140 @@ def test_votes_that_come_back_after_the_stop_are_counted():
     needed = sum(30 + image.verdict().n for image in stages.finished_images)
     assert stages.votes_unused == cast - needed
     assert stages.votes_unused > 0
+
+
+def closely_fought(image_id: int, stream: str, index: int) -> int:
+    """A made-up vote: the odd images' first 12 selection votes are for two classes in turn."""
+    if stream == "select" and image_id % 2 and index < 12:
+        return (image_id + index % 2) % 5
+    return image_id % 5
+
+
+def evaluate_closely(item: Item) -> Result:
+    tallies = []
+    for part in item.parts:
+        counts: Counter = Counter()
+        for index in range(part.start, part.stop):
+            winner = closely_fought(part.unit.image_id, part.unit.stream, index)
+            counts[winner if part.target in (-1, winner) else NOT_TARGET] += 1
+        tallies.append(Tally(part.unit, part.target, dict(counts), 10 * counts.total()))
+    nfe = sum(t.nfe for t in tallies)
+    return Result(item.item_id, tuple(tallies), None, nfe, 0, 0.1, "w", "cpu", "k")
+
+
+def stops_early(**changes) -> Plan:
+    """Selection that stops at a lead of 5: after 5 votes of even images, after 17 of odd ones."""
+    return plan(**({"select": 5, "select_unit": 1, "estimate": "target"} | changes))
+
+
+def drive_closely(stages: Stages, *, nfe: float, workers: int, seed: int = 0, queued: int = 1):
+    """As ``run_all``, with ``queued`` items for each worker; only ``workers`` are ever idle."""
+    shuffle, flight, cast, settled = random.Random(seed), [], Counter(), []
+    while not stages.finished:
+        while len(flight) < queued * workers and (item := stages.take(nfe, workers)) is not None:
+            flight.append(item)
+            for part in item.parts:
+                key = part.unit.sigma, part.unit.image_id, part.unit.stream
+                cast[key] += part.stop - part.start
+        assert flight, "nothing in flight and nothing to hand out: the run would hang"
+        settled += stages.deliver(evaluate_closely(flight.pop(shuffle.randrange(len(flight)))))
+    return settled, cast
+
+
+def used_by(stages: Stages) -> dict:
+    images = stages.finished_images
+    return {(i.sigma, i.image_id): (i.selection.used, i.chosen, i.verdict().n_a) for i in images}
+
+
+@pytest.mark.parametrize("unit", [1, 3, 5])
+def test_selection_stops_at_the_same_vote_whatever_the_items_are(unit):
+    found = []
+    for nfe, workers, seed in [(10.0, 1, 0), (70.0, 3, 1), (1e6, 8, 2)]:
+        stages = Stages(stops_early(select_unit=unit), NOTHING_STORED)
+        drive_closely(stages, nfe=nfe, workers=workers, seed=seed)
+        found.append(used_by(stages))
+        assert stages.images_done == 10
+    assert found[0] == found[1] == found[2]
+    odd = -(-17 // unit) * unit
+    for (_, image_id), used in found[0].items():
+        assert used == ((odd if image_id % 2 else -(-5 // unit) * unit), image_id % 5, 100)
+
+
+def test_while_workers_are_busy_no_selection_vote_is_cast_in_vain():
+    stages = Stages(stops_early(image_ids=np.arange(40), n0=100), NOTHING_STORED)
+    _, cast = drive_closely(stages, nfe=300.0, workers=2, queued=2)
+    selected = {key[:2]: votes for key, votes in cast.items() if key[2] == "select"}
+    assert selected == {key: used for key, (used, *_) in used_by(stages).items()}
+    assert stages.votes_unused == 0
+    assert stages.votes_done == stages.votes_total  # less what selection spared
+
+
+def test_an_idle_worker_gets_a_few_selection_votes_ahead_whose_surplus_is_withdrawn():
+    stages = Stages(stops_early(image_ids=np.array([1]), sigmas=(0.25,), n0=100), NOTHING_STORED)
+    first = stages.take(1e6, 2)
+    assert [(p.start, p.stop) for p in first.parts] == [(k, k + 1) for k in range(5)]
+    ahead = stages.take(20.0, 2)  # two votes: three more are ready
+    assert [(p.start, p.stop) for p in ahead.parts] == [(5, 6)]
+    assert stages.take(20.0, 1) is not None
+    drive = [first, ahead]
+    for item in drive:
+        stages.deliver(evaluate_closely(item))
+    assert stages._active[0.25, 1].image.selection.used == 6
+    assert stages.take(20.0, 2).parts[0].unit.start == 7
+
+
+def test_selection_votes_that_come_after_the_choice_change_nothing_and_are_counted_as_unused():
+    asked = stops_early(image_ids=np.array([0]), sigmas=(0.25,), n0=100, select_unit=5)
+    stages = Stages(asked, NOTHING_STORED)
+    first, ahead = stages.take(1e6, 2), stages.take(1e6, 2)
+    assert [(p.start, p.stop) for p in ahead.parts] == [(5, 10)]
+    stages.deliver(evaluate_closely(first))
+    assert stages._active[0.25, 0].image.chosen == 0
+    assert stages.deliver(evaluate_closely(ahead)) != []  # stored all the same
+    assert stages.votes_unused == 5
+    drive_closely(stages, nfe=1e6, workers=1)
+    assert used_by(stages) == {(0.25, 0): (5, 0, 100)}
+    (image,) = stages.finished_images
+    assert image.nfe == 10 * (10 + 100)
+    assert stages.votes_done == stages.votes_total == 110
+
+
+def test_stored_selection_votes_are_not_cast_again_and_a_gap_in_them_is_filled():
+    asked = stops_early(n0=100)
+    settled, _ = drive_closely(Stages(asked, NOTHING_STORED), nfe=300.0, workers=3)
+    kept = [s.counted for s in settled if hash(s.counted.unit) % 3]
+
+    def stored(sigma, image_id):
+        return [u for u in kept if (u.unit.sigma, u.unit.image_id) == (sigma, image_id)]
+
+    stages = Stages(asked, stored)
+    again, _ = drive_closely(stages, nfe=300.0, workers=3)
+    assert not {s.counted.unit for s in again} & {u.unit for u in kept}
+    whole = Stages(asked, NOTHING_STORED)
+    drive_closely(whole, nfe=300.0, workers=3)
+    assert used_by(stages) == used_by(whole)
+    assert stages.votes_done == stages.votes_total
+
+
+def test_an_image_whose_stored_votes_are_about_another_class_gets_all_of_them_anew():
+    asked = stops_early(image_ids=np.array([0]), sigmas=(0.25,))
+    settled, _ = drive_closely(Stages(asked, NOTHING_STORED), nfe=300.0, workers=1)
+    other = [
+        replace(s.counted, target=3, counts={NOT_TARGET: s.counted.unit.votes})
+        for s in settled
+        if s.counted.unit.stream == "estimate"
+    ]
+    stages = Stages(asked, lambda sigma, image_id: other)
+    again, _ = drive_closely(stages, nfe=300.0, workers=1)
+    estimates = [s.counted for s in again if s.counted.unit.stream == "estimate"]
+    assert [(u.target, u.unit.start) for u in estimates] == [(0, a) for a in range(0, 100, 20)]
+    assert used_by(stages)[0.25, 0] == (5, 0, 100)
+
+
+def test_a_sequential_image_is_given_no_more_votes_than_can_certify_it_at_first():
+    asked = stops_early(bound="sequential", n=1000, unit=10, radii=(0.0, 0.25), n0=100,
+                        image_ids=np.arange(40), sigmas=(0.25,), select_unit=5)  # fmt: skip
+    stages = Stages(asked, NOTHING_STORED)
+    _, cast = drive_closely(stages, nfe=300.0, workers=1, queued=2)
+    assert {cast[0.25, i, "estimate"] for i in range(40)} == {50}  # 47 unanimous votes do
+    assert stages.votes_unused == 0

@@ -69,6 +69,7 @@ CERTIFICATE = CertificateRow(
     n_a=9000,
     n=10_000,
     n0=100,
+    n0_used=100,
     alpha=0.001,
     bound="clopper-pearson",
     nfe=12_000,
@@ -299,7 +300,7 @@ def test_rows_come_back_with_their_types_units_of_measure_and_version(store):
     assert (row["classes"], row["counts"]) == ([1, 3], [10, 90])
     schema = pq.read_schema(Path(store.address, name))
     assert schema.equals(UNIT_SCHEMA)
-    assert schema.metadata[b"diffcert.schema"] == b"units/2"
+    assert schema.metadata[b"diffcert.schema"] == b"units/3"
     assert schema.field("seconds").metadata[b"unit"] == b"s"
     assert os.listdir(Path(store.address, "units")) == [name.removeprefix("units/")]
 
@@ -604,9 +605,9 @@ def test_part_deleted_by_hand_is_noticed_and_its_units_recomputed_if_asked(store
 def test_part_of_a_later_program_version_is_refused_with_the_remedy(store):
     part = Path(store.address, put(store, UNIT))
     table = pq.read_table(part)
-    later = table.replace_schema_metadata({b"diffcert.schema": b"units/3"})
+    later = table.replace_schema_metadata({b"diffcert.schema": b"units/4"})
     edited(part, later)
-    with pytest.raises(StoreError, match="version 3, this program knows 2: upgrade"):
+    with pytest.raises(StoreError, match="version 4, this program knows 3: upgrade"):
         RunStore.open(store.address, on_damaged="recompute").units()
 
 

@@ -15,6 +15,7 @@ from diffcert_ray.storage import parts
 from diffcert_ray.storage.compaction import compact
 from diffcert_ray.storage.origin import METHOD_VERSION_KEY, VOTES_ID_KEY, Origin
 from diffcert_ray.storage.parts import part_name
+from diffcert_ray.storage.schemas import SCHEMA_VERSION
 from diffcert_ray.storage.store import RunStore
 from tests.edited_parts import copied_part, edited, named_anew, unmarked
 from tests.test_store import CERTIFICATE, UNIT
@@ -154,14 +155,21 @@ def test_runs_of_version_1_are_read_without_marks_or_checksums(tmp_path):
         store.units()
 
 
-def test_columns_that_version_1_did_not_have_are_filled_in_its_runs_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "LATER_COLUMNS", {"seconds": 0.25})
-    for version in (1, 2):
-        store = store_of(tmp_path / str(version), document(version=version))
+def test_columns_that_a_schema_did_not_have_are_filled_in_its_files_only(tmp_path, monkeypatch):
+    later = {"seconds": (SCHEMA_VERSION + 1, 0.25), "n0": (SCHEMA_VERSION + 1, ("n",))}
+    for brought_by in (SCHEMA_VERSION + 1, SCHEMA_VERSION):
+        monkeypatch.setattr(
+            parts, "LATER_COLUMNS", {name: (brought_by, cell) for name, (_, cell) in later.items()}
+        )
+        store = store_of(tmp_path / str(brought_by), document())
         part = only(store, "certificates")
-        edited(part, pq.read_table(part).drop_columns("seconds"))
-        if version == 1:
-            assert store.certificates()["seconds"].to_pylist() == [0.25]
+        edited(part, pq.read_table(part).drop_columns(["seconds", "n0"]))
+        if brought_by > SCHEMA_VERSION:
+            stored = store.certificates()
+            assert stored["seconds"].to_pylist() == [0.25]
+            assert stored["n0"].to_pylist() == stored["n"].to_pylist()
+            only_n0 = store.read_rows("certificates", ["n0"]).table
+            assert only_n0["n0"].to_pylist() == stored["n"].to_pylist()
         else:
             with pytest.raises(StoreError, match="1 damaged files"):
                 store.certificates()

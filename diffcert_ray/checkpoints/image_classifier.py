@@ -24,6 +24,7 @@ Network = nn.Module
 """What the Python API takes as a classifier: images [B, C, H, W] to logits [B, K]."""
 
 CONVNET = "digits-convnet"
+SMALL_CONVNET = "small-convnet"
 METADATA_KEY = "diffcert_ray_classifier"
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,7 +110,7 @@ def load_classifier(
                 f"classifier {about.checkpoint!r} has sha256 {actual}, not {sha256}: this machine "
                 "has another file than the driver; copy the driver's here"
             )
-        network = _network(about.architecture, num_classes)
+        network = network_of(about.architecture, num_classes, image_shape)
         _fill(network, _tensors(path), f"classifier {path}", about.architecture, num_classes)
     loaded = ImageClassifier(
         network, mean=about.mean, std=about.std, dtype=config.numerics.dtype, device=device
@@ -174,17 +175,46 @@ def digits_convnet(num_classes: int = 10) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
-def _network(architecture: str | None, num_classes: int) -> nn.Module:
-    from torchvision import models
+def small_convnet(image_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The same network for images (C, H, W): pooled, and convolved once more, down to 8 pixels."""
+    channels, height, width = image_shape
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(channels, 32, 5, padding=2)),
+        ("relu1", nn.ReLU()),
+        ("pool", nn.AvgPool2d(2)),
+        ("conv2", nn.Conv2d(32, 64, 3, padding=1)),
+        ("relu2", nn.ReLU()),
+    ]
+    height, width, number = height // 2, width // 2, 2
+    while min(height, width) > 8:
+        height, width, number = height // 2, width // 2, number + 1
+        layers += [
+            (f"pool{number}", nn.AvgPool2d(2)),
+            (f"conv{number}", nn.Conv2d(64, 64, 3, padding=1)),
+            (f"relu{number}", nn.ReLU()),
+        ]
+    layers += [("flat", nn.Flatten()), ("head", nn.Linear(64 * height * width, num_classes))]
+    return nn.Sequential(OrderedDict(layers))
 
+
+def network_of(architecture: str | None, num_classes: int, image_shape: Sequence[int]) -> nn.Module:
+    """A network with fresh weights, for images (C, H, W) in pixel units.
+
+    Raises:
+        ConfigError: no architecture has this name.
+    """
     if architecture == CONVNET:
         return digits_convnet(num_classes)
+    if architecture == SMALL_CONVNET:
+        return small_convnet(image_shape, num_classes)
+    from torchvision import models
+
     known = models.list_models(module=models)
     if architecture not in known:
         raise ConfigError(
-            f"classifier.architecture is {architecture!r}: give {CONVNET!r} or a classification "
-            "network of torchvision.models, such as resnet50 (list_models() names them); an own "
-            "network comes through classifier= in Python"
+            f"classifier.architecture is {architecture!r}: give {SMALL_CONVNET!r}, {CONVNET!r} or "
+            "a classification network of torchvision.models, such as resnet50 (list_models() "
+            "names them); an own network comes through classifier= in Python"
         )
     made: nn.Module = models.get_model(architecture, weights=None, num_classes=num_classes)
     return made

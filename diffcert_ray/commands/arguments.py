@@ -1,11 +1,12 @@
 """Arguments and options that several commands take."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from diffcert_ray.config.loading import presets
+from diffcert_ray.config.loading import RUN_PRESETS, presets
 from diffcert_ray.errors import ConfigError
 
 RUNS_FOLDER = "runs"
@@ -17,9 +18,19 @@ def complete_config(incomplete: str) -> list[str]:
     Args:
         incomplete: what has been typed, as "dig" or "jobs/pl".
     """
-    typed = Path(incomplete)
-    folder = typed if incomplete.endswith("/") else typed.parent
-    return [*(p for p in presets() if p.startswith(incomplete)), *_paths(folder, incomplete)]
+    return completion(RUN_PRESETS)(incomplete)
+
+
+def completion(presets_folder: str) -> Callable[[str], list[str]]:
+    """What a shell offers, as a function of what has been typed, where presets lie in a folder."""
+
+    def complete(incomplete: str) -> list[str]:
+        typed = Path(incomplete)
+        folder = typed if incomplete.endswith("/") else typed.parent
+        known = (p for p in presets(presets_folder) if p.startswith(incomplete))
+        return [*known, *_paths(folder, incomplete)]
+
+    return complete
 
 
 def complete_run(incomplete: str) -> list[str]:

@@ -21,7 +21,7 @@ from diffcert_ray.commands.plan import plan
 from diffcert_ray.commands.report import report
 from diffcert_ray.commands.screen import err, escaped, out
 from diffcert_ray.commands.status import status
-from diffcert_ray.commands.train import train_digits, train_digits_classifier
+from diffcert_ray.commands.train import train, train_classifier
 from diffcert_ray.commands.verify import verify
 from diffcert_ray.errors import ConfigError, StoreError
 
@@ -38,11 +38,8 @@ app = typer.Typer(
 for command in (certify, plan, status, report, export, verify, attack, convert, compact, bench):
     app.command()(command)
 app.command("config")(config_command)
-
-train_app = typer.Typer(help="Train a small network on digits.", no_args_is_help=True)
-train_app.command("digits")(train_digits)
-train_app.command("digits-classifier")(train_digits_classifier)
-app.add_typer(train_app, name="train")
+app.command()(train)
+app.command("train-classifier")(train_classifier)
 
 
 def _say_version(asked: bool) -> None:

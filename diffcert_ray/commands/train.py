@@ -1,78 +1,159 @@
-"""``diffcert train``: train the small networks that ship with the package."""
+"""``diffcert train`` and ``diffcert train-classifier``: networks for a user's own images."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffcert_ray.commands.arguments import SetOption, completion
+from diffcert_ray.commands.exit_codes import INCOMPLETE
 from diffcert_ray.commands.screen import err, out
+from diffcert_ray.commands.stop_signals import stop_on_signals
+from diffcert_ray.config.loading import presets
+from diffcert_ray.config.training import (
+    CLASSIFIERS,
+    DENOISERS,
+    load_classifier_training,
+    load_denoiser_training,
+)
+
+if TYPE_CHECKING:
+    from diffcert_ray.tools.training import Standing, Trained
+
+MODELS_FOLDER = "models"
+LINE_S = 10.0
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the training [default: models/NAME]", show_default=False),
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="No progress: only warnings, errors and results")
+]
 
 
-def train_digits(
-    output: Annotated[Path, typer.Option(help="The .safetensors file to write")] = Path(
-        "digits.safetensors"
-    ),
-    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam")] = 5000,
-    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and everything drawn")] = 0,
-    network: Annotated[str, typer.Option(help="ddpmpp, ncsnpp or adm")] = "ddpmpp",
-    channels: Annotated[int, typer.Option(min=1, help="Of the first level")] = 16,
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help=f"TOML file or preset: {', '.join(presets(DENOISERS))}",
+            autocompletion=completion(DENOISERS),
+        ),
+    ],
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
 ) -> None:
-    """Train the demo model on the 1437 training digits (some 20 minutes on 2 cores).
+    """Train a class-conditional denoiser, or continue a training that was stopped.
 
-    [dim]diffcert train digits --output my-digits.safetensors[/]
+    [dim]diffcert train digits[/]
+    [dim]diffcert train my.toml --output models/my --set training.steps=20000[/]
+
+    OUTPUT/model.safetensors is a model.checkpoint for certify. Ctrl-C stores the state and stops;
+    the same command continues.
     """
-    from diffcert_ray.tools.training import train_digits as train
+    from diffcert_ray.tools.training import train_denoiser
 
-    with _bar(steps) as on_progress:
-        written = train(
-            output,
-            network=network,
-            channels=channels,
-            steps=steps,
-            batch=batch,
-            seed=seed,
-            on_progress=on_progress,
+    settings = load_denoiser_training(config, overrides or ())
+    folder = output or Path(MODELS_FOLDER) / settings.name
+    with _shown(folder, quiet=quiet) as on_progress, stop_on_signals() as stopped:
+        trained = train_denoiser(
+            settings, folder, on_progress=on_progress, should_stop=lambda: bool(stopped)
         )
-    out.print(f"{written}", soft_wrap=True)
+    _end(folder, trained)
 
 
-def train_digits_classifier(
-    output: Annotated[Path, typer.Option(help="The .safetensors file to write")] = Path(
-        "digits-classifier.safetensors"
-    ),
-    sigma: Annotated[float, typer.Option(min=0, help="Noise on the images, pixel units")] = 0.25,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of Adam")] = 2000,
-    batch: Annotated[int, typer.Option(min=1, help="Images per step")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and everything drawn")] = 0,
+def train_classifier(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help=f"TOML file or preset: {', '.join(presets(CLASSIFIERS))}",
+            autocompletion=completion(CLASSIFIERS),
+        ),
+    ],
+    output: OutputOption = None,
+    overrides: SetOption = None,
+    quiet: QuietOption = False,
 ) -> None:
-    """Train the classifier of the digits-classify presets (less than a minute on one core).
+    """Train a classifier on noisy images, or continue a training that was stopped.
 
-    [dim]diffcert train digits-classifier --sigma 0.5 --output my-classifier.safetensors[/]
+    [dim]diffcert train-classifier digits --set training.sigma=0.5 --output models/digits-0.5[/]
+
+    OUTPUT/model.safetensors is a classifier.checkpoint for certify. Ctrl-C stores the state and
+    stops; the same command continues.
     """
-    from diffcert_ray.tools.classifier_training import ClassifierRecipe
-    from diffcert_ray.tools.classifier_training import train_digits_classifier as train
+    from diffcert_ray.tools.training import train_classifier as train
 
-    recipe = ClassifierRecipe(sigma, steps, batch, seed)
-    with _bar(steps) as on_progress:
-        written = train(output, recipe, on_progress)
-    out.print(f"{written}", soft_wrap=True)
+    settings = load_classifier_training(config, overrides or ())
+    folder = output or Path(MODELS_FOLDER) / settings.name
+    with _shown(folder, quiet=quiet) as on_progress, stop_on_signals() as stopped:
+        trained = train(
+            settings, folder, on_progress=on_progress, should_stop=lambda: bool(stopped)
+        )
+    _end(folder, trained)
+
+
+def _end(folder: Path, trained: "Trained") -> None:
+    """Draw the curve, and say where the model is, or that the same command continues."""
+    from diffcert_ray.report.loss_curve import loss_picture
+
+    if trained.curve:
+        steps, losses, _, held_out = zip(*trained.curve, strict=True)
+        (folder / "loss.svg").write_text(loss_picture(steps, losses, held_out), "utf-8")
+    if trained.model is None:
+        err.print(f"[bold]stopped:[/] step {trained.step} is stored; the same command continues")
+        raise typer.Exit(INCOMPLETE)
+    out.print(f"{trained.model}", soft_wrap=True)
 
 
 @contextmanager
-def _bar(steps: int) -> Iterator[Callable[[int, float], None]]:
-    """A bar of the steps done, with the loss of the last one."""
+def _shown(folder: Path, *, quiet: bool) -> "Iterator[Callable[[Standing], None] | None]":
+    """What takes the progress: a bar on a terminal, else a line now and then."""
+    if quiet:
+        yield None
+        return
+    err.print(f"training {folder}", soft_wrap=True)
+    if not err.is_terminal:
+        yield _Lines()
+        return
     from rich.progress import Progress, TextColumn
 
-    with Progress(
-        *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]}"), console=err
-    ) as bar:
-        task = bar.add_task("training", total=steps, loss="-")
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task("training", total=None, facts="")
 
-        def on_progress(step: int, loss: float) -> None:
-            if step % 20 == 0 or step == steps:
-                bar.update(task, completed=step, loss=f"{loss:.4f}")
+        def on_progress(standing: "Standing") -> None:
+            bar.update(
+                task,
+                total=standing.steps,
+                completed=standing.step,
+                facts=f"step {standing.step}/{standing.steps}, loss {standing.loss:.4f}",
+            )
 
         yield on_progress
+
+
+class _Lines:
+    """Progress as a line of key=value every ten seconds, and at the end."""
+
+    def __init__(self) -> None:
+        self._said_at: float | None = None
+
+    def __call__(self, standing: "Standing") -> None:
+        now = time.monotonic()
+        due = self._said_at is None or now - self._said_at >= LINE_S
+        if not due and standing.step < standing.steps:
+            return
+        held_out = "?" if standing.held_out_loss is None else f"{standing.held_out_loss:.5f}"
+        left = "?" if standing.seconds_left is None else f"{standing.seconds_left:.0f}"
+        err.print(
+            f"progress step={standing.step} steps={standing.steps} loss={standing.loss:.5f} "
+            f"held_out_loss={held_out} learning_rate={standing.learning_rate:.3g} "
+            f"seconds_left={left}",
+            soft_wrap=True,
+        )
+        self._said_at = now

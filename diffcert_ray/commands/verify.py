@@ -64,6 +64,11 @@ def _say(result: "Verification") -> None:
             f"the run is of method version {result.other_method}, and this program casts votes of "
             "another one: no unit can be evaluated again, only its certificates from its counts"
         )
+    if not result.kinds_noted:
+        out.print(
+            "the run was begun before numerics kinds were noted: whether its units are of kinds "
+            "that it met could not be checked"
+        )
     if result.units and result.missed_share:
         out.print(
             f"had {result.missed_share:.2%} of all {result.units_stored:,} units been changed "

@@ -53,6 +53,17 @@ def _levels(config: Config) -> dict[str, Any]:
     return {f"noise_levels.{k}": v for k, v in config.noise_levels.model_dump().items()}
 
 
+def _votes(config: Config) -> dict[str, Any]:
+    """What votes are asked about, and how they are cut into units."""
+    votes = config.votes
+    return {
+        "votes.unit": votes.unit,
+        "votes.estimate": votes.estimate,
+        "votes.select": votes.select,
+        "votes.select_unit": votes.select_unit if votes.select is not None else None,
+    }
+
+
 def _diffusion(config: Config) -> dict[str, Any]:
     sift = config.sift.model_dump()
     used = {
@@ -64,8 +75,7 @@ def _diffusion(config: Config) -> dict[str, Any]:
     }[config.sift.rule]
     return {
         "pixels": "u = 2x - 1",
-        "votes.unit": config.votes.unit,
-        "votes.estimate": config.votes.estimate,
+        **_votes(config),
         **_levels(config),
         **{f"sift.{k}": sift[k] for k in used},
         "model.resize": config.model.resize,
@@ -76,8 +86,7 @@ def _trained(config: Config) -> dict[str, Any]:
     about = config.classifier
     return {
         "pixels": "x as stored, an estimate clipped to [0, 1]",
-        "votes.unit": config.votes.unit,
-        "votes.estimate": config.votes.estimate,
+        **_votes(config),
         "classifier.architecture": about.architecture,
         "classifier.mean": None if about.mean is None else list(about.mean),
         "classifier.std": None if about.std is None else list(about.std),

@@ -5,19 +5,24 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from diffcert_ray.config.selectors import the_selector
-from diffcert_ray.config.tables import Config
+from diffcert_ray.config.tables import Config, VotesConfig
 from diffcert_ray.errors import ConfigError, nearest
 
+RUN_PRESETS = "presets"
+"""Where the shipped configurations of runs lie in the package."""
 
-def presets() -> list[str]:
-    """Names of the shipped configurations."""
-    folder = resources.files("diffcert_ray") / "presets"
-    return sorted(p.name[: -len(".toml")] for p in folder.iterdir() if p.name.endswith(".toml"))
+Tables = TypeVar("Tables", bound=BaseModel)
+
+
+def presets(folder: str = RUN_PRESETS) -> list[str]:
+    """Names of the shipped configurations, of runs or of what lies in another folder."""
+    files = (resources.files("diffcert_ray") / folder).iterdir()
+    return sorted(p.name[: -len(".toml")] for p in files if p.name.endswith(".toml"))
 
 
 def load_config(
@@ -36,31 +41,54 @@ def load_config(
     Raises:
         ConfigError: unknown keys (with the nearest known one), values out of range, no such file.
     """
-    if isinstance(source, Config):
-        tables = source.model_dump(exclude_unset=True)
-    elif isinstance(source, Mapping):
-        tables = copy.deepcopy(dict(source))
-    else:
-        tables = _read_toml(str(source))
-    for override in overrides:
-        _apply_override(tables, override)
-    try:
-        config = Config.model_validate(tables)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+    config = read_as(Config, source, overrides)
     _check(config)
     return config
 
 
-def _read_toml(source: str) -> dict[str, Any]:
-    if source in presets():
-        text = (resources.files("diffcert_ray") / "presets" / f"{source}.toml").read_text("utf-8")
+def read_as(
+    model: type[Tables],
+    source: "str | Path | Mapping[str, Any] | Tables",
+    overrides: Sequence[str] = (),
+    folder: str = RUN_PRESETS,
+) -> Tables:
+    """Read tables and validate them, key by key.
+
+    Args:
+        model: what they must be.
+        source: a TOML file, the name of a preset in the folder, a mapping, or a model.
+        overrides: as `load_config` takes them.
+        folder: where presets of this kind lie in the package.
+
+    Returns:
+        The validated tables.
+
+    Raises:
+        ConfigError: as of `load_config`.
+    """
+    if isinstance(source, model):
+        tables = source.model_dump(exclude_unset=True)
+    elif isinstance(source, Mapping):
+        tables = copy.deepcopy(dict(source))
+    else:
+        tables = _read_toml(str(source), folder)
+    for override in overrides:
+        _apply_override(tables, override)
+    try:
+        return model.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, model)) from None
+
+
+def _read_toml(source: str, folder: str) -> dict[str, Any]:
+    if source in presets(folder):
+        text = (resources.files("diffcert_ray") / folder / f"{source}.toml").read_text("utf-8")
     elif Path(source).is_dir():
         raise ConfigError(f"{source} is a folder: give the TOML file itself")
     elif Path(source).exists():
         text = _file_text(source)
     else:
-        hint = nearest(source, presets(), "presets:")
+        hint = nearest(source, presets(folder), "presets:")
         raise ConfigError(f"no configuration file or preset {source!r}{hint}")
     try:
         return tomllib.loads(text)
@@ -106,12 +134,12 @@ _REMEDIES = {
 }
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1])
+            known = _known_keys(model, problem["loc"][:-1])
             lines.append(f"unknown key {where!r}{nearest(str(problem['loc'][-1]), known)}")
         else:
             hint = _REMEDIES.get(problem["type"], "")
@@ -120,13 +148,18 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _known_keys(path: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Config
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        model = table_of(model.model_fields[str(part)].annotation) or model
     return list(model.model_fields)
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """The table that a key holds, which may be left out; None if it holds a value."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
 
 
 def _check(config: Config) -> None:
@@ -172,6 +205,16 @@ def _check_votes(config: Config) -> None:
         )
     if len(set(votes.sigmas)) < len(votes.sigmas):
         raise ConfigError(f"votes.sigmas = {list(votes.sigmas)} names a sigma twice: keep one")
+    if votes.select is None and votes.select_unit != VotesConfig().select_unit:
+        raise ConfigError(
+            f"votes.select_unit = {votes.select_unit} without votes.select: set votes.select, the "
+            "lead at which selection stops, as in votes.select=5, or leave it out"
+        )
+    if votes.select is not None and votes.select > votes.n0:
+        raise ConfigError(
+            f"votes.select = {votes.select} is more than votes.n0 = {votes.n0}, the most selection "
+            "votes: no class can be so far ahead; lower votes.select or raise votes.n0"
+        )
     if votes.bound == "two-class" and votes.estimate == "target":
         raise ConfigError(
             'votes.bound = "two-class" needs complete votes: set votes.estimate = "complete"'

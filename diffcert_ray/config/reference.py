@@ -8,20 +8,35 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from diffcert_ray.config.loading import table_of
 from diffcert_ray.config.tables import Config
+from diffcert_ray.config.training_tables import ClassifierTraining, DenoiserTraining
 
 
-def markdown() -> str:
-    """Every key of every table with its values, default and meaning, as Markdown tables."""
-    parts = []
-    top = {k: f for k, f in Config.model_fields.items() if not _is_table(f.annotation)}
-    parts.append(_table("", "These keys stand at the top of the file.", top))
-    for name, field in Config.model_fields.items():
-        if _is_table(field.annotation):
-            table: type[BaseModel] = field.annotation  # type: ignore[assignment]
+def markdown(model: type[BaseModel] = Config, without: tuple[str, ...] = ()) -> str:
+    """Every key of every table with its values, default and meaning, as Markdown tables.
+
+    Args:
+        model: the configuration, by default a run's.
+        without: keys at its top, and tables, that are left out.
+    """
+    fields = {k: f for k, f in model.model_fields.items() if k not in without}
+    top = {k: f for k, f in fields.items() if table_of(f.annotation) is None}
+    parts = [_table("", "These keys stand at the top of the file.", top)] if top else []
+    for name, field in fields.items():
+        if (table := table_of(field.annotation)) is not None:
             about = " ".join((table.__doc__ or "").replace("``", "`").split())
             parts.append(_table(f"`[{name}]`: ", about, table.model_fields))
     return "\n".join(parts)
+
+
+def training_markdown() -> str:
+    """The same of the configurations of `diffcert train` and `diffcert train-classifier`."""
+    classifiers = markdown(ClassifierTraining, without=("name", "dataset", "validation"))
+    return (
+        f"{markdown(DenoiserTraining)}\nFor `diffcert train-classifier` name, dataset and "
+        f"validation are the same, and beside them stand:\n\n{classifiers}"
+    )
 
 
 def json_schema() -> str:
@@ -38,10 +53,6 @@ def _table(heading: str, about: str, fields: dict[str, FieldInfo]) -> str:
         )
         lines.append(f"| `{key}` | {_values(field)} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
-
-
-def _is_table(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _toml(value: Any) -> str:

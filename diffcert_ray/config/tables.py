@@ -53,11 +53,13 @@ class DatasetConfig(_Table):
     """
 
     name: str = "digits"
-    """The dataset is digits, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or parquet."""
+    """The dataset is digits, glyphs, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or
+    parquet."""
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
     """The images come from this part of the published data, or of a folder or Parquet dataset."""
     path: str | None = None
-    """The files lie in this folder or at this fsspec address. Every dataset but digits needs it."""
+    """The files lie in this folder or at this fsspec address. Every dataset but digits
+    and the test split of glyphs needs it."""
     image_column: str | None = None
     """This column of a Parquet dataset holds the images. Where only one column has the type of
     images, it need not be named."""
@@ -129,7 +131,7 @@ class ClassifierConfig(_Table):
     """The file's sha256 must be this, or the run does not start."""
     architecture: str | None = None
     """The network is the classification network of this name in torchvision.models, or
-    digits-convnet."""
+    small-convnet or digits-convnet."""
     mean: tuple[float, ...] | None = None
     """These numbers in pixel units, one a channel, are subtracted from the image. By default
     nothing is."""
@@ -225,7 +227,13 @@ class VotesConfig(_Table):
     sigmas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25,)
     """Every image is certified at each of these smoothing noises, in pixel units."""
     n0: Count = 100
-    """So many selection votes choose an image's class."""
+    """So many selection votes choose an image's class, where select is set at most."""
+    select: Count | None = None
+    """Selection stops as soon as the leading class is so many votes ahead of the next one. By
+    default all n0 votes are cast."""
+    select_unit: Annotated[int, Field(ge=1, le=5)] = 5
+    """With select, selection votes are stored and resumed so many together, and looked at after
+    each such unit."""
     n: Count = 1000
     """So many estimation votes bound the probability of that class. For sequential it is the most
     that an image gets."""

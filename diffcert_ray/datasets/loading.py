@@ -15,17 +15,26 @@ from diffcert_ray.datasets.cifar import read_cifar
 from diffcert_ray.datasets.dataset import Dataset
 from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
+from diffcert_ray.datasets.glyphs import read_glyphs
 from diffcert_ray.datasets.image_folder import read_image_folder
 from diffcert_ray.datasets.labels import class_numbers
-from diffcert_ray.datasets.parquet import read_parquet
 from diffcert_ray.datasets.pixels import frozen
 from diffcert_ray.datasets.reader import Request, Split
 from diffcert_ray.datasets.selection import positions
 from diffcert_ray.datasets.svhn import read_svhn
 from diffcert_ray.errors import DatasetError, nearest
 
+
+def read_parquet(request: Request) -> Split:
+    """A Parquet dataset; pyarrow is imported where there is one."""
+    from diffcert_ray.datasets.parquet import read_parquet as read
+
+    return read(request)
+
+
 READERS: Final[dict[str, Callable[[Request], Split]]] = {
     "digits": read_digits,
+    "glyphs": read_glyphs,
     "cifar10": read_cifar,
     "cifar100": read_cifar,
     "svhn": read_svhn,
@@ -45,12 +54,12 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
     Args:
         spec: the dataset's name, or a mapping (or dataclass, or pydantic model) with `name`,
             `split` (default "test"), `path` (a folder, file or fsspec address, for all but
-            "digits") and at most one of: `first` = N; `every` = k (positions 0, k, 2k, ...);
-            `ids` = list of image ids, in that order; `sample` = N with `seed` (default 0), which
-            draws N images without replacement, in an order such that a larger N only adds images at
-            the end. Further keys: `label_map` (list, mapping or file: the network's number of each
-            class), `num_classes`, `image_shape` (C, H, W); `image_column`, `label_column`,
-            `id_column` of Parquet.
+            "digits" and split "test" of "glyphs") and at most one of: `first` = N; `every` = k
+            (positions 0, k, 2k, ...); `ids` = list of image ids, in that order; `sample` = N with
+            `seed` (default 0), which draws N images without replacement, in an order such that a
+            larger N only adds images at the end. Further keys: `label_map` (list, mapping or
+            file: the network's number of each class), `num_classes`, `image_shape` (C, H, W);
+            `image_column`, `label_column`, `id_column` of Parquet.
         storage_options: what fsspec's filesystem takes, for a `path` that is not local.
 
     Returns:

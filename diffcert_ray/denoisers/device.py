@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,12 @@ _REMEDY = "set numerics.compile = false, or give a new run folder if this one wa
 _OPTIONS: dict[str, Any] = {"freezing": True, "max_autotune": False}
 
 
-def resolve_device(asked: str) -> str:
+def resolve_device(asked: str, key: str = "execution.device") -> str:
     """The device that "auto", "cpu" or "cuda" stands for on this machine.
+
+    Args:
+        asked: one of the three.
+        key: the setting that an error is to name.
 
     Raises:
         ConfigError: cuda was asked for and there is none.
@@ -27,10 +32,19 @@ def resolve_device(asked: str) -> str:
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ConfigError(
-            'execution.device = "cuda", but torch finds no GPU here: check the driver (nvidia-smi) '
-            'and that torch has CUDA, or set execution.device = "cpu"'
+            f'{key} = "cuda", but torch finds no GPU here: check the driver (nvidia-smi) '
+            f'and that torch has CUDA, or set {key} = "cpu"'
         )
     return "cuda" if asked != "cpu" and available else "cpu"
+
+
+def device_model(device: str) -> str:
+    """What a kind of numbers depends on: the model of the GPU, or the CPU's vectors; and torch."""
+    if device == "cuda":
+        model = torch.cuda.get_device_name()
+    else:
+        model = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{model}, torch {torch.__version__}"
 
 
 def set_up_torch() -> None:

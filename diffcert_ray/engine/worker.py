@@ -18,6 +18,7 @@ from diffcert_ray.denoisers.device import (
     compilation_failures,
     compile_denoiser,
     compiled_how,
+    device_model,
     keep_channels_last,
     no_compiler,
     set_up_torch,
@@ -174,6 +175,7 @@ class Worker:
         self.name, self.networks = name, networks
         self.numerics = networks.numerics_kind(dataset.image_shape)
         self.compiled = compiled_how() if config.numerics.compile else "no"
+        self.computed_on = device_model(networks.device)
         self._config, self.dataset = config, dataset
         self._base = cache(networks.base)
 
@@ -184,7 +186,9 @@ class Worker:
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
         result = evaluate_item(self.base(item.sigma), item, self.dataset.image)
-        return replace(result, worker=self.name, numerics=self.numerics)
+        return replace(
+            result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
+        )
 
     def draw_losses(self, item: LossItem) -> LossResult:
         """Evaluate losses of the plain classifier; they depend on the item's draws only."""
@@ -198,7 +202,9 @@ class Worker:
             batch=self._config.numerics.batch,
             device=self.networks.device,
         )
-        return replace(result, worker=self.name, numerics=self.numerics)
+        return replace(
+            result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
+        )
 
     def base(self, sigma: float) -> BaseClassifier:
         """The base classifier at one sigma, pixel units; made once."""

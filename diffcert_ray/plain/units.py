@@ -61,3 +61,4 @@ class LossResult:
     worker: str = ""  # its name, which the worker adds, as it does its numerics kind
     device: str = "cpu"
     numerics: str = ""
+    computed_on: str = ""  # model of the device and version of torch

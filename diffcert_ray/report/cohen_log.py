@@ -67,7 +67,7 @@ def read_cohen_log(text: str, *, sigma: float, alpha: float = DEFAULT_ALPHA) -> 
 
     Returns:
         The columns of the certificates table that a log has: sigma, image_id, label, predicted,
-        correct, abstained, radius, alpha, bound, seconds; n, n0, nfe and p_low are NaN.
+        correct, abstained, radius, alpha, bound, seconds; n, n0, n0_used, nfe and p_low are NaN.
 
     Raises:
         LogError: not a log of certificates, or a line is damaged.
@@ -90,6 +90,7 @@ def read_cohen_log(text: str, *, sigma: float, alpha: float = DEFAULT_ALPHA) -> 
             "p_low": unknown,
             "n": unknown,
             "n0": unknown,
+            "n0_used": unknown,
             "alpha": alpha,
             "bound": LOG_BOUND,
             "nfe": unknown,

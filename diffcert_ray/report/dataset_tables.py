@@ -111,6 +111,17 @@ def accuracy_text(
     )
 
 
+def _selection_note(certificates: pd.DataFrame) -> list[str]:
+    """How many votes chose a class, where that is not the same number for every image."""
+    read = certificates[certificates["nfe"] > 0]
+    if not (read["n0_used"] < read["n0"]).any():
+        return []
+    used = read.groupby("sigma")["n0_used"].mean()
+    means = ", ".join(f"{mean:.1f} at sigma {sigma:g}" for sigma, mean in used.items())
+    most = max(read["n0"])
+    return [f"Selection votes, means per image: {means} (at most {most:.0f})."]
+
+
 def images_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
     """ACR, abstentions, wrong classes and cost: a row for each sigma."""
     averages = acr(certificates, asked=asked)
@@ -118,7 +129,7 @@ def images_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
     figures = averages.merge(rates, on="sigma").to_dict("records")
     rows = []
     for share, (sigma, part) in zip(figures, certificates.groupby("sigma"), strict=True):
-        votes, nfe, all_of_them = part["n"] + part["n0"], part["nfe"], share["n_images"]
+        votes, nfe, all_of_them = part["n"] + part["n0_used"], part["nfe"], share["n_images"]
         interval = _interval(share["interval_low"], share["interval_high"])
         rows.append(
             (
@@ -143,6 +154,7 @@ def images_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
             "selection included.",
             LOWER_BOUNDS,
         ]
+    notes += _selection_note(certificates)
     notes += [CUT_OFF_NOTE] if averages["cut_off"].any() else []
     title = _marked("Radius, abstentions, cost", certificates, asked)
     return TextTable(title, header, tuple(rows), tuple(notes), "images")

@@ -93,7 +93,7 @@ def _block(series: Series, sigma: float, rows: pd.DataFrame) -> dict[str, Any]:
         "predicted": [int(c) for c in rows["predicted"]],
         "radius": _numbers(rows["radius"], 4),
         "p_low": _numbers(rows["p_low"], 5),
-        "votes": _numbers(rows["n"] + rows["n0"], 0),
+        "votes": _numbers(rows["n"] + rows["n0_used"], 0),
         "nfe": _numbers(rows["nfe"], 0),
     }
 

@@ -86,7 +86,7 @@ def cost_lines(series: Sequence[Series], column: str, label: str) -> tuple[list[
     known = []
     for one in series:
         for sigma, rows in one.by_sigma():
-            values = rows["nfe"] if column == "nfe" else rows["n"] + rows["n0"]
+            values = rows["nfe"] if column == "nfe" else rows["n"] + rows["n0_used"]
             if values.notna().all():
                 known.append((one, sigma, values))
     if all(values.nunique() == 1 for *_, values in known):

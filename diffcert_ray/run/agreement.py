@@ -1,7 +1,9 @@
 """Stored certificates that the counted units do not give: found, and superseded by new rows.
 
 Drivers of different numerics kinds on the same images store other counts of the same units. One of
-the deliveries counts, whoever certified from the other; its certificates are replaced here.
+the deliveries counts, whoever certified from the other; its certificates are replaced here. Where
+the selection votes that count choose another class than those that the other driver saw, the votes
+for its own certificate may not be there yet, or are of another number: then it is withdrawn.
 """
 
 import logging
@@ -29,7 +31,7 @@ READINGS = 4  # other drivers may store meanwhile; each of them looks too, after
 class Disagreement:
     """What is wrong with stored certificates."""
 
-    superseding: list[CertificateRow] = field(default_factory=list)  # what the counts give instead
+    superseding: list[CertificateRow] = field(default_factory=list)  # what counts instead
     lacking: Certified = field(default_factory=set)  # those whose votes are not all there
 
 
@@ -60,6 +62,7 @@ def disagreement(
     # Sequential: several n of an image may be stored, each of them a certificate.
     nth = stored.groupby(["sigma", "image_id", "bound"]).cumcount()
     found = Disagreement()
+    costs = not kind.spends_beyond(config)
     for _, once in stored.groupby(nth):
         sure = kind.given(config, _narrowed(plan, once), votes_id, held, data, once)
         given = {(row.sigma, row.image_id, row.bound): row for row in sure}
@@ -68,8 +71,10 @@ def disagreement(
             row = given.get((sigma, image_id, bound))
             if row is None:
                 found.lacking.add((sigma, image_id, n))
-            elif _differs(kept, row) and (row.n == n or (*key[:3], row.n) not in keys):
+            elif _differs(kept, row, costs) and (row.n == n or (*key[:3], row.n) not in keys):
                 found.superseding.append(row)
+            if row is None or row.n != n:  # no row of this n will come in its place
+                found.superseding.append(_withdrawn(kept))
     return found
 
 
@@ -79,7 +84,7 @@ def supersede(store: RunStore, rows: list[CertificateRow]) -> None:
     logger.warning(
         "%d certificates in %s are not what the counted units give (first image %d at sigma %g), "
         "as when drivers of different numerics kinds work on the same images: superseded by what "
-        "the units give",
+        "the units give, or withdrawn until they are there",
         len(rows),
         store.address,
         first.image_id,
@@ -97,13 +102,15 @@ def agree(
     Returns:
         (sigma, image_id, n) of certificates that only new votes can replace.
     """
+    lacking: Certified = set()
     for _ in range(READINGS):
         held = kind.held(store, plan)
         found = disagreement(kind, config, plan, votes_id, store, held, data)
+        lacking |= found.lacking
         if not found.superseding:
             break
         supersede(store, found.superseding)
-    return found.lacking
+    return lacking
 
 
 def _of_plan(table: pd.DataFrame, plan: Any, votes_id: str) -> pd.DataFrame:
@@ -124,7 +131,14 @@ def _keys(certificates: pd.DataFrame) -> Iterator[tuple[float, int, str, int]]:
     return zip(*columns, strict=True)
 
 
-def _differs(kept: Mapping[Any, Any], row: CertificateRow) -> bool:
-    # Units beyond the look at which a sequential image stopped may have come later.
-    names = COMPARED if row.bound == "sequential" else (*COMPARED, "nfe")
+def _withdrawn(kept: Mapping[Any, Any]) -> CertificateRow:
+    """The row that says that a stored certificate is none any more."""
+    return CertificateRow(
+        **{str(name): value for name, value in kept.items()} | {"withdrawn": True}
+    )
+
+
+def _differs(kept: Mapping[Any, Any], row: CertificateRow, costs: bool) -> bool:
+    # Units beyond those that decide may have come later: then costs are not compared.
+    names = (*COMPARED, "nfe") if costs else COMPARED
     return any(not same_value(kept[name], getattr(row, name), exact=True) for name in names)

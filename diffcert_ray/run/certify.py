@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -225,7 +225,7 @@ class _ToDo:
 
     work: Work
     rows: Rows
-    stored: set[tuple[float, int, int]]  # (sigma, image_id, n) of certificates that stand
+    stored: Collection[tuple[float, int, int]]  # (sigma, image_id, n) of certificates that stand
 
     def certificate(self, image: Any) -> CertificateRow | None:
         """The row of a finished image; None where it is stored already."""
@@ -257,14 +257,14 @@ def _left_to_do(opened: _Opened) -> _ToDo:
         )
         with store.writer() as writer:
             writer.add_certificates(r for r in unread if (r.sigma, r.image_id, r.n) not in stored)
-    stored -= unfounded_certificates(store, plan, stored, kind.votes_held(held))
+    unfounded = unfounded_certificates(store, plan, stored, kind.votes_held(held))
     found = disagreement(kind, config, plan, votes_id, store, held, data)
     if found.superseding:
         supersede(store, found.superseding)
-    stored -= found.lacking
-    certified = {(sigma, image_id) for sigma, image_id, _ in stored}
+    standing = set(stored) - unfounded - found.lacking
+    certified = {(sigma, image_id) for sigma, image_id, _ in standing}
     work = kind.work(config, plan, held, certified)
-    return _ToDo(work, kind.rows(config, votes_id, labels, image_sha, data.image), stored)
+    return _ToDo(work, kind.rows(config, votes_id, labels, image_sha, data.image), standing)
 
 
 def _driven(
@@ -286,13 +286,18 @@ def _driven(
         others.look()
         on_progress(progress)
 
+    def record(result: Any, settled: Sequence[Any]) -> None:
+        about = {"computed_on": result.computed_on, **config.numerics.model_dump()}
+        writer.meet_kind(result.numerics, about)
+        todo.rows.record(writer, result, settled)
+
     pool = make_pool(opened.spec, config)
     try:
         outcome = Driver(
             todo.work,
             pool,
             writer,
-            partial(todo.rows.record, writer),
+            record,
             todo.certificate,
             item_s=config.execution.item_s,
             on_progress=progressed,

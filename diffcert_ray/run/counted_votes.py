@@ -11,9 +11,10 @@ from diffcert_ray.certificates.recomputed import radius_of_bound, recomputed, se
 from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, NOT_TARGET
 from diffcert_ray.method.grid import rounding_radius, slack
 from diffcert_ray.run.contradictions import Booleans, Contradiction, contradiction
+from diffcert_ray.run.counted_selection import counted_selection
+from diffcert_ray.run.unit_votes import Integers, by_class, summed, units_of, votes_for, votes_of
 from diffcert_ray.storage.done_units import DoneUnits, UnitGroup
 
-Integers = npt.NDArray[np.int64]
 FARTHEST_ERROR = 1e-6  # relative, of the distance of an image from the grid
 
 
@@ -21,8 +22,9 @@ FARTHEST_ERROR = 1e-6  # relative, of the distance of an image from the grid
 class CountedVotes:
     """What is stored for each of R certificates, of the units that its n0 and n are made of."""
 
-    select: Integers  # selection votes, [R]
+    select: Integers  # selection votes that chose the class, or those that are there, [R]
     chosen: Integers  # the class that they choose, or ABSTAIN, [R]
+    decided: Booleans  # whether the votes that choose it are all there, [R]
     estimate: Integers  # estimation votes up to n, [R]
     n_a: Integers  # of them, for the chosen class, [R]
     n_b: Integers  # for the strongest other class, unresolved ones included, [R]
@@ -32,28 +34,43 @@ class CountedVotes:
 
 
 def counted_votes(
-    done: DoneUnits, certificates: pd.DataFrame, *, n0: int, unit: int
+    done: DoneUnits,
+    certificates: pd.DataFrame,
+    *,
+    n0: int,
+    unit: int,
+    select: int | None = None,
+    select_unit: int = 1,
 ) -> CountedVotes:
-    """Count the stored votes of each certificate's image and sigma, as the run counts them."""
+    """Count the stored votes of each certificate's image and sigma, as the run counts them.
+
+    The keys are those of `VotesConfig`.
+    """
     rows = len(certificates)
     image_id, n = (certificates[c].to_numpy(np.int64) for c in ("image_id", "n"))
-    out = CountedVotes(*(np.zeros(rows, np.int64) for _ in range(5)), *[np.zeros(0, np.int64)] * 3)
+    selected, abstained, estimated, n_a, n_b = (np.zeros(rows, np.int64) for _ in range(5))
+    out = CountedVotes(
+        selected, abstained + ABSTAIN, np.zeros(rows, np.bool_), estimated, n_a, n_b,
+        *[np.zeros(0, np.int64)] * 3,
+    )  # fmt: skip
     looks = []
     for sigma in np.unique(certificates["sigma"].to_numpy()):
         (here,) = np.nonzero(certificates["sigma"].to_numpy() == sigma)
         if (group := done.groups.get((float(sigma), "select"))) is not None:
-            of, units = _units_of(group, image_id[here], np.full(len(here), n0), unit)
-            out.select[here] = _sum(of, _votes(group, units), len(here))
-            out.chosen[here] = _leading(group, of, units, len(here))
+            selection = counted_selection(
+                group, image_id[here], n0=n0, unit=unit, select=select, select_unit=select_unit
+            )
+            out.select[here], out.chosen[here] = selection.used, selection.chosen
+            out.decided[here] = selection.decided
         if (group := done.groups.get((float(sigma), "estimate"))) is not None:
-            of, units = _units_of(group, image_id[here], n[here], unit)
+            of, units = units_of(group, image_id[here], n[here], unit)
             # Votes about another class are those of a driver of another numerics kind.
             asked = group.target[units] == ALL_CLASSES
             asked |= group.target[units] == out.chosen[here][of]
             of, units = of[asked], units[asked]
-            out.estimate[here] = _sum(of, _votes(group, units), len(here))
-            k = _votes_for(group, units, out.chosen[here][of])
-            out.n_a[here] = _sum(of, k, len(here))
+            out.estimate[here] = summed(of, votes_of(group, units), len(here))
+            k = votes_for(group, units, out.chosen[here][of])
+            out.n_a[here] = summed(of, k, len(here))
             out.n_b[here] = _strongest_other(group, of, units, out.chosen[here])
             before = np.cumsum(k) - k
             first = np.flatnonzero(np.diff(of, prepend=-1))
@@ -62,7 +79,7 @@ def counted_votes(
     if not looks:
         return out
     return CountedVotes(
-        out.select, out.chosen, out.estimate, out.n_a, out.n_b,
+        out.select, out.chosen, out.decided, out.estimate, out.n_a, out.n_b,
         *(np.concatenate(parts) for parts in zip(*looks, strict=True)),
     )  # fmt: skip
 
@@ -79,74 +96,8 @@ def counted_nfe(done: DoneUnits, certificates: pd.DataFrame) -> Integers:
     return total
 
 
-def _units_of(
-    group: UnitGroup, image_id: Integers, votes: Integers, unit: int
-) -> tuple[Integers, Integers]:
-    """(certificate, unit) of each unit that an image's first ``votes`` votes are made of."""
-    at = np.minimum(np.searchsorted(group.images, image_id), len(group.images) - 1)
-    there = group.images[at] == image_id
-    count = np.where(there, group.first[at + 1] - group.first[at], 0)
-    of = np.repeat(np.arange(len(image_id)), count)
-    units = _ranges(group.first[at], count)
-    start, stop = group.start[units], group.stop[units]
-    kept = (start % unit == 0) & (stop == np.minimum(start + unit, votes[of]))
-    return of[kept], units[kept]
-
-
-def _ranges(start: Integers, count: Integers) -> Integers:
-    """start[0], start[0] + 1, ... count[0] of them, then those of the next."""
-    ends = np.cumsum(count)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(start - ends + count, count)
-
-
-def _entries(group: UnitGroup, units: Integers) -> tuple[Integers, Integers, Integers]:
-    """Position in ``units``, class and votes of each count of some units."""
-    count = group.offsets[units + 1] - group.offsets[units]
-    flat = _ranges(group.offsets[units], count)
-    position = np.repeat(np.arange(len(units)), count)
-    return position, group.classes[flat].astype(np.int64), group.counts[flat].astype(np.int64)
-
-
-def _votes(group: UnitGroup, units: Integers) -> Integers:
-    return (group.stop[units] - group.start[units]).astype(np.int64)
-
-
-def _sum(of: Integers, values: Integers, rows: int) -> Integers:
-    return np.bincount(of, values, minlength=rows).astype(np.int64)
-
-
-def _votes_for(group: UnitGroup, units: Integers, klass: Integers) -> Integers:
-    """Votes of each unit for the class given with it."""
-    position, classes, counts = _entries(group, units)
-    own = classes == klass[position]
-    return _sum(position[own], counts[own], len(units))
-
-
-def _by_class(
-    group: UnitGroup, of: Integers, units: Integers
-) -> tuple[Integers, Integers, Integers]:
-    """Certificate, class and votes, summed over the units of a certificate."""
-    position, classes, counts = _entries(group, units)
-    low = int(classes.min(initial=0))
-    span = int(classes.max(initial=0)) - low + 1
-    keys, where = np.unique(of[position] * span + (classes - low), return_inverse=True)
-    total = np.bincount(where.reshape(-1), counts, minlength=len(keys)).astype(np.int64)
-    return keys // span, keys % span + low, total
-
-
-def _leading(group: UnitGroup, of: Integers, units: Integers, rows: int) -> Integers:
-    """The class with most votes, the lowest of those that tie; ABSTAIN where there is none."""
-    row, klass, total = _by_class(group, of, units)
-    row, klass, total = (part[klass != NOT_TARGET] for part in (row, klass, total))
-    chosen = np.full(rows, ABSTAIN, np.int64)
-    order = np.lexsort((klass, -total, row))
-    first = order[np.flatnonzero(np.diff(row[order], prepend=-1))]
-    chosen[row[first]] = klass[first]
-    return chosen
-
-
 def _strongest_other(group: UnitGroup, of: Integers, units: Integers, chosen: Integers) -> Integers:
-    row, klass, total = _by_class(group, of, units)
+    row, klass, total = by_class(group, of, units)
     strongest = np.zeros(len(chosen), np.int64)
     other = (klass != NOT_TARGET) & (klass != chosen[row])
     np.maximum.at(strongest, row[other], total[other])
@@ -237,17 +188,25 @@ def vote_contradictions(
 
 
 def unborne(
-    certificates: pd.DataFrame, votes: CountedVotes, *, n0: int, alpha: float, bound: str
+    certificates: pd.DataFrame, votes: CountedVotes, *, alpha: float, bound: str
 ) -> Iterator[Contradiction]:
     """Certificates that the stored votes do not bear out."""
     column = {name: certificates[name].to_numpy() for name in certificates.columns}
     n, n_a, predicted = column["n"], column["n_a"], column["predicted"]
-    whole = (votes.select == n0) & (votes.estimate == n)
+    n0_used = column["n0_used"]
+    whole = votes.decided & (votes.estimate == n)
     yield from contradiction(
         ~whole,
         lambda row: (
             f"it rests on votes that are not stored: {votes.select[row]} + {votes.estimate[row]} "
-            f"votes are there of {n0} + {n[row]}"
+            f"votes are there of {n0_used[row]} + {n[row]}"
+        ),
+    )
+    yield from contradiction(
+        whole & (n0_used != votes.select),
+        lambda row: (
+            f"n0_used is {n0_used[row]}, but its class is chosen by {votes.select[row]} selection "
+            "votes"
         ),
     )
     yield from contradiction(
@@ -315,42 +274,3 @@ def _sequential(
             f"{column['n'][row]}"
         ),
     )
-
-
-def odd_units(
-    done: DoneUnits, *, classes: int, n0: int, n: int, unit: int, complete: bool, fixed: bool
-) -> Iterator[str]:
-    """Units that this run cannot have stored, one sentence for the first of each kind."""
-    for (sigma, stream), group in done.groups.items():
-        start, stop, target = (a.astype(np.int64) for a in (group.start, group.stop, group.target))
-        most = n0 if stream == "select" else n
-        ends = stream == "select" or fixed
-        regular = (start % unit == 0) & (stop <= start + unit)
-        if ends:
-            regular &= (stop == start + unit) | (stop == most)
-        open_to_all = stream == "select" or complete
-        asked = (target == ALL_CLASSES) if open_to_all else (target >= 0) & (target < classes)
-        known = (group.classes >= 0) & (group.classes < classes) | (group.classes == NOT_TARGET)
-        of_entry = np.repeat(np.arange(len(group)), np.diff(group.offsets))
-        named = np.ones(len(group), bool)
-        named[of_entry[~known]] = False
-        if not open_to_all:
-            named[of_entry[(group.classes != NOT_TARGET) & (group.classes != target[of_entry])]] = (
-                False
-            )
-        for wrong, why in (
-            (ends & (stop > most), f"lie beyond the {most} that the run asks for"),
-            (~regular, f"are no unit of {unit} votes"),
-            (~asked, "have a target that the run does not ask about"),
-            (~named, f"name a class that they could not be for (the run has {classes})"),
-        ):
-            rows = np.flatnonzero(wrong)
-            if len(rows):
-                row = int(rows[0])
-                listed, counts = group.votes(row)
-                yield (
-                    f"{len(rows)} stored units {'are' if len(rows) > 1 else 'is'} none of this "
-                    f"run's: {stream} votes {start[row]}:{stop[row]} of image "
-                    f"{group.image_id[row]} at sigma {sigma:g} (target {target[row]}, classes "
-                    f"{listed.tolist()}, counts {counts.tolist()}) {why}"
-                )

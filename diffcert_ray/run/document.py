@@ -33,6 +33,7 @@ class RunDocument:
     dataset: Mapping[str, Any]  # name, split, fingerprint, number of classes and image shape
     versions: Mapping[str, str]  # of this package and of what it computes with
     document_id: str  # hash of both ids, dataset and versions; "" in runs begun before it was kept
+    notes_kinds: bool = False  # whether the numerics kinds of its units are noted in kinds/
 
     @staticmethod
     def of(
@@ -47,8 +48,10 @@ class RunDocument:
         plan_id = canonical_hash(plan_identity(config, votes_id))
         versions = {name: _version(name) for name in VERSIONED}
         versions["python"] = platform.python_version()
-        whole = _document_id(votes_id, plan_id, dataset, versions)
-        return RunDocument(config, votes, votes_id, plan_id, dataset, versions, whole)
+        whole = _document_id(votes_id, plan_id, dataset, versions, notes_kinds=True)
+        return RunDocument(
+            config, votes, votes_id, plan_id, dataset, versions, whole, notes_kinds=True
+        )
 
     def to_bytes(self) -> bytes:
         """TOML, without execution settings that may hold credentials."""
@@ -58,6 +61,7 @@ class RunDocument:
             "votes_id": self.votes_id,
             "plan_id": self.plan_id,
             "document_id": self.document_id,
+            **({"notes_kinds": True} if self.notes_kinds else {}),
             "config": tables,
             "votes_identity": dict(self.votes_identity),
             "dataset": dict(self.dataset),
@@ -82,6 +86,7 @@ class RunDocument:
                 tables["dataset"],
                 tables["versions"],
                 tables.get("document_id", ""),
+                tables.get("notes_kinds", False) is True,
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
@@ -99,7 +104,13 @@ class RunDocument:
         A larger n written into it would let a fixed-n bound be extended after a look, fewer images
         in its dataset let those without a certificate disappear.
         """
-        whole = _document_id(self.votes_id, self.plan_id, self.dataset, self.versions)
+        whole = _document_id(
+            self.votes_id,
+            self.plan_id,
+            self.dataset,
+            self.versions,
+            notes_kinds=self.notes_kinds,
+        )
         first_version = self.method_version == 1
         for name, stated, actual in (
             ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
@@ -216,11 +227,19 @@ class RunDocument:
 
 
 def _document_id(
-    votes_id: str, plan_id: str, dataset: Mapping[str, Any], versions: Mapping[str, str]
+    votes_id: str,
+    plan_id: str,
+    dataset: Mapping[str, Any],
+    versions: Mapping[str, str],
+    *,
+    notes_kinds: bool,
 ) -> str:
     """Hash of all that a document says and that nobody has a reason to change."""
-    ids = {"votes_id": votes_id, "plan_id": plan_id}
-    return canonical_hash(_without_none(ids | {"dataset": dataset, "versions": versions}))
+    said: dict[str, Any] = {"votes_id": votes_id, "plan_id": plan_id, "dataset": dataset}
+    said["versions"] = versions
+    if notes_kinds:  # runs begun before there were notes keep their hash
+        said["notes_kinds"] = True
+    return canonical_hash(_without_none(said))
 
 
 def _without_none(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import TYPE_CHECKING
 
 from diffcert_ray.plain.plan import PlainPlan
@@ -12,8 +13,7 @@ from diffcert_ray.run.reachable import ceiling
 from diffcert_ray.storage.origin import Origin
 from diffcert_ray.storage.parts import encode
 from diffcert_ray.storage.schemas import LossRow, loss_table
-from diffcert_ray.votes.image import Plan
-from diffcert_ray.votes.stages import all_units
+from diffcert_ray.votes.image import ImageVotes, Plan, UnitCounts
 from diffcert_ray.votes.units import Item, Part, Unit
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class SigmaEstimate:
 
     sigma: float  # pixel units
     largest_radius: float  # what unanimous votes certify, pixel units
-    votes: int  # asked for at most
+    votes: int  # asked for at most; where selection stops early, its votes as expected
+    selection: float  # selection votes an image: n0, or where they stop early measured on a few
+    selects_early: bool
     nfe_per_vote: float  # measured on a few votes of the first images
     nfe_per_vote_limit: int  # of a vote that drops no class early
     nfe_per_s: float  # measured in the same trial, on this machine's worker
@@ -49,6 +51,7 @@ class Estimate:
     stored_bytes: int  # about
     sigmas: tuple[SigmaEstimate, ...]
     trial_votes: int  # that the measured figures rest on
+    n0: int  # selection votes of an image at most
 
     @property
     def worker_hours(self) -> float:
@@ -57,7 +60,11 @@ class Estimate:
 
     def said(self, name: str) -> str:
         """One line beside the table of sigmas."""
-        return f"measured on {self.trial_votes} votes"
+        early = [f"{s.selection:.1f} at sigma {s.sigma:g}" for s in self.sigmas if s.selects_early]
+        text = f"measured on {self.trial_votes} votes"
+        if early:
+            text += f"; selection votes an image: {', '.join(early)}, at most {self.n0}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -128,31 +135,38 @@ def estimate(
     *,
     trial_s: float = TRIAL_S,
 ) -> Estimate:
-    """Cast votes for about ``trial_s`` seconds at each sigma, one at least, and scale them up."""
-    sigmas, trial_votes = [], 0
+    """Cast votes for about ``trial_s`` seconds at each sigma, one at least, and scale them up.
+
+    Where selection stops early, some images' classes are chosen for as long again.
+    """
+    sigmas, trial_votes, images = [], 0, len(plan.image_ids)
     for sigma in plan.sigmas:
         votes = nfe = 0
         seconds, step = 0.0, 1
-        while votes == 0 or (seconds < trial_s and votes < plan.n0 * len(plan.image_ids)):
+        while votes == 0 or (seconds < trial_s and votes < plan.n0 * images):
             item = _trial(plan, sigma, step)
             started = time.perf_counter()
             result = worker.cast_votes(item)
             seconds = time.perf_counter() - started
             votes, nfe, step = item.votes, result.nfe, step * 4
-        trial_votes += votes
+        selection, selecting = _selection(plan, sigma, worker, votes / seconds * trial_s)
+        trial_votes += votes + selecting
         sigmas.append(
             SigmaEstimate(
                 sigma,
                 ceiling(plan, sigma),
-                len(plan.image_ids) * (plan.n0 + plan.n),
+                images * plan.n + round(images * selection),
+                selection,
+                plan.select is not None,
                 nfe / votes,
                 worker.base(sigma).most_nfe,
                 nfe / seconds,
             )
         )
-    units = all_units(plan)
-    images = len(plan.image_ids)
-    return Estimate(images, units, units * STORED_BYTES_PER_UNIT, tuple(sigmas), trial_votes)
+    selected = [ceil(s.selection / _selection_unit(plan)) for s in sigmas]
+    units = images * sum(units + len(plan.ranges("estimate")) for units in selected)
+    stored = units * STORED_BYTES_PER_UNIT
+    return Estimate(images, units, stored, tuple(sigmas), trial_votes, plan.n0)
 
 
 def _trial(plan: Plan, sigma: float, votes: int) -> Item:
@@ -161,6 +175,45 @@ def _trial(plan: Plan, sigma: float, votes: int) -> Item:
     each = min(max(1, votes // len(ids)), plan.n0)
     units = [Unit(sigma, int(i), "select", 0, plan.n0) for i in ids]
     return Item(0, sigma, tuple(Part(unit, 0, each) for unit in units))
+
+
+def _selection(plan: Plan, sigma: float, worker: "Worker", budget: float) -> tuple[float, int]:
+    """Selection votes that an image needs on average, and how many were cast to see that.
+
+    Args:
+        plan: what is asked.
+        sigma: at which.
+        worker: casts them.
+        budget: how many votes may be cast, about.
+    """
+    if plan.select is None:
+        return float(plan.n0), 0
+    images = min(len(plan.image_ids), int(budget // (2 * plan.select)))
+    open_ones = [ImageVotes(plan, sigma, int(i)) for i in plan.image_ids[:images]]
+    cast, decided = 0, 0
+    while open_ones and cast < budget:
+        parts = []
+        for image in open_ones:
+            stop = image.selection.used + image.selection.needed
+            units = (
+                Unit(sigma, image.image_id, "select", *r) for r in image.missing("select", stop)
+            )
+            parts += [Part(unit, unit.start, unit.stop) for unit in units]
+        by_image = {image.image_id: image for image in open_ones}
+        for tally in worker.cast_votes(Item(0, sigma, tuple(parts))).tallies:
+            counted = UnitCounts(tally.unit, tally.target, tally.counts, tally.nfe, 0.0)
+            by_image[tally.unit.image_id].add(counted)
+            cast += tally.votes
+        decided += sum(image.chosen is not None for image in open_ones)
+        open_ones = [image for image in open_ones if image.chosen is None]
+    # Votes for each decision, also where some are still open: as one rates failures by exposure.
+    return min(float(plan.n0), cast / decided) if decided else float(plan.n0), cast
+
+
+def _selection_unit(plan: Plan) -> int:
+    """Votes in a unit of the selection stream."""
+    start, stop = plan.ranges("select")[0]
+    return stop - start
 
 
 def estimate_plain(plan: PlainPlan, worker: "Worker", *, trial_s: float = TRIAL_S) -> PlainEstimate:

@@ -20,7 +20,7 @@ class Examined:
     """What was read of certificates/, and what was found."""
 
     rows: pd.DataFrame  # all that are stored, repeats included
-    counting: npt.NDArray[np.int64]  # positions of those that count, sorted by key
+    counting: npt.NDArray[np.int64]  # positions of those that count, sorted by key; none withdrawn
     source: Callable[[int], str]  # position -> name of its file
     contradictions: list[Contradiction]
     odd: list[str]  # sentences about units that the run cannot have stored
@@ -29,7 +29,7 @@ class Examined:
     @property
     def certified(self) -> dict[float, set[int]]:
         """Sigma -> images that have a stored certificate."""
-        groups = self.rows.groupby("sigma")["image_id"]
+        groups = self.rows.iloc[self.counting].groupby("sigma")["image_id"]
         return {float(str(sigma)): set(ids.tolist()) for sigma, ids in groups}
 
     @property
@@ -52,7 +52,7 @@ def examine(
     """Read the certificates of a run, and compare them with what their counts give."""
     # Certificates first: what they rest on was stored before them.
     stored = store.read_rows("certificates", CERTIFICATE_SCHEMA.names)
-    counting = stored.resolve().rows
+    counting = stored.standing().rows
     rows = stored.table.to_pandas()
     check(rows.iloc[counting])
     classes = int(document.dataset["num_classes"])

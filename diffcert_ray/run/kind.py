@@ -135,6 +135,10 @@ class Kind(Protocol):
         """Keys that no later start of a run may change, though votes do not depend on them."""
         ...
 
+    def spends_beyond(self, config: Config) -> bool:
+        """Whether votes may come in vain, whose cost a certificate of their image may not have."""
+        ...
+
     def sigmas(self, config: Config) -> set[float]:
         """The sigmas that certificates of a configuration are about."""
         ...

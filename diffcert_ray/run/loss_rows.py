@@ -77,6 +77,7 @@ def plain_row(
         n_a=0,
         n=certificate.draws,
         n0=0,
+        n0_used=0,
         alpha=certificate.alpha,
         bound=certificate.bound,
         nfe=image.nfe,

@@ -63,6 +63,10 @@ class LossRuns:
         """As `Kind.fixed`."""
         return {"plain.draws": config.plain.draws, "votes.alpha": config.votes.alpha}
 
+    def spends_beyond(self, config: Config) -> bool:
+        """As `Kind.spends_beyond`: every draw is needed."""
+        return False
+
     def sigmas(self, config: Config) -> set[float]:
         """As `Kind.sigmas`."""
         return {NO_SMOOTHING}
@@ -137,7 +141,7 @@ class LossRuns:
     ) -> UnitsExamined:
         """As `Kind.examine`: radii need the images too, so that only ``verify`` recomputes them."""
         draws, unit = config.plain.draws, config.plain.unit
-        stored = store.read_rows("losses", [*LOSS_UNIT_KEY, "level", "class"]).table
+        stored = store.read_rows("losses", [*LOSS_UNIT_KEY, "level", "class", "numerics"]).table
         first = stored.filter((pc.field("level") == 0) & (pc.field("class") == 0)).select(
             LOSS_UNIT_KEY
         )

@@ -14,12 +14,12 @@ Certified = set[tuple[float, int, int]]
 
 def stored_certificates(
     store: RunStore, plan: Plan, unreadable: Sequence[int], *, votes_id: str
-) -> Certified:
-    """(sigma, image_id, votes used) of the plan's certificates that are stored already.
+) -> dict[tuple[float, int, int], int]:
+    """(sigma, image_id, votes used) of the plan's stored certificates -> selection votes used.
 
     The row of an image that could not be read counts only while that is so.
     """
-    columns = ["sigma", "image_id", "alpha", "bound", "n0", "n", "nfe", "votes_id"]
+    columns = ["sigma", "image_id", "alpha", "bound", "n0", "n0_used", "n", "nfe", "votes_id"]
     table = store.certificates().select(columns).to_pandas()
     same = (table["alpha"] == plan.alpha) & (table["bound"] == plan.bound)
     same &= (table["n0"] == plan.n0) & (table["votes_id"] == votes_id)
@@ -28,20 +28,20 @@ def stored_certificates(
         read &= table["n"] == plan.n
     unread = (table["nfe"] == 0) & table["image_id"].isin(unreadable)
     rows = table[same & (read | unread)]
-    return set(
-        zip(rows["sigma"].tolist(), rows["image_id"].tolist(), rows["n"].tolist(), strict=True)
-    )
+    keys = zip(*(rows[name].tolist() for name in ("sigma", "image_id", "n")), strict=True)
+    return dict(zip(keys, rows["n0_used"].tolist(), strict=True))
 
 
 def unfounded_certificates(
     store: RunStore,
     plan: Plan,
-    stored: Certified,
+    stored: Mapping[tuple[float, int, int], int],
     votes_held: VotesHeld,
 ) -> Certified:
     """The plan's certificates that rest on lost votes, to be made anew; refused unless asked for.
 
-    The last part of a writer leaves no gap in the numbering when it is deleted: this finds it.
+    ``stored`` is what ``stored_certificates`` returns. The last part of a writer leaves no gap in
+    the numbering when it is deleted: this finds it.
 
     Raises:
         StoreError: there are some, and the store was opened with ``on_damaged="refuse"``.
@@ -49,8 +49,8 @@ def unfounded_certificates(
     planned = set(plan.image_ids.tolist())
     lost = {
         (sigma, image_id, n)
-        for sigma, image_id, n in stored
-        if image_id in planned and not _founded(votes_held(sigma, image_id), plan.n0, n)
+        for (sigma, image_id, n), n0 in stored.items()
+        if image_id in planned and not _founded(votes_held(sigma, image_id), n0, n)
     }
     if lost and store.on_damaged == "refuse":
         sigma, image_id, n = min(lost)
@@ -58,8 +58,9 @@ def unfounded_certificates(
         raise StoreError(
             f"{len(lost)} certificates in {store.address} rest on votes that are not stored, "
             f"first image {image_id} at sigma {sigma:g}: {select} + {estimate} votes are there of "
-            f"{plan.n0} + {n}. A part was deleted: restore it from a copy, or run again with "
-            'on_damaged="recompute" (--recompute-damaged): what is missing is computed again'
+            f"{stored[sigma, image_id, n]} + {n}. A part was deleted: restore it from a copy, or "
+            'run again with on_damaged="recompute" (--recompute-damaged): what is missing is '
+            "computed again"
         )
     return lost
 
@@ -99,6 +100,7 @@ def unread_rows(
                 n_a=0,
                 n=0,
                 n0=plan.n0,
+                n0_used=0,
                 alpha=plan.alpha,
                 bound=plan.bound,
                 nfe=0,

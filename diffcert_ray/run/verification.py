@@ -22,7 +22,7 @@ LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in
 
 COMPARED = (
     *("predicted", "radius", "p_low", "n_a", "n", "label", "correct", "abstained"),
-    *("alpha", "n0", "bound", "method", "votes_id", "slack", "taken_off"),
+    *("alpha", "n0", "n0_used", "bound", "method", "votes_id", "slack", "taken_off"),
 )
 UNCERTIFIED = {"predicted": ABSTAIN, "abstained": True, "correct": False, "radius": 0.0}
 """What the row of an image that could not be read has to say."""
@@ -40,6 +40,7 @@ class Verification:
     seed: int = 0  # of the choice of units
     same_numerics: bool = True  # whether this machine's numerics kind is the stored units'
     other_method: int = 0  # version of the run's method, where this program casts other votes
+    kinds_noted: bool = True  # whether the run notes its numerics kinds, so that they were checked
     differences: list[str] = field(default_factory=list)  # one sentence for each
     # (sigma, image_id) of certificates that differ already from what is stored beside them
     contradicted: set[tuple[float, int]] = field(default_factory=set)

@@ -41,6 +41,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     run.document.check_continues(RunDocument.of(config, weights, about(data), version))
     verification = Verification(seed=secrets.randbelow(2**32) if seed is None else seed)
     verification.other_method = 0 if run.document.castable else version
+    verification.kinds_noted = run.document.notes_kinds
     chosen = load_dataset(config.dataset, config.execution.storage_options)
     _compare_dataset(run, data, chosen, verification)
     examined = run.examined()

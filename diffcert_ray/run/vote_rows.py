@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, STREAM_NAMES
+from diffcert_ray.conventions import ABSTAIN, STREAM_NAMES
 from diffcert_ray.storage.done_units import DoneUnits
 from diffcert_ray.storage.schemas import CertificateRow, UnitRow
 from diffcert_ray.storage.writer import Writer
@@ -18,8 +18,8 @@ from diffcert_ray.votes.units import Unit
 def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[UnitCounts]]:
     """Look up the stored units of an image, as ``ImageVotes`` takes them.
 
-    Units off the plan's grid (of an earlier, smaller n) are left out, and those about another class
-    than the selection votes that count choose: a driver of another numerics kind chose it.
+    Units off the plan's grid (of an earlier, smaller n) are left out. Those about another class
+    than the selection votes that count choose are not: ``ImageVotes`` ignores them.
 
     Returns:
         (sigma, image_id) -> its units: selection first, then estimation, in vote order.
@@ -28,25 +28,19 @@ def stored_units(done: DoneUnits, plan: Plan) -> Callable[[float, int], list[Uni
 
     def units(sigma: float, image_id: int) -> list[UnitCounts]:
         complete: list[UnitCounts] = []
-        asked = {ALL_CLASSES}
         for stream in STREAM_NAMES:
-            if stream == "estimate" and plan.estimate == "target":
-                choice = _image(ImageVotes(plan, sigma, image_id), lambda *_: complete).chosen
-                asked.add(ALL_CLASSES if choice is None else choice)
             group = done.groups.get((sigma, stream))
             if group is None:
                 continue
             for row in group.rows(image_id):
                 start, stop = int(group.start[row]), int(group.stop[row])
-                target = int(group.target[row])
                 if (start, stop) not in wanted[stream]:
-                    continue
-                if stream == "estimate" and plan.estimate == "target" and target not in asked:
                     continue
                 classes, counts = group.votes(row)
                 unit = Unit(sigma, image_id, stream, start, stop)
                 tally = {int(c): int(n) for c, n in zip(classes, counts, strict=True)}
                 nfe, seconds = int(group.nfe[row]), float(group.seconds[row])
+                target = int(group.target[row])
                 complete.append(UnitCounts(unit, target, tally, nfe, seconds))
         return complete
 
@@ -94,6 +88,7 @@ def certificate_row(
         n_a=verdict.n_a,
         n=verdict.n,
         n0=image.plan.n0,
+        n0_used=verdict.n0_used,
         alpha=image.plan.alpha,
         bound=image.plan.bound,
         nfe=verdict.nfe,
@@ -136,8 +131,8 @@ def recompute_stopped(
 
     Its bound holds at any stopping time, so it does not matter which start of the run, with which
     n and radii, made the image stop there; the looks are the ends of the units in any case. Of the
-    plan only n0, the size of units, alpha and the bound are used; ``stored`` says (sigma, image_id,
-    estimation votes used).
+    plan only n0, the rule of selection, the size of units, alpha and the bound are used; ``stored``
+    says (sigma, image_id, estimation votes used).
 
     Yields:
         A row for each stored certificate whose votes are all there.

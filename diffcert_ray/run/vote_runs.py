@@ -21,12 +21,12 @@ from diffcert_ray.run.contradictions import Contradiction, UnitsExamined
 from diffcert_ray.run.counted_votes import (
     counted_nfe,
     counted_votes,
-    odd_units,
     off_contradictions,
     unborne,
     vote_contradictions,
 )
 from diffcert_ray.run.estimate import Estimate, estimate
+from diffcert_ray.run.odd_units import odd_units
 from diffcert_ray.run.reachable import check_radii, doubts
 from diffcert_ray.run.verification import Verification, compare_certificates, replay
 from diffcert_ray.run.vote_bounds import check_complete_votes, check_fixed_n
@@ -84,6 +84,8 @@ class VoteRuns:
             dimensions=int(np.prod(dataset.image_shape)),
             estimate=votes.estimate,
             futility=votes.futility,
+            select=votes.select,
+            select_unit=votes.select_unit,
         )
 
     def on_grid(self, plan: Plan, distances: Mapping[int, float]) -> Plan:
@@ -105,7 +107,9 @@ class VoteRuns:
         each = shares.get(config.sift.rule, min(1.0, 3 * classes / full)) * full
         if config.sift.rule == "shortlist":
             each = min(full, SHORTLIST_NFE + SHORTLIST_SHARE * classes)
-        return float(len(plan.image_ids) * len(plan.sigmas) * (plan.n0 + plan.n) * each)
+        # With a lead most images need little more than so many votes, and a few need many.
+        selection = plan.n0 if plan.select is None else min(plan.n0, 2 * plan.select)
+        return float(len(plan.image_ids) * len(plan.sigmas) * (selection + plan.n) * each)
 
     def estimate(
         self, config: Config, plan: Plan, worker: "Worker", classes: int
@@ -118,6 +122,10 @@ class VoteRuns:
         votes = config.votes
         fixed = {"votes.n0": votes.n0, "votes.alpha": votes.alpha, "votes.bound": votes.bound}
         return fixed if votes.bound == "sequential" else fixed | {"votes.n": votes.n}
+
+    def spends_beyond(self, config: Config) -> bool:
+        """As `Kind.spends_beyond`: those beyond a stop, of the estimation or the selection."""
+        return config.votes.bound == "sequential" or config.votes.select is not None
 
     def sigmas(self, config: Config) -> set[float]:
         """As `Kind.sigmas`."""
@@ -182,12 +190,11 @@ class VoteRuns:
         alpha, bound = votes.alpha, votes.bound
         if next(vote_contradictions(certificates, alpha=alpha, bound=bound), None) is not None:
             return False
-        behind = counted_votes(held, certificates, n0=votes.n0, unit=votes.unit)
-        wrong = unborne(certificates, behind, n0=votes.n0, alpha=alpha, bound=bound)
+        behind = counted_votes(held, certificates, **_units_asked(config))
+        wrong = unborne(certificates, behind, alpha=alpha, bound=bound)
         if next(wrong, None) is not None:
             return False
-        # Of a sequential image there may be later units, whose cost was its own.
-        return bound == "sequential" or bool(
+        return self.spends_beyond(config) or bool(
             (counted_nfe(held, certificates) == certificates["nfe"].to_numpy()).all()
         )
 
@@ -225,19 +232,18 @@ class VoteRuns:
         done = store.done_units()
         read = counting[rows["nfe"].to_numpy()[counting] > 0]  # the others could not be read
         certificates = rows.iloc[read]
-        behind = counted_votes(done, certificates, n0=votes.n0, unit=votes.unit)
+        behind = counted_votes(done, certificates, **_units_asked(config))
         found += [
             Contradiction(read[one.rows], partial(_at, one.reason, read))
-            for one in unborne(certificates, behind, n0=votes.n0, alpha=alpha, bound=bound)
+            for one in unborne(certificates, behind, alpha=alpha, bound=bound)
         ]
         odd = odd_units(
             done,
             classes=classes,
-            n0=votes.n0,
             n=votes.n,
-            unit=votes.unit,
             complete=votes.estimate == "complete",
             fixed=votes.bound != "sequential",
+            **_units_asked(config),
         )
         begun: dict[float, set[int]] = {}
         for (sigma, _), group in done.groups.items():
@@ -263,9 +269,7 @@ class VoteRuns:
             plan = replace(plan, dimensions=0)
         else:
             plan = replace(plan, off_grid=check_images(data, images.tolist()).off_grid)
-        if plan.bound != "sequential":
-            # Of a sequential image there may be later units, whose cost was its own.
-            verification.costs_too = store.differing == 0
+        verification.costs_too = store.differing == 0 and not self.spends_beyond(config)
         rows = self.given(config, plan, votes_id, held, data, certificates)
         compare_certificates(certificates, list(rows), verification)
 
@@ -316,7 +320,7 @@ class VoteRuns:
         shown = ", ".join(f"{kind} ({count:,} units)" for kind, count in kinds.items())
         devices = ", ".join(sorted(set(units["device"])))
         # Several bounds of an image share its votes.
-        used = certificates.groupby(["sigma", "image_id"])[["n0", "n"]].max()
+        used = certificates.groupby(["sigma", "image_id"])[["n0_used", "n"]].max()
         beyond = cast - int(used.sum().sum())
         return [
             ("votes cast", f"{cast:,}, in {len(units):,} units; {beyond:,} in no certificate"),
@@ -329,6 +333,12 @@ class VoteRuns:
                 f"{store.differing:,} (the one whose part sorts first counts)",
             ),
         ]
+
+
+def _units_asked(config: Config) -> dict[str, Any]:
+    """How the votes of a run are cut into units, and which of them select."""
+    votes = config.votes
+    return {k: getattr(votes, k) for k in ("n0", "unit", "select", "select_unit")}
 
 
 def _at(reason: Callable[[int], str], positions: npt.NDArray[np.int64], row: int) -> str:

@@ -25,10 +25,13 @@ class Origin:
     Args:
         votes_id: hash of everything that its votes depend on.
         method_version: of the program's method that casts them.
+        notes_kinds: the run names the numerics kinds of its units in notes, which runs begun
+            before there were any do not.
     """
 
     votes_id: str = ""
     method_version: int = 0
+    notes_kinds: bool = False
 
     @classmethod
     def of_document(cls, run_document: bytes) -> "Origin":
@@ -36,7 +39,8 @@ class Origin:
         try:
             tables = tomllib.loads(run_document.decode())
             version = tables.get("votes_identity", {}).get("method_version", 0)
-            return cls(str(tables.get("votes_id", "")), int(version))
+            notes_kinds = tables.get("notes_kinds", False) is True
+            return cls(str(tables.get("votes_id", "")), int(version), notes_kinds)
         except (ValueError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"run.toml does not say whose votes the run holds ({error}): restore it from a copy"

@@ -57,11 +57,13 @@ class Damage:
         name: relative to the run.
         reason: what is wrong with it.
         foreign: it is not of this run.
+        kind: numerics kind of a unit in it that no note names, or "": once one does, it is whole.
     """
 
     name: str
     reason: str
     foreign: bool = False
+    kind: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
@@ -143,14 +145,29 @@ def decode(
         )
     if why := origin.why_foreign(metadata):
         return Damage(name, why, foreign=True)
-    later = [c for c in columns if origin.unmarked and c in LATER_COLUMNS]
-    later = [c for c in later if c not in file.schema_arrow.names]
-    table = file.read(columns=[c for c in columns if c not in later], use_threads=False)
-    for column in later:
-        filled = pa.array([LATER_COLUMNS[column]] * table.num_rows, schema.field(column).type)
-        table = table.append_column(schema.field(column), filled)
+    table = _read_columns(file, schema, columns, version)
     table = table.select(list(columns)).cast(reading_schema(schema, columns))
     return ReadPart(name, int(metadata.get(PUBLISHED_KEY, b"0")), table)
+
+
+def _read_columns(
+    file: pq.ParquetFile, schema: pa.Schema, columns: Sequence[str], version: int
+) -> pa.Table:
+    """The columns of a file, and those that files of its version of the schema lack, filled in."""
+    there = file.schema_arrow.names
+    later = {c: LATER_COLUMNS[c] for c in columns if c in LATER_COLUMNS and c not in there}
+    filled = {c: value for c, (since, value) in later.items() if version < since}
+    copied = {c: value[0] for c, value in filled.items() if isinstance(value, tuple)}
+    wanted = [c for c in columns if c not in filled]
+    table = file.read(columns=list(dict.fromkeys([*wanted, *copied.values()])), use_threads=False)
+    for name, value in filled.items():
+        cells = (
+            table[copied[name]]
+            if name in copied
+            else pa.array([value] * table.num_rows, schema.field(name).type)
+        )
+        table = table.append_column(schema.field(name), cells)
+    return table
 
 
 def reading_schema(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:

@@ -10,11 +10,17 @@ from numpy.typing import NDArray
 
 from diffcert_ray.conventions import STREAM_NAMES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_KEY = b"diffcert.schema"
 PUBLISHED_KEY = b"diffcert.published_us"  # unix time; tells how fast a run goes, never what counts
-# What files of method version 1 lack, and what it is there.
-LATER_COLUMNS: dict[str, Any] = {"slack": 0.0, "taken_off": 0.0}
+# Columns that files of an earlier schema lack: the version that brought them, and what they hold
+# there, which is a value or, in a tuple, the name of the column whose values they hold.
+LATER_COLUMNS: dict[str, tuple[int, Any]] = {
+    "slack": (2, 0.0),
+    "taken_off": (2, 0.0),
+    "n0_used": (3, ("n0",)),
+    "withdrawn": (3, False),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class CertificateRow:
     """One image's certificate at one sigma by one bound.
 
     Certificates of the plain classifier, bounds lipschitz and local, have no smoothing (sigma 0)
-    and no votes (n_a and n0 are 0, p_low is NaN); their n is the number of noise draws.
+    and no votes (n_a, n0 and n0_used are 0, p_low is NaN); their n is the number of noise draws. A
+    row that is ``withdrawn`` says that one with its key is no certificate any more.
     """
 
     sigma: float
@@ -82,12 +89,14 @@ class CertificateRow:
     n_a: int
     n: int
     n0: int
+    n0_used: int
     alpha: float
     bound: str
     nfe: int
     seconds: float
     method: str
     votes_id: str
+    withdrawn: bool = False
 
 
 def column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
@@ -149,13 +158,15 @@ CERTIFICATE_SCHEMA = pa.schema(
         column("taken_off", pa.float64(), "L2 taken off the radius, for rounding to the grid"),
         column("n_a", pa.int64(), "votes for the predicted class; 0: a bound without votes"),
         column("n", pa.int64(), "votes that estimated; draws, for lipschitz and local"),
-        column("n0", pa.int64(), "votes that selected"),
+        column("n0", pa.int64(), "votes that selected at most"),
+        column("n0_used", pa.int64(), "votes that selected"),
         column("alpha", pa.float64(), "probability of a wrong certificate"),
         column("bound", pa.string(), "name of the bound"),
         column("nfe", pa.int64(), "evaluations of a network"),
         column("seconds", pa.float64(), "s"),
         column("method", pa.string(), "name of the base classifier"),
         column("votes_id", pa.string(), "hash of what a vote depends on"),
+        column("withdrawn", pa.bool_(), "the last of its key: there is no such certificate"),
     ],
     metadata={VERSION_KEY: f"certificates/{SCHEMA_VERSION}"},
 )

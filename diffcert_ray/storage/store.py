@@ -60,6 +60,7 @@ class RunStore:
     """Files that the last reading left out."""
     _left_out: dict[str, Damage] = field(default_factory=dict, init=False, repr=False)
     _read: set[str] = field(default_factory=set, init=False, repr=False)
+    _withdrawing: set[str] = field(default_factory=set, init=False, repr=False)
     _origin: Origin | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
@@ -141,8 +142,20 @@ class RunStore:
         clock: Callable[[], float] = time.monotonic,
         give_up_s: float = 300.0,
     ) -> Writer:
-        """A writer with a random name, for one driver; close it at the end."""
-        return Writer(self.location, self.origin, flush_s=flush_s, give_up_s=give_up_s, clock=clock)
+        """A writer with a random name, for one driver; close it at the end.
+
+        Its certificates count although others with their keys were withdrawn, as far as this store
+        has read or written that.
+        """
+        name = writer_name(after=self._withdrawing) if self._withdrawing else None
+        return Writer(
+            self.location,
+            self.origin,
+            name=name,
+            flush_s=flush_s,
+            give_up_s=give_up_s,
+            clock=clock,
+        )
 
     def units(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The stored units, each once, sorted by key; string columns are dictionaries.
@@ -164,7 +177,10 @@ class RunStore:
         return self._resolved("losses", LOSS_SCHEMA.names)
 
     def certificates(self) -> pa.Table:
-        """The stored certificates, the last of each key by part names, sorted by key."""
+        """The stored certificates, the last of each key by part names, sorted by key.
+
+        A key whose last row is withdrawn has none.
+        """
         return self._resolved("certificates", CERTIFICATE_SCHEMA.names)
 
     def loose_part_count(self) -> int:
@@ -220,8 +236,8 @@ class RunStore:
 
     def superseding_writer(self) -> Writer:
         """A writer whose certificates count instead of all that are stored now."""
-        numbers = map(part_number, self.location.list("certificates"))
-        name = writer_name(number[1] for number in numbers if number)
+        name = writer_name(map(_writer_of, self.location.list("certificates")))
+        self._withdrawing.add(name)
         return Writer(self.location, self.origin, name=name)
 
     def _refusal(self, damaged: Sequence[Damage], hint: str) -> str:
@@ -233,6 +249,11 @@ class RunStore:
             what, remedy = "foreign files", "Move them out of the run"
         elif any(damage.foreign for damage in damaged):
             what, remedy = "damaged or foreign files", f"{remedy} or move them out of the run"
+        elif all(damage.kind for damage in damaged):
+            what = "files with units of unknown numerics kinds"
+            remedy = (
+                "Restore the notes of these kinds from a copy, or move the files out of the run"
+            )
         again = (
             ', or certify again with on_damaged="recompute" (--recompute-damaged): they are set '
             "aside for good, and what units are missing is computed again"
@@ -243,7 +264,9 @@ class RunStore:
 
     def _resolved(self, folder: str, columns: Sequence[str]) -> pa.Table:
         rows = self.read_rows(folder, columns)
-        resolution = rows.resolve()
+        resolution = rows.standing()
+        if folder == "certificates":
+            self._withdrawing |= set(map(_writer_of, rows.withdrawing())) - {""}
         self.differing = rows.manifest.differing + resolution.differing
         if is_sorted_range(resolution.rows, rows.table.num_rows):
             return rows.table
@@ -253,6 +276,12 @@ class RunStore:
         schema = table.schema
         del table
         return column_by_column(waiting, schema, lambda column: column.take(wanted))
+
+
+def _writer_of(name: str) -> str:
+    """The writer of a part; "" for other files, such as compacted ones, which sort before parts."""
+    number = part_number(name)
+    return number[1] if number else ""
 
 
 def is_sorted_range(rows: np.ndarray, count: int) -> bool:

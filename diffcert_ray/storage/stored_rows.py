@@ -1,7 +1,7 @@
 """Everything that a run has stored in one folder, repeats included, in the order that counts."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from diffcert_ray.storage.deliveries import (
 )
 from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.manifest import Manifest, Manifests
+from diffcert_ray.storage.noted_kinds import KindCheck
 from diffcert_ray.storage.origin import Origin
 from diffcert_ray.storage.parts import (
     Damage,
@@ -66,6 +67,18 @@ class StoredRows:
         """The file of a row."""
         return self.sources[int(np.searchsorted(self.bounds, row, side="right"))]
 
+    def standing(self) -> Resolution:
+        """The rows that count, without certificates that were withdrawn; all columns are there."""
+        resolution = self.resolve()
+        if self.folder != "certificates":
+            return resolution
+        withdrawn = self.table["withdrawn"].to_numpy()
+        return replace(resolution, rows=resolution.rows[~withdrawn[resolution.rows]])
+
+    def withdrawing(self) -> set[str]:
+        """The files that hold certificates' withdrawals."""
+        return {self.source(int(row)) for row in np.flatnonzero(self.table["withdrawn"].to_numpy())}
+
     def resolve(self) -> Resolution:
         """The rows that count."""
         if self.folder == "units":
@@ -96,6 +109,9 @@ def read_once(
     manifest = Manifests(location, origin).newest(superseded, recompute)
     schema = SCHEMAS[folder]
     base, damaged, vanished = read_files(location, manifest.files[folder], schema, columns, origin)
+    kinds = KindCheck(location, origin)
+    base, strange = kinds.sorted_out(base)
+    damaged += strange
     names = loose_parts(listed, manifest, folder)
     if damaged or vanished:  # what a lost compacted file held may still be in its sources
         names = [name for name in listed if is_like_part(name, folder)]
@@ -115,7 +131,8 @@ def read_once(
         gone = {name for name in gone if part_number(name) not in come}
     replaced = set(manifest.sources[folder]).difference(manifest.given_up[folder])
     parts, twins = without_twins(parts, replaced)
-    damaged += twins
+    parts, strange = kinds.sorted_out(parts)
+    damaged += [*twins, *strange]
     superseded.refuse_whole(location, [part.name for part in (*base, *parts)])
     parts.sort(key=lambda part: part.name)  # never by time or content, which nothing fixes
     known = {*superseded.notes, *manifest.given_up[folder]}

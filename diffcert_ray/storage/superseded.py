@@ -25,18 +25,23 @@ class Superseded:
     Args:
         notes: name of a file that is left out -> name of the note that says so.
         unreadable: notes that cannot be believed; what they silenced is reported again.
+        by_kind: of the names, those of files with units of a numerics kind that no note named.
     """
 
     notes: dict[str, str]
     unreadable: tuple[str, ...] = ()
+    by_kind: frozenset[str] = frozenset()
 
     def __contains__(self, name: str) -> bool:
         return name in self.notes
 
     def refuse_whole(self, location: Location, names: Iterable[str]) -> None:
-        """Refuse notes about files that turned out whole and of this run (StoreError)."""
+        """Refuse notes about files that turned out whole and of this run (StoreError).
+
+        A file is also whole once its numerics kind is noted: it is read, and its note says nothing.
+        """
         for name in names:
-            if name in self.notes:
+            if name in self.notes and name not in self.by_kind:
                 raise StoreError(
                     f"{location.address}/{self.notes[name]} says that {name} is damaged and was "
                     "superseded, but it is whole (restored from a copy?): delete that note to have "
@@ -56,16 +61,18 @@ def read_superseded(location: Location, origin: Origin) -> Superseded:
     A note is written after what was computed again, so that who sees it sees these rows too.
     """
     notes: dict[str, str] = {}
-    unreadable = []
+    unreadable, by_kind = [], set()
     for file in location.list(FOLDER):
         try:
             note = unseal(location.read(file))
             if why := origin.why_other(note["votes_id"], str(note["method_version"])):
                 raise ValueError(why)
             notes[str(note["name"])] = file
+            if note.get("kind"):
+                by_kind.add(str(note["name"]))
         except (ValueError, KeyError, FileNotFoundError):
             unreadable.append(file)
-    return Superseded(notes, tuple(unreadable))
+    return Superseded(notes, tuple(unreadable), frozenset(by_kind))
 
 
 def store_superseded(
@@ -88,6 +95,8 @@ def store_superseded(
             "reason": damage.reason,
             "superseded_by": f"part-{writer}-*",
         }
+        if damage.kind:
+            note["kind"] = damage.kind
         data = seal(note)
         with contextlib.suppress(FileExistsError):  # this very note
             location.create(f"{FOLDER}/{writer}-{checksum(data)}.json", data)

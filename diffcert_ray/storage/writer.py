@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from diffcert_ray.errors import StoreError
 from diffcert_ray.storage.location import Location
+from diffcert_ray.storage.noted_kinds import note_kind
 from diffcert_ray.storage.origin import Origin
 from diffcert_ray.storage.parts import encode, part_name
 from diffcert_ray.storage.schemas import (
@@ -73,6 +74,8 @@ class Writer:
         self._failing_since: float | None = None
         self._last_try = 0.0
         self._waiting_since: float | None = None
+        self._location = location
+        self._kinds: dict[str, Mapping[str, Any] | None] = {}  # None: noted
         self._units = Buffer(location, origin, "units", self.name, unit_table)
         self._losses = Buffer(location, origin, "losses", self.name, loss_table)
         self._certificates = Buffer(location, origin, "certificates", self.name, certificate_table)
@@ -92,6 +95,11 @@ class Writer:
     def failing(self) -> bool:
         """Whether the last flush could not store its rows."""
         return self._failing_since is not None
+
+    def meet_kind(self, kind: str, about: Mapping[str, Any]) -> None:
+        """Take a numerics kind, which is noted before any row that is taken after it is stored."""
+        if self.origin.notes_kinds:
+            self._kinds.setdefault(kind, about)
 
     def add_units(self, rows: Iterable[UnitRow]) -> None:
         """Take complete units; a repeat of a stored one does no harm.
@@ -124,6 +132,7 @@ class Writer:
             return self.pending == 0
         self._last_try = now
         try:
+            self._note_kinds()
             # Certificates last: one must never be stored without the votes that it rests on.
             for buffer in (self._units, self._losses, self._certificates):
                 self.bytes_written += buffer.publish()
@@ -141,6 +150,12 @@ class Writer:
         self._failing_since = None
         self._waiting_since = None
         return True
+
+    def _note_kinds(self) -> None:
+        for kind, about in self._kinds.items():
+            if about is not None:
+                note_kind(self._location, self.origin, self.name, kind, about)
+                self._kinds[kind] = None
 
     def close(self) -> None:
         """Publish everything; StoreError if that fails."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from diffcert_ray.checkpoints.network_shape import PUBLISHED
 from diffcert_ray.denoisers.configuration import EdmConfiguration
 from diffcert_ray.denoisers.edm import EdmDenoiser, NetworkDtype
-from diffcert_ray.tools.training import digits_configuration
+from diffcert_ray.tools.training.networks import digits_configuration
 
 SCALES: Mapping[str, EdmConfiguration] = {
     "digits": digits_configuration(),

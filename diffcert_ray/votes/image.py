@@ -1,8 +1,10 @@
 """The votes of one image at one sigma: the class they choose, the looks, the certificate.
 
 Decisions follow the order of the votes, never the order of arrival: a look is taken only at the end
-of a gap-free prefix of units, because votes for the leading class tend to finish sooner. The same
-code decides during a run and when a stored run is certified or verified again.
+of a gap-free prefix of units, because votes for the leading class tend to finish sooner. Units that
+come after a decision change nothing, and neither do estimation units that were asked about another
+class than the one that is chosen. The same code decides during a run and when a stored run is
+certified or verified again.
 """
 
 from collections import Counter
@@ -15,9 +17,10 @@ import numpy as np
 from diffcert_ray.certificates.executed import executed_certificate
 from diffcert_ray.certificates.radius import two_class_counts
 from diffcert_ray.certificates.stopping import SequentialLooks
-from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES, NOT_TARGET
+from diffcert_ray.conventions import ABSTAIN, ALL_CLASSES
 from diffcert_ray.errors import VotesError
 from diffcert_ray.method.grid import rounding_radius, slack
+from diffcert_ray.votes.selection import Selection
 from diffcert_ray.votes.units import Unit
 
 
@@ -39,6 +42,9 @@ class Plan:
     futility: float = 0.05
     # Distance of each image from the grid, l2, pixel units, where it is not 0.
     off_grid: Mapping[int, float] = field(default_factory=dict)
+    # Votes by which a class must lead for selection to stop before n0; None: never
+    select: int | None = None
+    select_unit: int = 1  # selection votes in a unit, where ``select`` is set
 
     def slack(self, sigma: float) -> float:
         """What the noise of a vote takes off a probability."""
@@ -51,7 +57,9 @@ class Plan:
 
     def ranges(self, stream: str) -> Sequence[tuple[int, int]]:
         """(start, stop) of every unit of a stream; the last may be shorter."""
-        return _ranges(self.n0 if stream == "select" else self.n, self.unit)
+        if stream == "estimate":
+            return _ranges(self.n, self.unit)
+        return _ranges(self.n0, self.unit if self.select is None else self.select_unit)
 
 
 @cache
@@ -80,6 +88,7 @@ class Verdict:
     p_low: float  # lower confidence bound on the probability of the class
     n_a: int  # estimation votes for the class, of the ``n`` used
     n: int  # estimation votes used
+    n0_used: int  # selection votes used
     nfe: int  # evaluations for all votes of the image, used or not
     seconds: float  # worker time of all votes of the image
 
@@ -110,16 +119,22 @@ class ImageVotes:
             if plan.bound == "sequential" and stop_at is None
             else None
         )
-        self.chosen: int | None = None
+        self.selection = Selection(plan.n0, plan.select)
         self.stopped: str | None = None
         self.nfe = 0
         self.seconds = 0.0
-        self._select: dict[tuple[int, int], UnitCounts] = {}
-        self._estimate: dict[int, UnitCounts] = {}
+        # Units beyond what has been looked at; of a range, one unit for each class asked about.
+        self._select: dict[int, UnitCounts] = {}
+        self._estimate: dict[int, list[UnitCounts]] = {}
         self._looks_n: list[int] = []
         self._looks_a: list[int] = []
         self._total: Counter[int] = Counter()
         self._arrived = 0
+
+    @property
+    def chosen(self) -> int | None:
+        """The class that the selection votes choose, ABSTAIN or, while they have not, None."""
+        return self.selection.chosen
 
     @property
     def finished(self) -> bool:
@@ -130,28 +145,35 @@ class ImageVotes:
         """Take in one complete unit.
 
         Raises:
-            VotesError: the unit is about another class than the chosen one, or its votes are not
-                the kind that the bound needs.
+            VotesError: its votes are not the kind that choosing a class, or the bound, needs.
         """
         self.nfe += counted.nfe
         self.seconds += counted.seconds
         if counted.unit.stream == "select":
-            self._select[counted.unit.start, counted.unit.stop] = counted
-            if self.chosen is None and len(self._select) == len(self.plan.ranges("select")):
+            if self.chosen is None:
+                self._select[counted.unit.start] = counted
                 self._choose()
-        else:
+        elif self.chosen is None or self._usable(counted):
             self._arrived += counted.unit.votes
-            self._estimate[counted.unit.start] = counted
+            self._estimate.setdefault(counted.unit.start, []).append(counted)
         if self.chosen is not None:
             self._advance()
 
     def missing(self, stream: str, stop: int | None = None) -> list[tuple[int, int]]:
-        """(start, stop) of the units of a stream, up to vote ``stop``, that have not been added."""
-        ranges = [r for r in self.plan.ranges(stream) if stop is None or r[0] < stop]
-        if stream == "select":
-            return [r for r in ranges if r not in self._select]
-        prefix = self._looks_n[-1] if self._looks_n else 0
-        return [r for r in ranges if r[0] >= prefix and r[0] not in self._estimate]
+        """(start, stop) of the units of a stream, up to vote ``stop``, that have not been added.
+
+        None of the selection once a class is chosen: further votes would change nothing.
+        """
+        selects = stream == "select"
+        if selects and self.chosen is not None:
+            return []
+        begun = self.selection.used if selects else self.prefix
+        there = self._select if selects else self._estimate
+        return [
+            (a, b)
+            for a, b in self.plan.ranges(stream)
+            if a >= begun and (stop is None or a < stop) and a not in there
+        ]
 
     @property
     def prefix(self) -> int:
@@ -170,8 +192,11 @@ class ImageVotes:
         return ALL_CLASSES if self.chosen is None else self.chosen
 
     def _choose(self) -> None:
-        total: Counter[int] = Counter()
-        for counted in self._select.values():
+        """Count the gap-free prefix of the selection up to where it chooses a class."""
+        while self.chosen is None:
+            counted = self._select.pop(self.selection.used, None)
+            if counted is None:
+                return
             if counted.target != ALL_CLASSES:
                 raise VotesError(
                     f"image {self.image_id}: selection votes "
@@ -179,19 +204,29 @@ class ImageVotes:
                     f"only about class {counted.target}; selection needs complete votes: "
                     "recompute them"
                 )
-            total.update(counted.counts)
-        total.pop(NOT_TARGET, None)
-        # Ties go to the lowest class: any rule will do that looks at the selection votes only.
-        self.chosen = min(total, key=lambda c: (-total[c], c)) if total else ABSTAIN
+            self.selection.add(counted.unit.votes, counted.counts)
+        self._select.clear()
         if self.chosen == ABSTAIN:
             self.stopped = "unresolved"
+        self._leave_out_others()
+
+    def _usable(self, counted: UnitCounts) -> bool:
+        """Whether estimation votes are about the chosen class: others are ignored, cast anew."""
+        return counted.target in (ALL_CLASSES, self.chosen)
+
+    def _leave_out_others(self) -> None:
+        """Let go what came before the class was chosen, and is about another one."""
+        kept = {a: [u for u in units if self._usable(u)] for a, units in self._estimate.items()}
+        self._estimate = {start: units for start, units in kept.items() if units}
+        self._arrived = sum(u.unit.votes for units in self._estimate.values() for u in units)
 
     def _advance(self) -> None:
         """Take every look that the gap-free prefix allows; stop at the first one that stops."""
         while not self.finished:
-            counted = self._estimate.pop(self.prefix, None)
-            if counted is None:
+            units = self._estimate.pop(self.prefix, None)
+            if units is None:
                 return
+            counted = units[0]
             self._check_kind(counted)
             self._total.update(counted.counts)
             self._looks_n.append(counted.unit.stop)
@@ -207,13 +242,6 @@ class ImageVotes:
         self.stopped = None if decision == "continue" else decision
 
     def _check_kind(self, counted: UnitCounts) -> None:
-        if counted.target not in (ALL_CLASSES, self.chosen):
-            raise VotesError(
-                f"image {self.image_id}: estimation votes "
-                f"{counted.unit.start}:{counted.unit.stop} are about "
-                f"class {counted.target}, but the selection votes chose {self.chosen}; recompute "
-                "them"
-            )
         if self.plan.bound == "two-class" and counted.target != ALL_CLASSES:
             raise VotesError(
                 f'image {self.image_id}: bound "two-class" needs complete votes, but votes '
@@ -248,4 +276,5 @@ class ImageVotes:
         return self._verdict(predicted, certified.radius, certified.p_low, n_a, n)
 
     def _verdict(self, predicted: int, radius: float, p_low: float, n_a: int, n: int) -> Verdict:
-        return Verdict(predicted, radius, p_low, n_a, n, self.nfe, self.seconds)
+        used = self.selection.used
+        return Verdict(predicted, radius, p_low, n_a, n, used, self.nfe, self.seconds)

@@ -4,17 +4,19 @@ A pure state machine: it hands out items and takes in results, in any order, and
 workers, files or time. What it has in memory is the images under way, not the dataset.
 """
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from diffcert_ray.certificates.reach import largest_radius, required_n
+from diffcert_ray.conventions import ALL_CLASSES
 from diffcert_ray.votes.image import ImageVotes, Plan, UnitCounts
+from diffcert_ray.votes.ready import Key, ReadyVotes
 from diffcert_ray.votes.units import (
     Item,
     OpenVotes,
-    Part,
     Result,
     Unit,
     join_open_votes,
@@ -53,34 +55,17 @@ class SettledUnit:
 
 
 @dataclass
-class _Stretch:
-    """Units of one image and stream that no item has yet; units are made when they are given out.
+class _UnderWay:
+    """An image that is being worked on."""
 
-    ``ranges`` are (start, stop) of the units, the next one last; votes before ``begun`` are out.
-    """
-
-    sigma: float
-    image_id: int
-    stream: str
-    target: int
-    ranges: list[tuple[int, int]]
-    begun: int = 0
+    image: ImageVotes
+    selecting: int = 0  # selection votes that were stored or have been issued
+    select_to: int = 0  # end of the selection units that have been issued
+    estimate_to: int = 0  # end of the estimation units that have been issued
 
     @property
-    def votes(self) -> int:
-        """Votes that are left."""
-        whole = sum(stop - start for start, stop in self.ranges)
-        return whole - max(0, self.begun - self.ranges[-1][0]) if self.ranges else 0
-
-    def take(self, votes: int) -> Part:
-        """The next votes: ``votes`` of them, or what is left of a unit."""
-        start, stop = self.ranges[-1]
-        low = max(start, self.begun)
-        self.begun = min(low + votes, stop)
-        if self.begun == stop:
-            self.ranges.pop()
-        unit = Unit(self.sigma, self.image_id, self.stream, start, stop)
-        return Part(unit, low, self.begun, self.target)
+    def key(self) -> Key:
+        return self.image.sigma, self.image.image_id
 
 
 class Stages:
@@ -112,11 +97,9 @@ class Stages:
         self.finished_images: list[ImageVotes] = []
         self._stored = stored
         self._hand_back = hand_back_levels
-        self._active: dict[tuple[float, int], ImageVotes] = {}
-        self._issued: dict[tuple[float, int], int] = {}
-        self._estimate: dict[tuple[float, int], _Stretch] = {}
-        self._ready: dict[float, deque[_Stretch]] = {s: deque() for s in plan.sigmas}
-        self._ready_votes: Counter[float] = Counter()
+        self._active: dict[Key, _UnderWay] = {}
+        self._ready = ReadyVotes(plan.sigmas)
+        self._first_looks = {s: _votes_to_certify(plan, s) for s in plan.sigmas}
         self._open: dict[float, list[OpenVotes]] = {s: [] for s in plan.sigmas}
         self._open_votes: Counter[float] = Counter()
         self._settling: dict[Unit, SettledUnit] = {}
@@ -125,6 +108,7 @@ class Stages:
         self._in_flight: dict[int, Item] = {}
         self._next_item = 0
         self._ahead_votes = plan.unit
+        self._spared = 0
 
     @property
     def images_total(self) -> int:
@@ -133,8 +117,8 @@ class Stages:
 
     @property
     def votes_total(self) -> int:
-        """Votes asked for at most: images x sigmas x (n0 + n)."""
-        return self.images_total * (self.plan.n0 + self.plan.n)
+        """Votes asked for at most: images x sigmas x (n0 + n), less what selection spared."""
+        return self.images_total * (self.plan.n0 + self.plan.n) - self._spared
 
     @property
     def nfe_per_vote(self) -> float:
@@ -165,9 +149,9 @@ class Stages:
             if count >= held:
                 return self._refine_item(sigma, held)
         self._activate(2 * fresh * workers)
-        if not any(self._ready.values()) and self._in_flight:
+        if not self._ready.votes and 0 < len(self._in_flight) < workers:
             self._issue_for_idle_workers()
-        ready = next((s for s in self.plan.sigmas if self._ready[s]), None)
+        ready = self._ready.sigma()
         if ready is not None:
             return self._sift_item(ready, self._share(fresh, workers))
         for sigma, count in self._open_votes.items():
@@ -221,115 +205,106 @@ class Stages:
         lost = sorted({(u.sigma, u.image_id) for u in units})
         for key in lost:
             if self._active.pop(key, None) is not None:
-                self._estimate.pop(key, None)
-                self._withdraw(key)
+                self._ready.withdraw(key)
         return lost
 
     # ---- images ---------------------------------------------------------------------------------
 
     def _activate(self, votes: int) -> None:
         """Bring in images until enough fresh votes are ready."""
-        while sum(self._ready_votes.values()) < votes and self._todo:
+        while self._ready.votes < votes and self._todo:
             key = self._todo.pop()
-            image = ImageVotes(self.plan, *key)
+            under = self._active[key] = _UnderWay(ImageVotes(self.plan, *key))
             for counted in self._stored(*key):
-                image.add(counted)
-                self.votes_done += counted.unit.votes
-            self._active[key] = image
-            self._issued[key] = 0
-            self._issue_select(image)
-            self._settle_or_issue(image)
+                under.image.add(counted)
+                if counted.unit.stream == "select":
+                    under.selecting += counted.unit.votes
+            self.votes_done += under.selecting + under.image.prefix + under.image.votes_beyond
+            if under.image.chosen is not None:
+                self._selected(under)
+            self._settle_or_issue(under)
 
     def _add(self, counted: UnitCounts) -> None:
-        image = self._active.get((counted.unit.sigma, counted.unit.image_id))
-        if image is None:  # it has stopped, or was given up, since the votes were issued
+        under = self._active.get((counted.unit.sigma, counted.unit.image_id))
+        if under is None:  # it has stopped, or was given up, since the votes were issued
             self.votes_unused += counted.unit.votes
             return
-        image.add(counted)
-        self._settle_or_issue(image)
+        undecided = under.image.chosen is None
+        if not undecided and counted.unit.stream == "select":
+            self.votes_unused += counted.unit.votes
+        under.image.add(counted)
+        if undecided and under.image.chosen is not None:
+            self._selected(under)
+        self._settle_or_issue(under)
 
-    def _settle_or_issue(self, image: ImageVotes) -> None:
-        key = (image.sigma, image.image_id)
+    def _selected(self, under: _UnderWay) -> None:
+        """A class is chosen: votes that might have been needed for that are not cast any more."""
+        under.selecting -= self._ready.withdraw(under.key)
+        self._spared += self.plan.n0 - under.selecting
+
+    def _settle_or_issue(self, under: _UnderWay) -> None:
+        image = under.image
         if image.finished:
-            del self._active[key]
-            self._estimate.pop(key, None)
-            if self._issued[key] > image.prefix:
-                self._withdraw(key)
+            del self._active[under.key]
+            self._ready.withdraw(under.key)
             self.images_done += 1
             self.votes_unused += image.votes_beyond
             self.finished_images.append(image)
         elif image.chosen is not None:
-            self._issue_estimate(image)
-
-    def _withdraw(self, key: tuple[float, int]) -> None:
-        """Take back what an image that has stopped, or was given up, still had ready."""
-        sigma, image_id = key
-        kept = [s for s in self._ready[sigma] if s.image_id != image_id]
-        self._ready[sigma] = deque(kept)
-        self._ready_votes[sigma] = sum(s.votes for s in kept)
-
-    def _issue_select(self, image: ImageVotes) -> None:
-        self._issue(image, "select", image.missing("select"))
+            self._issue_estimate(under)
+        else:
+            self._issue_select(under)
 
     def _issue_for_idle_workers(self) -> None:
-        """Towards the end of a sequential run: votes that may not be needed, but nobody waits."""
-        for image in list(self._active.values()):
-            if image.chosen is not None:
-                self._issue_estimate(image, self._ahead_votes)
+        """Towards the end of a run: votes that may not be needed, but nobody waits."""
+        for under in list(self._active.values()):
+            if under.image.chosen is None:
+                self._issue_select(under, self.plan.select or 0)
+            else:
+                self._issue_estimate(under, self._ahead_votes)
 
-    def _issue_estimate(self, image: ImageVotes, ahead: int | None = None) -> None:
-        """Issue estimation units: all of a fixed n, or some beyond the last look (sequential).
-
-        Their number grows with the votes that the image has had, so that few are in vain; it is at
-        most one item's worth.
-        """
-        key = (image.sigma, image.image_id)
-        horizon = self.plan.n
-        if self.plan.bound == "sequential":
-            share = max(int(AHEAD * image.prefix), self.plan.n0, self.plan.unit)
-            horizon = min(horizon, image.prefix + (ahead or min(share, self._ahead_votes)))
-        if self._issued[key] >= horizon:
-            return
-        ranges = [r for r in image.missing("estimate", horizon) if r[0] >= self._issued[key]]
-        # To the front: images under way finish before new ones begin.
-        self._issue(image, "estimate", ranges)
-        self._issued[key] = ranges[-1][1] if ranges else horizon
-
-    def _issue(self, image: ImageVotes, stream: str, ranges: list[tuple[int, int]]) -> None:
+    def _issue_select(self, under: _UnderWay, ahead: int = 0) -> None:
+        """Issue the selection units without which no class can be chosen, and ``ahead`` votes."""
+        selection = under.image.selection
+        horizon = selection.used + selection.needed + ahead
+        missing = under.image.missing("select", horizon)
+        ranges = [r for r in missing if r[0] >= under.select_to]
         if not ranges:
             return
-        key = (image.sigma, image.image_id)
-        self._ready_votes[image.sigma] += sum(stop - start for start, stop in ranges)
-        waiting = self._estimate.get(key)
-        if stream == "estimate" and waiting is not None and waiting.ranges:
-            waiting.ranges[:0] = ranges[::-1]  # behind its earlier votes: looks need them in order
+        begins = under.selecting == 0
+        under.selecting += sum(stop - start for start, stop in ranges)
+        under.select_to = ranges[-1][1]
+        self._ready.add(under.key, "select", ALL_CLASSES, ranges, begins=begins)
+
+    def _issue_estimate(self, under: _UnderWay, ahead: int | None = None) -> None:
+        """Issue estimation units: all of a fixed n, or some beyond the last look (sequential).
+
+        These are at first what the image needs at least, then a share of the votes that it has had,
+        so that few are in vain; at most one item's worth.
+        """
+        image, horizon = under.image, self.plan.n
+        if self.plan.bound == "sequential":
+            first = self._first_looks[image.sigma] - image.prefix
+            share = max(int(AHEAD * image.prefix), first, self.plan.unit)
+            horizon = min(horizon, image.prefix + (ahead or min(share, self._ahead_votes)))
+        if under.estimate_to >= horizon:
             return
-        stretch = _Stretch(*key, stream, image.target(stream), ranges[::-1])
-        if stream == "select":
-            self._ready[image.sigma].append(stretch)
-        else:
-            self._estimate[key] = stretch
-            self._ready[image.sigma].appendleft(stretch)
+        ranges = [r for r in image.missing("estimate", horizon) if r[0] >= under.estimate_to]
+        # To the front: images under way finish before new ones begin.
+        self._ready.add(under.key, "estimate", image.target("estimate"), ranges, begins=False)
+        under.estimate_to = ranges[-1][1] if ranges else horizon
 
     def _share(self, fresh: int, workers: int) -> int:
         """Votes of the next item: towards the end smaller, so that all workers end together."""
         if self._todo:
             return fresh
-        rest = sum(self._ready_votes.values())
-        return min(fresh, max(-(-rest // (2 * workers)), self.plan.unit))
+        return min(fresh, max(-(-self._ready.votes // (2 * workers)), self.plan.unit))
 
     # ---- items ----------------------------------------------------------------------------------
 
     def _sift_item(self, sigma: float, votes: int) -> Item:
-        ready, parts = self._ready[sigma], []
-        while ready and votes > 0:
-            parts.append(ready[0].take(votes))
-            if not ready[0].ranges:
-                ready.popleft()
-            taken = parts[-1].stop - parts[-1].start
-            self._ready_votes[sigma] -= taken
-            votes -= taken
-        return self._send(Item(self._next_item, sigma, tuple(parts), None, self._hand_back))
+        parts = self._ready.take(sigma, votes)
+        return self._send(Item(self._next_item, sigma, parts, None, self._hand_back))
 
     def _refine_item(self, sigma: float, votes: int) -> Item:
         held = join_open_votes(self._open[sigma])
@@ -342,6 +317,20 @@ class Stages:
         self._next_item += 1
         self._in_flight[item.item_id] = item
         return item
+
+
+def _votes_to_certify(plan: Plan, sigma: float) -> int:
+    """Estimation votes that a sequential image needs before it can stop certified; n0 at most.
+
+    These are the unanimous votes that certify the largest radius within reach.
+    """
+    if plan.bound != "sequential":
+        return 0
+    off = {"slack": plan.slack(sigma), "taken_off": plan.taken_off()}
+    radius = max(plan.radii)
+    if largest_radius(plan.n0, sigma, plan.alpha, plan.bound, **off) < radius:
+        return plan.n0  # more at once would be in vain for images that are soon given up
+    return required_n(radius, sigma, plan.alpha, plan.bound, **off)
 
 
 def all_units(plan: Plan) -> int:

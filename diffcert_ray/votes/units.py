@@ -138,3 +138,4 @@ class Result:
     worker: str = ""  # its name, which the worker adds, as it does its numerics kind
     device: str = "cpu"
     numerics: str = ""
+    computed_on: str = ""  # model of the device and version of torch
