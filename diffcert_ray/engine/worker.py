@@ -86,7 +86,7 @@ class WorkerSpec:
         return DiffusionNetworks(self.config, denoiser, unconditional, self.device, heads)
 
     def unconditional(self, denoiser: Denoiser) -> Denoiser | None:
-        """The second network, of the unconditional step, as ``denoiser`` sees it, if there is one."""
+        """The second network, of the unconditional step, as ``denoiser`` sees it, or None."""
         model = self.config.model
         if self.denoiser is not None or model.unconditional is None:
             return None

@@ -1,1 +1,1 @@
-"""Tuning: the head and the sifting rule of a configuration, from images that it does not certify."""
+"""Tuning: head and sifting rule of a configuration, from images that it does not certify."""

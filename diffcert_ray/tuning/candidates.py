@@ -2,7 +2,7 @@
 
 import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ MANY_CLASSES = 100  # above so many the full vote by `exact` would be most of th
 FULL = "full"  # the name of the votes in full
 AS_CONFIGURED = "as configured"
 RACE_KEYS = ("z", "first_ratio", "first_level")
-SHORTLIST_KEYS = (*RACE_KEYS, "least_p", "log_odds")
+SHORTLIST_KEYS = ("z", "first_level", "least_p")
+ALL_KEYS = (*RACE_KEYS, "least_p")
 CAUTIOUS = {"rule": "paired-z", "z": 3.5, "first_ratio": 4.0, "first_level": 0.72}
 """The race of all classes in place of the full vote."""
-
-QUICK = 4  # candidates of --quick
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,15 @@ class Setting:
         """The values of these keys in a few words."""
         if self.sift.rule not in ("shortlist", "paired-z"):
             return self.sift.rule
-        words = {"first_ratio": "ratio", "first_level": "level", "least_p": "p", "log_odds": "odds"}
+        words = {"first_ratio": "ratio", "first_level": "level", "least_p": "p"}
         table = self.sift.model_dump()
         return ", ".join(f"{words.get(k, k)} {table[k]:g}" for k in self.keys)
 
 
-def full_votes(config: Config, classes: int, asked: str | None = None) -> Setting:
+def full_votes(classes: int, asked: str | None = None) -> Setting:
     """What an agreement is with: the full vote by ``exact``, or by a cautious race of all classes.
 
     Args:
-        config: that is tuned.
         classes: K.
         asked: "exact" or "paired-z"; by default what the number of classes suggests.
     """
@@ -71,27 +69,27 @@ def usual_candidates(classes: int, *, head: bool) -> list[Setting]:
         head: whether there is a head, for the rule shortlist.
     """
     if not head:
-        lists: dict[str, Sequence[float]] = {
-            "z": (1.0, 1.5, 2.0, 2.5, 3.0),
-            "first_ratio": (1.5, 2.0, 3.0),
-            "first_level": (1 / 3, 0.5, 0.72),
-        }
-        return combinations("paired-z", lists)
+        return combinations(
+            "paired-z",
+            {
+                "z": (1.5, 2.0, 2.5, 3.0),
+                "first_ratio": (2.0, 3.0),
+                "first_level": (1 / 3, 0.5, 0.72),
+            },
+        )
     fewer = min(1.0, (10 / classes) ** 0.75)
     return combinations(
         "shortlist",
         {
             "z": (1.0, 1.4, 1.8, 2.25),
-            "first_ratio": (3.0,),
             "first_level": (0.4, 0.72),
-            "least_p": tuple(float(f"{p * fewer:.1g}") for p in (0.1, 0.05, 0.02, 0.01)),
-            "log_odds": (0.0, 0.15, 0.3),
+            "least_p": tuple(float(f"{p * fewer:.1g}") for p in (0.05, 0.02, 0.01)),
         },
     )
 
 
 def read_candidates(path: str, *, head: bool) -> list[Setting]:
-    """The settings that a TOML file names: its keys are those of [sift], lists stand for all values.
+    """The settings that a TOML file names: keys of [sift], where lists stand for all values.
 
     Args:
         path: the file.

@@ -8,30 +8,24 @@ Shape letters: I images, V votes of an image.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.config.tables import Config, NumericsConfig
-from diffcert_ray.datasets import Dataset
+from diffcert_ray.errors import PoolError
 from diffcert_ray.run.certify import certify
 from diffcert_ray.run.loop import Progress
 from diffcert_ray.run.stored import Run
 from diffcert_ray.tuning.candidates import FULL, Setting
+from diffcert_ray.tuning.stopping import StoppedError
 from diffcert_ray.tuning.workers import SharedWorkers
-
-if TYPE_CHECKING:
-    from diffcert_ray.denoisers.denoiser import Denoiser
 
 NOT_CAST = -9  # no class: after an unresolved selection vote an image gets no further one
 ALPHA = 0.9  # the runs' certificates say nothing, and are refused for no number of votes
 
 OnProgress = Callable[[Progress], None]
-
-
-class StoppedError(Exception):
-    """The command was asked to stop; what there is, is stored."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +46,17 @@ class Caster:
     """Casts votes of settings on the tuning images, and reads them.
 
     Args:
-        config: that is tuned, with the tuning seed.
-        image_ids: of all voting images, in the order of positions.
+        config: that is tuned, with the tuning seed and the dataset of the images.
+        image_ids: of all images that votes are cast on, in the order of positions.
         votes: of each image, >= 2.
         folder: address that runs are put under.
         workers: that all runs share.
         local: as `certify`.
         address: as `certify`.
-        denoiser: as `certify`.
-        dataset: of the voting images, in place of config's.
         on_progress: as `certify`.
         on_calibrated: as `certify`.
         should_stop: as `certify`.
+        numerics: that all runs compute with; None until the votes in full, which come first.
     """
 
     config: Config
@@ -73,18 +66,17 @@ class Caster:
     workers: SharedWorkers
     local: bool
     address: str | None
-    denoiser: "Denoiser | None"
-    dataset: Dataset | None
     on_progress: OnProgress
     on_calibrated: Callable[[str], None]
     should_stop: Callable[[], bool]
-    numerics: NumericsConfig | None = None  # of the votes in full, which come first
+    numerics: NumericsConfig | None = None
 
     def cast(self, setting: Setting, sigmas: Sequence[float], start: int, stop: int) -> Run:
         """Cast what is not stored of a setting's votes on images at positions start:stop.
 
         Raises:
-            StoppedError: it was asked to stop, or items were given up.
+            StoppedError: it was asked to stop.
+            PoolError: items were given up.
         """
         run = certify(
             self.run_config(setting, sigmas),
@@ -92,16 +84,20 @@ class Caster:
             images=(start, stop),
             local=self.local,
             address=self.address,
-            denoiser=self.denoiser,
-            dataset=self.dataset,
             on_progress=self.on_progress,
             on_calibrated=self.on_calibrated,
             should_stop=self.should_stop,
             pool=self.workers,
         )
         assert run.outcome is not None
-        if not run.outcome.complete:
+        if run.outcome.interrupted:
             raise StoppedError
+        if not run.outcome.complete:
+            raise PoolError(
+                f"votes of setting {setting.said()!r} are lacking in {run.address}: "
+                f"{len(run.outcome.given_up)} images were given up after repeated failures; see "
+                "the log above, then run the same command again"
+            )
         if setting.name == FULL:
             self.numerics = run.config.numerics
         return run
@@ -116,6 +112,7 @@ class Caster:
         votes = {
             "sigmas": tuple(sigmas),
             "n0": 1,
+            "select": None,
             "n": self.votes - 1,
             "unit": 1,
             "alpha": ALPHA,

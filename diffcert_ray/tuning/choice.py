@@ -5,22 +5,23 @@ Shape letters: I images, V votes of an image.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffcert_ray.tuning.candidates import Setting
 from diffcert_ray.tuning.casting import Votes
-from diffcert_ray.tuning.intervals import intervals, lower_bounds
+from diffcert_ray.tuning.intervals import images_needed, intervals, lower_bounds
 
 CONFIDENCE = 0.95  # of all bounds of a choice together
 HOPELESS = 0.975  # a setting is dropped early where it is so sure that it agrees too rarely
-FINALISTS = 6  # at each sigma
+FINALISTS = 6
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A setting at one sigma, against the votes in full on the same images.
+    """A setting at one sigma, against the votes in full on the same images and noise.
 
     Attributes:
         setting: the rule.
@@ -45,8 +46,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Bounded:
-    """A setting with bounds that hold together with those of the others it is chosen among.
+class Compared:
+    """A setting at every sigma, with bounds that hold together with those of all others compared.
 
     Attributes:
         measured: at each sigma.
@@ -66,17 +67,70 @@ class Bounded:
     @property
     def nfe(self) -> float:
         """Evaluations of a vote, mean over the sigmas."""
-        return float(np.mean([m.nfe for m in self.measured]))
+        return mean_nfe(self.measured)
 
     @property
     def agreement(self) -> float:
         """At the sigma where it is least."""
-        return min(m.agreement for m in self.measured)
+        return least_agreement(self.measured)
 
     @property
     def bound(self) -> float:
         """The least lower bound of the sigmas."""
         return min(self.lower)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings that one was chosen among.
+
+    Attributes:
+        compared: the cheapest first.
+        taken: the one.
+        reached: whether its bounds are above the target at every sigma.
+        target: the agreement asked for.
+    """
+
+    compared: tuple[Compared, ...]
+    taken: Compared
+    reached: bool
+    target: float
+
+    def facts(self) -> dict[str, Any]:
+        """What was chosen, for machines."""
+        return {
+            "sift": self.taken.setting.sift.model_dump(exclude_unset=True),
+            "nfe_per_vote": self.taken.nfe,
+            "agreement": self.taken.agreement,
+            "lower_bound": self.taken.bound,
+            "target": self.target,
+            "reached": self.reached,
+        }
+
+    def images_needed(self) -> int | None:
+        """Images that would show the target, were they as these; None where none would.
+
+        They are for the setting that agrees most often, at its worst sigma.
+        """
+        best = max(self.compared, key=lambda c: (c.agreement, c.bound))
+        number = sum(len(c.measured) for c in self.compared)
+        alpha = (1.0 - CONFIDENCE) / number
+        needed = [
+            images_needed(m.agreeing, m.votes, alpha=alpha, target=self.target)
+            for m in best.measured
+        ]
+        known = [n for n in needed if n is not None]
+        return max(known) if len(known) == len(needed) else None
+
+
+def mean_nfe(group: Sequence[Measured]) -> float:
+    """Evaluations of a vote of a setting, mean over the sigmas."""
+    return float(np.mean([m.nfe for m in group]))
+
+
+def least_agreement(group: Sequence[Measured]) -> float:
+    """Agreement of a setting at the sigma where it is least."""
+    return min(m.agreement for m in group)
 
 
 def measured(
@@ -94,72 +148,78 @@ def measured(
     return Measured(setting, sigma, agreeing, nfe, right, votes.classes.shape[1])
 
 
-def promising(found: Sequence[Measured], target: float, count: int) -> list[Measured]:
-    """The settings at one sigma that go on: by fronts of NFE and agreement, the first ones first.
+def promising(
+    groups: Sequence[Sequence[Measured]], target: float, count: int = FINALISTS
+) -> list[Setting]:
+    """The settings that go on: by fronts of NFE and agreement, the first ones first.
 
-    Settings that agree too rarely for the target, beyond doubt, are left out, unless all do.
-    """
-    _, high = intervals(_agreeing(found), found[0].votes, HOPELESS, 1)
-    left = [m for m, upper in zip(found, high, strict=True) if upper >= target]
-    if not left:
-        left = [max(found, key=lambda m: (m.agreement, -m.nfe))]
-    kept: list[Measured] = []
-    while left and len(kept) < count:
-        leading = front(left)
-        kept += leading[: count - len(kept)] if len(leading) <= count else _spread(leading, count)
-        left = [m for m in left if m not in leading]
-    return kept[:count]
-
-
-def front(found: Sequence[Measured]) -> list[Measured]:
-    """Those that no other beats in both NFE and agreement, the cheapest first."""
-    best: list[Measured] = []
-    for one in sorted(found, key=lambda m: (m.nfe, -m.agreement)):
-        if not best or one.agreement > best[-1].agreement:
-            best.append(one)
-    return best
-
-
-def bounded(groups: Sequence[Sequence[Measured]], confidence: float = CONFIDENCE) -> list[Bounded]:
-    """Bounds for settings that are chosen among, all at once.
+    Settings that agree too rarely for the target at some sigma, beyond doubt, are left out, unless
+    all do: then the one that agrees most often is left.
 
     Args:
         groups: a setting at each sigma, for each setting.
-        confidence: of all bounds together.
-
-    Returns:
-        The settings, the cheapest first.
+        target: the agreement asked for.
+        count: of settings that go on, at most.
     """
+    left = [group for group in groups if all(_may_reach(m, target) for m in group)]
+    if not left:
+        left = [max(groups, key=lambda g: (least_agreement(g), -mean_nfe(g)))]
+    kept: list[Sequence[Measured]] = []
+    while left and len(kept) < count:
+        leading = front(left)
+        names = {group[0].setting.name for group in leading}
+        kept += _spread(leading, count - len(kept))
+        left = [group for group in left if group[0].setting.name not in names]
+    return [group[0].setting for group in kept]
+
+
+def front(groups: Sequence[Sequence[Measured]]) -> list[Sequence[Measured]]:
+    """Those that no other beats in both NFE and agreement, the cheapest first."""
+    best: list[Sequence[Measured]] = []
+    for group in sorted(groups, key=lambda g: (mean_nfe(g), -least_agreement(g))):
+        if not best or least_agreement(group) > least_agreement(best[-1]):
+            best.append(group)
+    return best
+
+
+def chosen(groups: Sequence[Sequence[Measured]], target: float) -> Choice:
+    """The cheapest setting whose bounds are above the target at every sigma.
+
+    Where there is none: the one that agrees most often, and ``reached`` is False.
+
+    Args:
+        groups: a setting at each sigma, for each setting.
+        target: the agreement asked for.
+    """
+    compared = tuple(compare(groups))
+    reaching = [c for c in compared if c.bound > target]
+    if reaching:
+        return Choice(compared, reaching[0], True, target)
+    best = max(compared, key=lambda c: (c.agreement, c.bound, -c.nfe))
+    return Choice(compared, best, False, target)
+
+
+def compare(groups: Sequence[Sequence[Measured]]) -> list[Compared]:
+    """Bounds for all settings at all sigmas at once; the cheapest setting first."""
     flat = [m for group in groups for m in group]
-    number = len(flat)
-    table, votes = _agreeing(flat), flat[0].votes
-    lower = lower_bounds(table, votes, confidence, number).tolist()
-    low, high = (ends.tolist() for ends in intervals(table, votes, confidence, number))
+    table, votes = np.stack([m.agreeing for m in flat], axis=1), flat[0].votes
+    lower = lower_bounds(table, votes, CONFIDENCE, len(flat)).tolist()
+    low, high = (ends.tolist() for ends in intervals(table, votes, CONFIDENCE, len(flat)))
     found, at = [], 0
     for group in groups:
         part = slice(at, at + len(group))
         ends = tuple(zip(low[part], high[part], strict=True))
-        found.append(Bounded(tuple(group), tuple(lower[part]), ends))
+        found.append(Compared(tuple(group), tuple(lower[part]), ends))
         at += len(group)
-    return sorted(found, key=lambda b: b.nfe)
+    return sorted(found, key=lambda c: c.nfe)
 
 
-def chosen(found: Sequence[Bounded], target: float) -> tuple[Bounded, bool]:
-    """The cheapest setting whose bounds are all above the target, and True.
-
-    Where there is none: the one with the highest bound, and False.
-    """
-    reaching = [b for b in found if b.bound >= target]
-    if reaching:
-        return min(reaching, key=lambda b: b.nfe), True
-    return max(found, key=lambda b: (b.agreement, b.bound, -b.nfe)), False
+def _may_reach(one: Measured, target: float) -> bool:
+    _, high = intervals(one.agreeing[:, None], one.votes, HOPELESS, 1)
+    return bool(high[0] >= target)
 
 
-def _spread(leading: list[Measured], count: int) -> list[Measured]:
-    """Some of a front, evenly, with its ends."""
-    places = np.unique(np.linspace(0, len(leading) - 1, count).round().astype(int))
-    return [leading[i] for i in places]
-
-
-def _agreeing(found: Sequence[Measured]) -> NDArray[np.float64]:
-    return np.stack([m.agreeing for m in found], axis=1)
+def _spread(leading: list[Sequence[Measured]], count: int) -> list[Sequence[Measured]]:
+    """At most so many of a front, evenly, with its ends."""
+    places = np.unique(np.linspace(0, len(leading) - 1, min(count, len(leading))).round())
+    return [leading[int(i)] for i in places]

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffcert_ray.checkpoints.head_file import load_heads, save_heads
-from diffcert_ray.datasets.dataset import all_images
+from diffcert_ray.checkpoints.head_file import load_heads, raced_with, save_heads
+from diffcert_ray.config.tables import Config, SiftConfig
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.device import set_up_torch
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.engine.worker import WorkerSpec
+from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.diffusion_classifier import to_model_image
 from diffcert_ray.storage.location import Location
 from diffcert_ray.tools.head_training import (
@@ -26,9 +27,10 @@ from diffcert_ray.tools.head_training import (
     fit_temperature,
     noisy_features,
 )
-from diffcert_ray.tuning.images import part_of
+from diffcert_ray.tools.lag_measurement import measured_lag_prior
 
-STEP_S = 20.0  # of training between two stored states
+STEP_S = 30.0  # of training between two stored states
+RACES = 600  # votes that a prior of lags is measured on
 STATES = "heads"  # the folder that they are in
 
 OnHead = Callable[[float, "HeadStep"], None]
@@ -65,11 +67,13 @@ class HeadFitted:
         file: a file of this head alone (`checkpoints.head_file`).
         temperature: by which its logits were divided.
         right: share of noisy images, not trained on, that its likeliest class is right on.
+        pairs: of classes that its prior of lags was measured on.
     """
 
     file: bytes
     temperature: float
     right: float
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ class HeadJob:
     """What a worker needs to train a head; small enough to send, unless objects are given.
 
     Attributes:
-        spec: networks and images, by a rule without head.
+        spec: networks and images, by the rule shortlist, whose head need not exist.
         head_ids: images to train on.
-        screening_ids: images that the temperature is fitted on.
+        screening_ids: images that the temperature is fitted on, and the prior of lags.
         sigma: pixel units.
         num_classes: K.
         recipe: how.
@@ -98,8 +102,9 @@ class HeadJob:
         """The training as it stands, in this process."""
         set_up_torch()
         images, labels = self._labelled(self.head_ids)
+        network = self._networks()[1]
         return HeadTraining(
-            self.network(), images, labels, self.sigma, self.num_classes, self.recipe, self.state
+            network, images, labels, self.sigma, self.num_classes, self.recipe, self.state
         )
 
     def step(self) -> HeadStep:
@@ -107,10 +112,10 @@ class HeadJob:
         return advanced(self.training())
 
     def fitted(self) -> HeadFitted:
-        """The finished head with its temperature."""
-        training = self.training()
-        head, network = training.head, self.network()
+        """The finished head with its temperature and prior of lags."""
+        conditional, network = self._networks()
         images, labels = self._labelled(self.screening_ids)
+        head = self.training().head
         copies = max(1, POOL_ROWS // len(images))
         generator = torch.Generator().manual_seed(self.recipe.seed + 1)
         rows = torch.arange(len(images)).repeat(copies)
@@ -120,16 +125,36 @@ class HeadJob:
         answers = labels[rows].to(features.device)
         right = float((head.logits(features).argmax(dim=1) == answers).float().mean())
         temperature = fit_temperature(head, features, answers)
-        return HeadFitted(_as_file({self.sigma: head}), temperature, right)
+        base = base_classifier(
+            self.spec.config,
+            conditional,
+            self.sigma,
+            unconditional=network,
+            head=head,
+            device=self.spec.device,
+        )
+        ids = self.screening_ids[:RACES]
+        image = self.spec.images().image
+        head.lag_prior, pairs = measured_lag_prior(base, image, ids, -(-RACES // len(ids)))
+        file = _as_file({self.sigma: head}, raced=raced_with(self.spec.config))
+        return HeadFitted(file, temperature, right, pairs)
 
-    def network(self) -> Denoiser:
-        """The network of the unconditional step, as [numerics] says."""
-        denoiser = self.spec.network("denoiser")
-        return self.spec.unconditional(denoiser) or denoiser
+    def _networks(self) -> tuple[Denoiser, Denoiser]:
+        """The conditional network, and that of the unconditional step, as [numerics] says."""
+        conditional = self.spec.network("denoiser")
+        return conditional, self.spec.unconditional(conditional) or conditional
 
     def _labelled(self, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        data = part_of(self.spec.images(), ids)
-        return torch.from_numpy(all_images(data)), torch.from_numpy(np.array(data.labels))
+        data = self.spec.images()
+        labels = dict(zip(data.ids.tolist(), data.labels.tolist(), strict=True))
+        pixels = np.stack([data.image(i) for i in ids])
+        return torch.from_numpy(pixels), torch.tensor([labels[i] for i in ids])
+
+
+def head_config(config: Config) -> Config:
+    """The configuration that heads are trained with: the rule is theirs, they do not exist yet."""
+    sift = SiftConfig(rule="shortlist", head="to be trained")
+    return config.model_copy(update={"sift": sift})
 
 
 def advanced(training: HeadTraining) -> HeadStep:
@@ -228,7 +253,12 @@ def _fitted_name(sigma: float) -> str:
 
 
 def joined_heads(
-    files: Iterable[bytes], *, denoiser: str, image_shas: Iterable[str], recipe: dict[str, Any]
+    files: Iterable[bytes],
+    *,
+    denoiser: str,
+    image_shas: Iterable[str],
+    recipe: dict[str, Any],
+    raced: dict[str, Any],
 ) -> bytes:
     """One file of the heads of some files; further arguments as `save_heads`."""
     heads: dict[float, ShortlistHead] = {}
@@ -237,7 +267,7 @@ def joined_heads(
             path = Path(folder, "one.safetensors")
             path.write_bytes(file)
             heads |= load_heads(str(path))
-    return _as_file(heads, denoiser=denoiser, image_shas=image_shas, recipe=recipe)
+    return _as_file(heads, denoiser=denoiser, image_shas=image_shas, recipe=recipe, raced=raced)
 
 
 def _as_file(
@@ -246,8 +276,16 @@ def _as_file(
     denoiser: str = "",
     image_shas: Iterable[str] = (),
     recipe: dict[str, Any] | None = None,
+    raced: dict[str, Any],
 ) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "heads.safetensors")
-        save_heads(path, heads, denoiser=denoiser, image_shas=image_shas, recipe=recipe or {})
+        save_heads(
+            path,
+            heads,
+            denoiser=denoiser,
+            image_shas=image_shas,
+            recipe=recipe or {},
+            raced=raced,
+        )
         return path.read_bytes()

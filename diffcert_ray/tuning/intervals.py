@@ -38,7 +38,9 @@ def lower_bounds(agreeing: Floats, votes: int, confidence: float, number: int) -
     return _bounds(agreeing, votes, (1.0 - confidence) / number)[0]
 
 
-def intervals(agreeing: Floats, votes: int, confidence: float, number: int) -> tuple[Floats, Floats]:
+def intervals(
+    agreeing: Floats, votes: int, confidence: float, number: int
+) -> tuple[Floats, Floats]:
     """Lower and upper ends of intervals for all settings at once; arguments as `lower_bounds`."""
     return _bounds(agreeing, votes, (1.0 - confidence) / number / 2)
 
@@ -60,6 +62,55 @@ def effective_votes(agreeing: Floats, votes: int) -> Floats:
     # Where all agree nothing tells: as others of these settings do, or an image counts as one vote.
     design[~known] = design[known].mean() if known.any() else votes
     return np.asarray(images * votes / design, np.float64)
+
+
+def images_needed(agreeing: Floats, votes: int, *, alpha: float, target: float) -> int | None:
+    """How many images like these would put the lower bound of one setting above a target.
+
+    Args:
+        agreeing: share of each image's votes that agree, float64 [I], I >= 2.
+        votes: votes of an image.
+        alpha: of this one bound.
+        target: in (0, 1).
+
+    Returns:
+        Images, about; None where the agreement itself is not above the target.
+    """
+    share = float(agreeing.mean())
+    if share <= target:
+        return None
+    worth = float(effective_votes(agreeing[:, None], votes)[0]) / len(agreeing)
+    low, high = 1, 1
+    while _lower(share, high * worth, alpha) <= target:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _lower(share, middle * worth, alpha) > target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def difference(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float]:
+    """Interval for the difference of two independent shares, from an interval for each.
+
+    Args:
+        first: (share, low, high).
+        second: the same, of what is subtracted.
+
+    Source: Newcombe 1998, "Interval estimation for the difference between independent proportions",
+    Statistics in Medicine 17, method 10.
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = first, second
+    below, above = np.hypot(a - a_low, b_high - b), np.hypot(a_high - a, b - b_low)
+    return float(a - b - below), float(a - b + above)
+
+
+def _lower(share: float, worth: float, alpha: float) -> float:
+    return float(beta.ppf(alpha, share * worth, (1.0 - share) * worth + 1.0))
 
 
 def _bounds(agreeing: Floats, votes: int, alpha: float) -> tuple[Floats, Floats]:

@@ -1,11 +1,10 @@
 """Evaluations of a vote against agreement, as picture files: a panel for each sigma."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffcert_ray.report.curve import saved_pictures
-from diffcert_ray.tuning.choice import Measured, front
-from diffcert_ray.tuning.results import Choice, Results
+from diffcert_ray.tuning.choice import Compared, front
+from diffcert_ray.tuning.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,60 +17,63 @@ def pareto_pictures(results: Results, title: str) -> dict[str, bytes]:
     """Draw pareto.png and pareto.svg; equal results, equal bytes."""
     from matplotlib.figure import Figure
 
-    single = [c for c in results.choices if len(c.sigmas) == 1]
-    figure = Figure(figsize=(7, 0.4 + 3.8 * len(single)), dpi=150, layout="constrained")
-    panels = figure.subplots(len(single), 1, squeeze=False)[:, 0]
-    for axes, choice in zip(panels, single, strict=True):
-        screened = [m for m in results.screened if m.sigma == choice.sigmas[0]]
-        full = next(m for m in results.full if m.sigma == choice.sigmas[0])
-        _panel(axes, choice, screened, full)
+    figure = Figure(figsize=(7, 0.4 + 3.8 * len(results.full)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(results.full), 1, squeeze=False)[:, 0]
+    for position, axes in enumerate(panels):
+        _panel(axes, results, position)
     figure.suptitle(title, fontsize=10)
     return saved_pictures(figure, "pareto")
 
 
-def _panel(axes: "Axes", choice: Choice, screened: Sequence[Measured], full: Measured) -> None:
-    finalists = {b.setting.name for b in choice.found}
-    others = [m for m in screened if m.setting.name not in finalists]
-    small: dict[str, Any] = {"color": GREY, "markersize": 3, "alpha": 0.7}
+def _panel(axes: "Axes", results: Results, position: int) -> None:
+    """What was measured at one sigma, by its position."""
+    choice, full = results.choice, results.full[position]
+    names = {c.setting.name for c in choice.compared}
+    others = [g[position] for g in results.screened if g[0].setting.name not in names]
     axes.plot(
         [m.nfe for m in others],
         [100 * m.agreement for m in others],
         "o",
+        color=GREY,
+        markersize=3,
+        alpha=0.7,
         label="looked through, on fewer images",
-        **small,
     )
-    ones = [b.measured[0] for b in choice.found]
-    line = front(ones)
-    axes.plot([m.nfe for m in line], [100 * m.agreement for m in line], color=BLUE, linewidth=1.2)
-    for bounded, one in zip(choice.found, ones, strict=True):
-        taken = bounded is choice.taken
-        low, high = bounded.interval[0]
-        axes.errorbar(
-            [one.nfe],
-            [100 * one.agreement],
-            yerr=[[100 * (one.agreement - low)], [100 * (high - one.agreement)]],
-            fmt="D" if taken else "o",
-            color=ORANGE if taken else BLUE,
-            markersize=6 if taken else 4.5,
-            linewidth=1.2,
-            capsize=2.5,
-            zorder=3,
-            label=f"chosen: {one.setting.said()}" if taken else None,
-        )
+    line = front([(c.measured[position],) for c in choice.compared])
+    axes.plot(
+        [m.nfe for (m,) in line], [100 * m.agreement for (m,) in line], color=BLUE, linewidth=1.2
+    )
+    for compared in choice.compared:
+        _with_interval(axes, compared, position, taken=compared is choice.taken)
     axes.plot([], [], "o-", color=BLUE, markersize=4.5, label="compared, intervals hold at once")
     axes.axhline(100 * choice.target, color=GREY, linewidth=1, linestyle=":")
+    shown = [*others, *(c.measured[position] for c in choice.compared)]
     axes.set_xscale("log")
-    ticks = _ticks(min(m.nfe for m in [*others, *ones]), max(m.nfe for m in [*others, *ones]))
+    ticks = _ticks(min(m.nfe for m in shown), max(m.nfe for m in shown))
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    bottom = min(choice.target, *(ends[0] for b in choice.found for ends in b.interval))
+    bottom = min(choice.target, *(c.interval[position][0] for c in choice.compared))
     axes.set_ylim(100 * max(bottom - 0.004, choice.target - LEAST_SHOWN), 100.1)
     axes.set_xlabel("evaluations per vote (NFE)")
     axes.set_ylabel("votes equal to the full vote, %")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    axes.set_title(
-        f"σ = {choice.sigmas[0]:g}; the full vote takes {full.nfe:,.0f} NFE", fontsize=9
+    axes.set_title(f"σ = {full.sigma:g}; the full vote takes {full.nfe:,.0f} NFE", fontsize=9)
+
+
+def _with_interval(axes: "Axes", compared: Compared, position: int, *, taken: bool) -> None:
+    one, (low, high) = compared.measured[position], compared.interval[position]
+    axes.errorbar(
+        [one.nfe],
+        [100 * one.agreement],
+        yerr=[[100 * (one.agreement - low)], [100 * (high - one.agreement)]],
+        fmt="D" if taken else "o",
+        color=ORANGE if taken else BLUE,
+        markersize=6 if taken else 4.5,
+        linewidth=1.2,
+        capsize=2.5,
+        zorder=3,
+        label=f"chosen: {one.setting.said()}" if taken else None,
     )
 
 

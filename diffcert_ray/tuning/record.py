@@ -32,7 +32,8 @@ def keep_record(location: Location, content: Mapping[str, Any]) -> None:
         stored = unseal(location.read(RECORD))
     except (ValueError, RecursionError) as error:
         raise StoreError(
-            f"{location.address}/{RECORD} is damaged ({error}): restore it, or give another --output"
+            f"{location.address}/{RECORD} is damaged ({error}): restore it, or give another "
+            "--output"
         ) from None
     now = json.loads(json.dumps(dict(content)))
     differing = [k for k in sorted({*stored, *now}) if stored.get(k) != now.get(k)]

@@ -11,14 +11,14 @@ import tomli_w
 from diffcert_ray.config.tables import Config, SiftConfig
 from diffcert_ray.report.text_table import TextTable
 from diffcert_ray.storage.store import refuse_secrets
-from diffcert_ray.tuning.candidates import SHORTLIST_KEYS, Setting
-from diffcert_ray.tuning.choice import CONFIDENCE, Bounded, Measured
+from diffcert_ray.tuning.candidates import ALL_KEYS, AS_CONFIGURED, Setting
+from diffcert_ray.tuning.choice import CONFIDENCE, Choice, Measured, mean_nfe
 
 COLUMNS = (
     "sigma",
     "setting",
     "rule",
-    *SHORTLIST_KEYS,
+    *ALL_KEYS,
     "part",
     "images",
     "votes",
@@ -33,36 +33,41 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Settings that one was chosen among, at one sigma or for all.
+class Gap:
+    """The chosen setting on certified images, which nothing was chosen by.
 
     Attributes:
-        sigmas: that the setting is for, pixel units.
-        found: what was compared, the cheapest first.
-        taken: the one.
-        reached: whether its bounds are above the target.
-        target: the agreement asked for.
-        file: name of its configuration.
+        sigma: pixel units.
+        there: on certified images.
+        interval: of the agreement there, 95 %.
+        difference: agreement there less that on the confirming images, with its interval, 95 %.
     """
 
-    sigmas: tuple[float, ...]
-    found: tuple[Bounded, ...]
-    taken: Bounded
-    reached: bool
-    target: float
-    file: str
+    sigma: float
+    there: Measured
+    interval: tuple[float, float]
+    difference: tuple[float, float, float]
+
+    def said(self) -> str:
+        """One line."""
+        low, high = self.interval
+        less, least, most = (100 * d for d in self.difference)
+        return (
+            f"sigma {self.sigma:g}, {len(self.there.agreeing)} certified images: agreement "
+            f"{100 * self.there.agreement:.2f} % ({100 * low:.2f}-{100 * high:.2f}), "
+            f"{self.there.nfe:.2f} NFE/vote; {less:+.2f} points ({least:+.2f} to {most:+.2f}) "
+            "from the tuning images"
+        )
 
     def facts(self) -> dict[str, Any]:
-        """What was chosen, for machines."""
+        """The same for machines."""
         return {
-            "sigmas": list(self.sigmas),
-            "setting": self.taken.setting.said(),
-            "sift": self.taken.setting.sift.model_dump(exclude_unset=True),
-            "nfe_per_vote": self.taken.nfe,
-            "agreement": self.taken.agreement,
-            "lower_bound": self.taken.bound,
-            "reached": self.reached,
-            "file": self.file,
+            "sigma": self.sigma,
+            "images": len(self.there.agreeing),
+            "agreement": self.there.agreement,
+            "interval": list(self.interval),
+            "nfe_per_vote": self.there.nfe,
+            "difference": list(self.difference),
         }
 
 
@@ -71,14 +76,16 @@ class Results:
     """Everything that was measured.
 
     Attributes:
-        screened: settings on the screening images, at each sigma.
-        full: the votes in full on the confirming images, by sigma.
-        choices: one for each sigma, and one for all where there are several.
+        screened: a setting at each sigma on the screening images, for each setting.
+        full: the votes in full on the confirming images, at each sigma.
+        choice: among the settings that were compared on the confirming images.
+        gaps: at each sigma, if asked for.
     """
 
-    screened: tuple[Measured, ...]
+    screened: tuple[tuple[Measured, ...], ...]
     full: tuple[Measured, ...]
-    choices: tuple[Choice, ...]
+    choice: Choice
+    gaps: tuple[Gap, ...] = ()
 
 
 def csv_of(results: Results) -> bytes:
@@ -88,20 +95,23 @@ def csv_of(results: Results) -> bytes:
     writer.writeheader()
     for one in results.full:
         writer.writerow(_row(one, "confirming"))
-    for choice in results.choices:
-        for found in choice.found:
-            for position, one in enumerate(found.measured):
-                low, high = found.interval[position]
-                bounds = {
-                    "interval_low": f"{low:.6f}",
-                    "interval_high": f"{high:.6f}",
-                    "lower_bound": f"{found.lower[position]:.6f}",
-                    "chosen": choice.file if found is choice.taken else "",
-                }
-                part = "confirming" if len(choice.sigmas) == 1 else "confirming, all sigmas"
-                writer.writerow(_row(one, part) | bounds)
-    for one in results.screened:
-        writer.writerow(_row(one, "screening"))
+    for compared in results.choice.compared:
+        for position, one in enumerate(compared.measured):
+            low, high = compared.interval[position]
+            bounds = {
+                "interval_low": f"{low:.6f}",
+                "interval_high": f"{high:.6f}",
+                "lower_bound": f"{compared.lower[position]:.6f}",
+                "chosen": "yes" if compared is results.choice.taken else "",
+            }
+            writer.writerow(_row(one, "confirming") | bounds)
+    for group in results.screened:
+        for one in group:
+            writer.writerow(_row(one, "screening"))
+    for gap in results.gaps:
+        low, high = gap.interval
+        ends = {"interval_low": f"{low:.6f}", "interval_high": f"{high:.6f}"}
+        writer.writerow(_row(gap.there, "certified") | ends)
     return text.getvalue().encode()
 
 
@@ -121,39 +131,35 @@ def _row(one: Measured, part: str) -> dict[str, Any]:
     }
 
 
-def table_of(choice: Choice, full: Measured) -> TextTable:
-    """The settings that one was chosen among.
-
-    Args:
-        choice: at one sigma, or for all.
-        full: the votes in full at (one of) the sigmas.
-    """
-    rows, bold = [_full_row(full)], set()
-    for found in sorted(choice.found, key=lambda b: -b.nfe):
-        if found is choice.taken:
+def table_of(results: Results) -> TextTable:
+    """The settings that one was chosen among, and the votes in full."""
+    choice, rows, bold = results.choice, [_full_row(results.full)], set()
+    for compared in sorted(choice.compared, key=lambda c: -c.nfe):
+        taken = compared is choice.taken
+        if taken:
             bold = {(len(rows), column) for column in range(6)}
-        low = min(ends[0] for ends in found.interval)
-        high = min(ends[1] for ends in found.interval)
-        right = [m.right for m in found.measured if m.right is not None]
+        low = min(ends[0] for ends in compared.interval)
+        high = min(ends[1] for ends in compared.interval)
         rows.append(
             (
-                ("> " if found is choice.taken else "") + _said(found.setting),
-                f"{found.nfe:.2f}",
-                f"{100 * found.agreement:.2f} %",
+                ("> " if taken else "") + _said(compared.setting),
+                f"{compared.nfe:.2f}",
+                f"{100 * compared.agreement:.2f} %",
                 f"{100 * low:.2f}-{100 * high:.2f}",
-                f"≥ {100 * found.bound:.2f}",
-                f"{100 * sum(right) / len(right):.1f} %" if right else "",
+                f"{100 * compared.bound:.2f}",
+                _right(compared.measured),
             )
         )
-    sigmas = ", ".join(f"{s:g}" for s in choice.sigmas)
-    several = " at the sigma where it is least" if len(choice.sigmas) > 1 else ""
-    one = choice.found[0].measured[0]
-    votes = f"{len(one.agreeing):,} images x {one.votes} votes"
+    one = choice.compared[0].measured[0]
+    several = ", at the sigma where it is least" if len(results.full) > 1 else ""
+    rule = results.full[0].setting.sift.rule
+    against = f"the vote by {rule}" if rule == "exact" else "a race of all classes"
     notes = (
-        f"agreement{several}: votes equal to the vote by {full.setting.sift.rule} on the same "
-        f"noise, {votes}; at least (≥) and intervals hold for all these settings at once, with "
-        f"{100 * CONFIDENCE:g} % confidence over images; right: votes for the label.",
+        f"agreement{several}: votes equal to {against} on the same noise, {len(one.agreeing):,} "
+        f"images x {one.votes} votes; at least, and intervals: for all these settings at once, "
+        f"with {100 * CONFIDENCE:g} % confidence over images; right: votes for the label.",
     )
+    sigmas = ", ".join(f"{m.sigma:g}" for m in results.full)
     return TextTable(
         title=f"Settings at sigma {sigmas}",
         header=("setting", "NFE/vote", "agreement", "interval, %", "at least, %", "right"),
@@ -164,29 +170,32 @@ def table_of(choice: Choice, full: Measured) -> TextTable:
     )
 
 
-def _full_row(full: Measured) -> tuple[str, ...]:
-    right = "" if full.right is None else f"{100 * full.right:.1f} %"
-    return (f"in full ({full.setting.said()})", f"{full.nfe:.1f}", "100 %", "", "", right)
+def _full_row(full: Sequence[Measured]) -> tuple[str, ...]:
+    said = f"in full ({full[0].setting.said()})"
+    return (said, f"{mean_nfe(full):.1f}", "100 %", "", "", _right(full))
+
+
+def _right(group: Sequence[Measured]) -> str:
+    right = [m.right for m in group if m.right is not None]
+    return f"{100 * sum(right) / len(right):.1f} %" if right else ""
 
 
 def _said(setting: Setting) -> str:
-    own = "as configured: " if setting.name == "as configured" else ""
+    own = f"{AS_CONFIGURED}: " if setting.name == AS_CONFIGURED else ""
     return own + setting.said()
 
 
-def configuration_of(config: Config, choice: Choice, sift: SiftConfig, about: Sequence[str]) -> str:
+def configuration_of(config: Config, sift: SiftConfig, about: Sequence[str]) -> str:
     """The configuration with the chosen [sift], as TOML.
 
     Args:
         config: that was tuned, storage options included, which are left out.
-        choice: whose sigmas it is for.
         sift: the chosen table, with the head's address and hash.
         about: lines of a comment over it.
     """
     tables = config.model_dump(mode="json", exclude_unset=True)
     tables.get("execution", {}).pop("storage_options", None)
     tables["sift"] = sift.model_dump(mode="json", exclude_unset=True)
-    tables.setdefault("votes", {})["sigmas"] = list(choice.sigmas)
     text = "".join(f"# {line}\n" if line else "#\n" for line in about)
     text += "\n" + tomli_w.dumps(_without_none(tables))
     refuse_secrets(text.encode(), config.execution.storage_options)

@@ -1,9 +1,8 @@
-"""Workers that stay for the runs of all settings: networks are loaded once, rules change by item."""
+"""Workers that stay for the runs of all settings: networks are loaded once, rules change."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from diffcert_ray.config.model_files import uses_head
 from diffcert_ray.config.tables import Config, SiftConfig
 from diffcert_ray.engine.networks import DiffusionNetworks
 from diffcert_ray.engine.votes import evaluate_item
@@ -36,7 +35,7 @@ class TuningSpec:
 
     def load(self, name: str) -> "TuningWorker":
         """As `WorkerSpec.load`."""
-        return TuningWorker(self.inner.load(name), self.inner.config)
+        return TuningWorker(self.inner.load(name))
 
 
 class TuningWorker:
@@ -44,31 +43,26 @@ class TuningWorker:
 
     Args:
         worker: of a setting that needs all there is to load.
-        config: of that setting.
     """
 
-    def __init__(self, worker: Worker, config: Config) -> None:
-        networks = worker.networks
-        assert isinstance(networks, DiffusionNetworks)
-        self._networks, self._dataset, self.name = networks, worker.dataset, worker.name
+    def __init__(self, worker: Worker) -> None:
+        assert isinstance(worker.networks, DiffusionNetworks)
+        self._networks, self._worker, self.name = worker.networks, worker, worker.name
         self.numerics, self.compiled = worker.numerics, worker.compiled
-        self._plain_numerics = worker.numerics
-        if uses_head(config):  # what a worker that has no head says of the same network
-            plain = DiffusionNetworks(
-                config, networks.denoiser, networks.unconditional, networks.device
-            )
-            self._plain_numerics = plain.numerics_kind(worker.dataset.image_shape)
         self._bases: dict[tuple[str, float], DiffusionBase] = {}
 
     def evaluate(self, lent: LentItem) -> Result:
-        """Evaluate one item by its rule: what a worker of a run with that rule returns."""
+        """Evaluate one item by its rule."""
         key = lent.sift.model_dump_json(), lent.item.sigma
         if key not in self._bases:
             self._bases[key] = self._networks.base(lent.item.sigma, lent.sift)
-        result = evaluate_item(self._bases[key], lent.item, self._dataset.image)
-        headed = lent.sift.rule == "shortlist"
-        numerics = self.numerics if headed else self._plain_numerics
-        return replace(result, worker=self.name, numerics=numerics)
+        result = evaluate_item(self._bases[key], lent.item, self._worker.dataset.image)
+        return replace(
+            result,
+            worker=self.name,
+            numerics=self.numerics,
+            computed_on=self._worker.computed_on,
+        )
 
 
 class SharedWorkers:

@@ -1,4 +1,4 @@
-"""Calls on workers of a cluster that are no items of a run: one CPU core each, and a GPU if asked."""
+"""Calls on workers of a cluster that are no items of a run: one core each, a GPU if asked."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -61,8 +61,8 @@ def on_workers(
                 yield waiting.pop(ref), _answer(ref)
             if not ready and time.monotonic() > until:
                 raise PoolError(
-                    f"no answer from a worker in {limit_s:.0f} s: add nodes with free resources, or "
-                    "raise execution.stall_timeout_s"
+                    f"no answer from a worker in {limit_s:.0f} s: add nodes with free resources, "
+                    "or raise execution.stall_timeout_s"
                 )
     finally:
         for ref in waiting:
