@@ -36,7 +36,7 @@ def tune(
     ] = None,
     overrides: SetOption = None,
     target: Annotated[float, typer.Option(help="Agreement with the full vote to show")] = 0.99,
-    votes: Annotated[int, typer.Option(help="Votes of each image")] = 5,
+    votes: Annotated[int, typer.Option(help="Votes of each image")] = 4,
     confirming: Annotated[
         int | None, typer.Option(help="Images that the best settings are compared on")
     ] = None,

@@ -126,6 +126,8 @@ def combinations(rule: str, lists: Mapping[str, Any]) -> list[Setting]:
             first = error.errors()[0]
             raise ConfigError(f"candidate {table}: {first['loc'][0]}: {first['msg']}") from None
         found.append(Setting("", sift))
+    if not found:
+        raise ConfigError(f"candidates {dict(lists)} name no setting: give each key a value")
     return [Setting(_folder(s), s.sift) for s in found]
 
 

@@ -16,7 +16,7 @@ from diffcert_ray.tuning.intervals import images_needed, intervals, lower_bounds
 
 CONFIDENCE = 0.95  # of all bounds of a choice together
 HOPELESS = 0.975  # a setting is dropped early where it is so sure that it agrees too rarely
-FINALISTS = 6
+FINALISTS = 5
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 
-CONFIRMING, SCREENING = 0.35, 0.10
+CONFIRMING, SCREENING = 0.35, 0.08
 """Shares of the images that votes are cast on; the head is trained on the rest."""
 MOST_CONFIRMING, MOST_SCREENING, MOST_HEAD = 600, 150, 50_000
 SHOWN_IDS = 5

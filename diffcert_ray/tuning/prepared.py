@@ -47,7 +47,7 @@ class Asked:
 
     images: Sequence[str] = ()
     target: float = 0.99
-    votes: int = 5
+    votes: int = 4
     confirming: int | None = None
     screening: int | None = None
     labels: bool = True

@@ -20,6 +20,8 @@ from diffcert_ray.tuning.choice import (
     Choice,
     Measured,
     chosen,
+    least_agreement,
+    mean_nfe,
     measured,
     promising,
 )
@@ -161,11 +163,16 @@ class _Tuning:
             by_id = labels_of(data)
             labels = np.array([by_id[i] for i in caster.image_ids[start:stop]])
         sigmas, full, found = self.prepared.tuning.votes.sigmas, dict[float, Votes](), []
-        for setting in (self.prepared.full, *settings):
+        for number, setting in enumerate((self.prepared.full, *settings)):
             run = caster.cast(setting, sigmas, start, stop)
             votes = {s: caster.read(run, s, start, stop) for s in sigmas}
             full = full or votes
-            found.append(tuple(measured(setting, s, votes[s], full[s], labels) for s in sigmas))
+            group = tuple(measured(setting, s, votes[s], full[s], labels) for s in sigmas)
+            found.append(group)
+            self.watch.on_stage(
+                f"{number}/{len(settings)} {setting.said()}: {mean_nfe(group):.2f} NFE/vote, "
+                f"agreement {100 * least_agreement(group):.2f} %"
+            )
         return found
 
     def _gaps(self, choice: Choice, heads: Heads | None) -> tuple[Gap, ...]:
