@@ -1,16 +1,16 @@
-"""``diffcert tune`` from images to a configuration that certify takes: stopped, continued, on S3."""
+"""``diffcert tune``, from images to a configuration that certify takes; stopped; on S3."""
 
 import csv
 import json
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from diffcert_ray.checkpoints.head_file import load_heads, read_head_facts
 from diffcert_ray.commands.exit_codes import BAD_USE, DONE, INCOMPLETE
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.datasets import load_dataset
 from diffcert_ray.errors import ConfigError
 from diffcert_ray.storage.open_location import open_location
 from diffcert_ray.tools.head_training import HeadRecipe
@@ -18,7 +18,7 @@ from diffcert_ray.tuning import heads
 from diffcert_ray.tuning.heads import HeadStep, StoredHeads
 from diffcert_ray.tuning.prepared import Asked, prepare
 from diffcert_ray.tuning.stopping import StoppedError
-from diffcert_ray.tuning.tune import Watch, tune
+from diffcert_ray.tuning.tune import Tuned, Watch, tune
 from tests.command_line import diffcert
 
 SETTINGS = (
@@ -34,6 +34,7 @@ ASKED = Asked(
     screening=8,
     recipe=HeadRecipe(copies=2, hidden=8),
 )
+CANDIDATES = "z = [1.0, 2.0]\nleast_p = 0.05\n"
 WORDS = (
     "tune", "digits", "--images", "split=train", "--images", "first=120", "--target", "0.5",
     "--votes", "2", "--confirming", "12", "--screening", "8", "--copies", "2", "--local",
@@ -41,12 +42,29 @@ WORDS = (
 )  # fmt: skip
 
 
+def cheaply(monkeypatch) -> None:
+    """Measure what a head foretells on a few votes, which takes most of the time otherwise."""
+    monkeypatch.setattr(heads, "RACES", 60)
+    monkeypatch.setattr(heads, "POOL_ROWS", 128)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Tuned:
+    """A tuning that has ended, from candidates beside its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "candidates.toml").write_text(CANDIDATES)
+    with pytest.MonkeyPatch.context() as patch:
+        cheaply(patch)
+        patch.chdir(folder)
+        return tune(CONFIG, "out", asked(), local=True)
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A reader's folder with candidates; the current one."""
-    (tmp_path / "candidates.toml").write_text("z = [1.0, 2.0]\nleast_p = 0.05\n")
+    (tmp_path / "candidates.toml").write_text(CANDIDATES)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(heads, "RACES", 60)  # minutes otherwise
+    cheaply(monkeypatch)
     return tmp_path
 
 
@@ -82,38 +100,33 @@ def test_certify_takes_what_tune_writes_as_it_is(place):
     assert "was trained on 120 of the images to certify" in seen.stderr
 
 
-def test_one_table_says_what_was_measured_and_nothing_is_cast_twice(place):
-    first, second = [], []
-    tuned = tune(CONFIG, "out", asked(), local=True, watch=counting(first))
-    with open(place / "out" / "settings.csv", newline="") as file:
+def test_one_table_says_what_was_measured_and_nothing_is_cast_twice(place, whole):
+    with open(f"{whole.folder}/settings.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     parts = [(r["part"], r["rule"], r["images"], r["votes"]) for r in rows]
     assert parts[0] == ("confirming", "exact", "12", "24")
     assert parts.count(("screening", "shortlist", "8", "16")) == 2
     assert parts.count(("screening", "paired-z", "8", "16")) == 1  # the configuration's own
     assert [r["chosen"] for r in rows].count("yes") == 1
-    before = (place / "out" / "tuned.toml").read_bytes()
-    again = tune(CONFIG, "out", asked(), local=True, watch=counting(second))
-    assert first
-    assert not second
-    assert again.results.choice.facts() == tuned.results.choice.facts()
-    assert (place / "out" / "tuned.toml").read_bytes() == before
+    before, evaluated = Path(whole.config).read_bytes(), []
+    again = tune(CONFIG, whole.folder, asked(), local=True, watch=counting(evaluated))
+    assert not evaluated
+    assert again.results.choice.facts() == whole.results.choice.facts()
+    assert Path(whole.config).read_bytes() == before
 
 
-def test_the_head_has_seen_none_of_the_images_that_votes_are_cast_on(place):
-    tune(CONFIG, "out", asked(), local=True)
-    prepared = prepare(CONFIG, asked())
+def test_the_head_has_seen_none_of_the_images_that_votes_are_cast_on(place, whole):
+    prepared, folder = prepare(CONFIG, asked()), Path(whole.folder)
     voting = {prepared.shas[i][:16] for i in prepared.parts.voting.tolist()}
-    working = read_head_facts(place / "out" / "heads" / "joined.safetensors").image_shas
-    final = read_head_facts(place / "out" / "head.safetensors").image_shas
+    working = read_head_facts(folder / "heads" / "joined.safetensors").image_shas
+    final = read_head_facts(folder / "head.safetensors").image_shas
     assert not voting & {sha[:16] for sha in working}
     assert voting < {sha[:16] for sha in final}
     assert len(final) == len(prepared.shas)
-    assert load_heads("out/head.safetensors")[0.25].lag_prior.noise > 0
+    assert load_heads(str(folder / "head.safetensors"))[0.25].lag_prior.noise > 0
 
 
-def test_a_stopped_tuning_is_continued_to_the_same_choice(place):
-    whole = tune(CONFIG, "whole", asked(), local=True)
+def test_a_stopped_tuning_is_continued_to_the_same_choice(place, whole):
     said = []
 
     def stop_at(words: str) -> Watch:
@@ -124,10 +137,12 @@ def test_a_stopped_tuning_is_continued_to_the_same_choice(place):
         with pytest.raises(StoppedError):
             tune(CONFIG, "out", asked(), local=True, watch=stop_at(words))
         assert not (place / "out" / "tuned.toml").exists()
-    continued = tune(CONFIG, "out", asked(), local=True)
-    assert continued.results.choice.facts()["nfe_per_vote"] == (
-        whole.results.choice.facts()["nfe_per_vote"]
-    )
+    continued, evaluated = [], []
+    watch = Watch(on_stage=continued.append, on_progress=lambda p: evaluated.append(p.votes))
+    found = tune(CONFIG, "out", asked(), local=True, watch=watch).results.choice
+    assert found.facts()["nfe_per_vote"] == whole.results.choice.facts()["nfe_per_vote"]
+    assert found.taken.agreement == whole.results.choice.taken.agreement
+    assert 0 < evaluated[0] <= 16  # of the second setting: those of the first one are stored
 
 
 def test_a_head_goes_on_from_its_last_state(place):
@@ -143,14 +158,14 @@ def test_a_head_goes_on_from_its_last_state(place):
     assert stored.state(0.25) is None
 
 
-def test_another_target_takes_the_stored_votes_and_other_noise_is_refused(place):
-    tune(CONFIG, "out", asked(), local=True)
-    found = []
-    strict = tune(CONFIG, "out", asked(target=0.999), local=True, watch=counting(found))
+def test_another_target_takes_the_stored_votes_and_other_noise_is_refused(place, whole):
+    evaluated: list[str] = []
+    watch = counting(evaluated)
+    strict = tune(CONFIG, whole.folder, asked(target=0.999), local=True, watch=watch)
     assert not strict.results.choice.reached
-    assert not found
-    with pytest.raises(ConfigError, match="holds another tuning .*seed: there"):
-        tune(CONFIG, "out", asked(seed=77), local=True)
+    assert not evaluated
+    with pytest.raises(ConfigError, match=r"holds another tuning .*seed: there"):
+        tune(CONFIG, whole.folder, asked(seed=77), local=True)
 
 
 def test_what_cannot_be_shown_is_said_with_the_number_that_would_do(place):
@@ -202,13 +217,13 @@ def test_wrong_use_is_said_before_anything_is_made(place, changed, keys, said):
 
 
 @pytest.mark.slow
-def test_votes_and_heads_on_ray_are_those_of_this_process(place):
-    local = tune(CONFIG, "here", asked(), local=True)
+def test_votes_and_heads_on_ray_are_those_of_this_process(place, whole):
     on_ray = tune(load_config(CONFIG, ["execution.actors=2"]), "there", asked())
-    assert on_ray.results.choice.facts()["sift"]["z"] == local.results.choice.facts()["sift"]["z"]
-    for a, b in zip(local.results.screened, on_ray.results.screened, strict=True):
-        assert a[0].agreeing.tolist() == b[0].agreeing.tolist()
-        assert a[0].nfe == b[0].nfe
+    for a, b in zip(whole.results.full, on_ray.results.full, strict=True):
+        assert (a.nfe, a.right) == (b.nfe, b.right)
+    # Heads on workers have the priors of as many races as a user's.
+    assert load_heads("there/head.safetensors")[0.25].lag_prior.noise > 0
+    assert load_config(on_ray.config).sift.head == str(place / "there" / "head.safetensors")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ IMAGES, VOTES, SETTINGS, CONFIDENCE = 430, 4, 5, 0.95
 
 
 def worlds(rng: np.random.Generator, images: int) -> np.ndarray:
-    """Shares at which images agree: most nearly always, some as if by chance, [images, SETTINGS]."""
+    """Shares at which images agree: most nearly always, some seldom, [images, SETTINGS]."""
     hard = rng.random(images) < 0.12
     wrong = np.where(hard, rng.beta(0.5, 2.5, images), 0.001)
     times = rng.gamma(4, 1 / 4, (images, SETTINGS)) * np.linspace(0.1, 0.4, SETTINGS)
@@ -66,7 +66,9 @@ def test_so_many_images_show_the_target_and_fewer_do_not():
     needed = images_needed(agreeing, 4, alpha=0.01, target=0.99)
     worth = effective_votes(agreeing[:, None], 4)[0] / 200
     share = agreeing.mean()
-    lows = [beta.ppf(0.01, share * n * worth, (1 - share) * n * worth + 1) for n in (needed - 1, needed)]
+    lows = [
+        beta.ppf(0.01, share * n * worth, (1 - share) * n * worth + 1) for n in (needed - 1, needed)
+    ]
     assert lows[0] <= 0.99 < lows[1]
 
 

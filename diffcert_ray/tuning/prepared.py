@@ -153,7 +153,7 @@ def prepare(config: Config, asked: Asked) -> Prepared:
 
 
 def _check(config: Config, asked: Asked) -> None:
-    if config.kind_name != "diffusion":
+    if not config.sifts:
         raise ConfigError(
             f'method.name = "{config.method.name}" with votes.bound = "{config.votes.bound}" has '
             'no rule to tune: a method of noised diffusion classifiers has one, as "apndc"'
