@@ -21,7 +21,6 @@ from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.diffusion_classifier import to_model_image
 from diffcert_ray.storage.location import Location
 from diffcert_ray.tools.head_training import (
-    POOL_ROWS,
     HeadRecipe,
     HeadTraining,
     fit_temperature,
@@ -30,7 +29,7 @@ from diffcert_ray.tools.head_training import (
 from diffcert_ray.tools.lag_measurement import measured_lag_prior
 
 STEP_S = 30.0  # of training between two stored states
-RACES = 600  # votes that a prior of lags is measured on
+FITTING_ROWS = 2048  # noisy images that a temperature is fitted on, about
 STATES = "heads"  # the folder that they are in
 
 OnHead = Callable[[float, "HeadStep"], None]
@@ -87,6 +86,7 @@ class HeadJob:
         sigma: pixel units.
         num_classes: K.
         recipe: how.
+        races: votes that the prior of lags is measured on.
         state: where to go on, or None.
     """
 
@@ -96,6 +96,7 @@ class HeadJob:
     sigma: float
     num_classes: int
     recipe: HeadRecipe
+    races: int
     state: bytes | None = None
 
     def training(self) -> HeadTraining:
@@ -116,7 +117,7 @@ class HeadJob:
         conditional, network = self._networks()
         images, labels = self._labelled(self.screening_ids)
         head = self.training().head
-        copies = max(1, POOL_ROWS // len(images))
+        copies = max(1, FITTING_ROWS // len(images))
         generator = torch.Generator().manual_seed(self.recipe.seed + 1)
         rows = torch.arange(len(images)).repeat(copies)
         noise = torch.randn((len(rows), *images.shape[1:]), generator=generator)
@@ -133,9 +134,9 @@ class HeadJob:
             head=head,
             device=self.spec.device,
         )
-        ids = self.screening_ids[:RACES]
+        ids = self.screening_ids[: self.races]
         image = self.spec.images().image
-        head.lag_prior, pairs = measured_lag_prior(base, image, ids, -(-RACES // len(ids)))
+        head.lag_prior, pairs = measured_lag_prior(base, image, ids, -(-self.races // len(ids)))
         file = _as_file({self.sigma: head}, raced=raced_with(self.spec.config))
         return HeadFitted(file, temperature, right, pairs)
 

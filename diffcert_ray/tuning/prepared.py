@@ -43,6 +43,7 @@ class Asked:
         seed: of the noise; None: one that follows from the run's, and is another one.
         certified: images that the configuration certifies, to report the gap to; 0: none.
         recipe: of the head.
+        races: votes that what a head foretells of races is measured on.
     """
 
     images: Sequence[str] = ()
@@ -56,6 +57,7 @@ class Asked:
     seed: int | None = None
     certified: int = 0
     recipe: HeadRecipe = field(default_factory=lambda: HeadRecipe(copies=80, hidden=256))
+    races: int = 600
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Prepared:
             "networks": self.weights,
             "images": hashlib.sha256(repr(shas).encode()).hexdigest(),
             "head": asdict(self.asked.recipe) if self.asked.labels else None,
+            "races": self.asked.races if self.asked.labels else None,
         }
 
     def tuning_shas(self) -> list[str]:

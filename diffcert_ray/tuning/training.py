@@ -111,6 +111,7 @@ def _job(prepared: Prepared, device: str, sigma: float, state: bytes | None) -> 
         sigma,
         prepared.data.num_classes,
         prepared.asked.recipe,
+        prepared.asked.races,
         state,
     )
 
