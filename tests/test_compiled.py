@@ -59,7 +59,7 @@ def test_a_compiled_network_casts_the_same_votes_wherever_its_rows_stand():
     assert compiled.networks.denoiser._compiled_call_impl is not None
     assert denoiser._compiled_call_impl is None  # the caller's own stays as it is
     assert not compiled.numerics.endswith("-positional")
-    image_id = int(eager._dataset.ids[0])
+    image_id = int(eager.dataset.ids[0])
     unit = Unit(0.25, image_id, "estimate", 0, 40)
     item = Item(0, 0.25, (Part(unit, 0, 40),))
     counts = [dict(w.cast_votes(item).tallies[0].counts) for w in (eager, compiled)]
@@ -101,7 +101,7 @@ def test_a_compiled_classifier_casts_the_same_votes(method):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about itself
             loaded = spec.load("test")
-        unit = Unit(sigma, int(loaded._dataset.ids[0]), "estimate", 0, 40)
+        unit = Unit(sigma, int(loaded.dataset.ids[0]), "estimate", 0, 40)
         counts.append(
             dict(loaded.cast_votes(Item(0, sigma, (Part(unit, 0, 40),))).tallies[0].counts)
         )

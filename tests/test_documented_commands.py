@@ -37,7 +37,9 @@ PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
 COMMANDS = typer.main.get_command(app)
 TINY = ["dataset.first=2", "votes.n0=2", "votes.n=8", "votes.unit=4", "votes.radii=[0.0]",
         "noise_levels.levels=4", "numerics.batch=8", "plain.draws=8", "plain.unit=4"]  # fmt: skip
-PLACEHOLDERS = ("my.toml", "my-training.toml", "carlini.toml", "CONFIG", "FILE")
+PLACEHOLDERS = (
+    "my.toml", "my-training.toml", "carlini.toml", "tuned/digits/tuned.toml", "CONFIG", "FILE",
+)  # fmt: skip
 """Configurations that stand for the reader's own."""
 LOADERS = {
     "train": (DENOISERS, load_denoiser_training),
@@ -139,7 +141,7 @@ def place(tmp_path_factory):
 
 RUNNABLE = ("config", "plan", "status", "report", "export", "verify", "compact", "certify")
 NOT_HERE = re.compile(
-    r"s3://|--address|my\.toml|carlini\.toml|\bFILE\b|jobs/|\bRUN\b|\.tsv|certify digits-"
+    r"s3://|--address|my\.toml|carlini\.toml|\bFILE\b|jobs/|\bRUN\b|\.tsv|certify digits-|tuned/"
     r"|--json \S+\.json"
 )
 

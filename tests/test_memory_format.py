@@ -21,7 +21,7 @@ def config_of(order: bool, **tables):
 
 
 def counts(loaded, sigma: float) -> dict[int, int]:
-    unit = Unit(sigma, int(loaded._dataset.ids[0]), "estimate", 0, 60)
+    unit = Unit(sigma, int(loaded.dataset.ids[0]), "estimate", 0, 60)
     return dict(loaded.cast_votes(Item(0, sigma, (Part(unit, 0, 60),))).tallies[0].counts)
 
 

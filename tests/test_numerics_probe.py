@@ -141,7 +141,7 @@ def test_short_batches_of_the_shipped_network_cast_the_same_votes():
         loaded.networks.denoiser.register_forward_pre_hook(
             lambda _, inputs: sizes.add(len(inputs[0]))
         )
-        unit = Unit(1.0, int(loaded._dataset.ids[0]), "estimate", 0, 40)
+        unit = Unit(1.0, int(loaded.dataset.ids[0]), "estimate", 0, 40)
         found.append(loaded.cast_votes(Item(0, 1.0, (Part(unit, 0, 40),))))
         assert sizes <= {128, *allowed}
         assert (len(sizes) > 1) == bool(short and allowed)

@@ -22,6 +22,7 @@ from diffcert_ray.commands.report import report
 from diffcert_ray.commands.screen import err, escaped, out
 from diffcert_ray.commands.status import status
 from diffcert_ray.commands.train import train, train_classifier
+from diffcert_ray.commands.tune import tune
 from diffcert_ray.commands.verify import verify
 from diffcert_ray.errors import ConfigError, StoreError
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 for command in (certify, plan, status, report, export, verify, attack, convert, compact, bench):
     app.command()(command)
 app.command("config")(config_command)
+app.command()(tune)
 app.command()(train)
 app.command("train-classifier")(train_classifier)
 

@@ -405,6 +405,11 @@ class Config(_Table):
         return "trained" if self.method.name in DIRECT_METHODS else "diffusion"
 
     @property
+    def sifts(self) -> bool:
+        """Whether votes are cast by a rule of [sift]."""
+        return self.kind_name == "diffusion"
+
+    @property
     def uses_head(self) -> bool:
         """Whether votes depend on the head of ``sift.head``."""
         if self.kind_name == "diffusion":

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from diffcert_ray.checkpoints.head_file import head_at
 from diffcert_ray.checkpoints.image_classifier import ImageClassifier
-from diffcert_ray.config.tables import Config
+from diffcert_ray.config.tables import Config, SiftConfig
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.engine.numerics_kind import (
@@ -17,7 +17,7 @@ from diffcert_ray.engine.numerics_kind import (
     short_batches,
 )
 from diffcert_ray.method.base_classifier import BaseClassifier
-from diffcert_ray.method.diffusion_base import base_classifier
+from diffcert_ray.method.diffusion_base import DiffusionBase, base_classifier
 from diffcert_ray.method.trained_base import TrainedBase
 
 
@@ -77,10 +77,13 @@ class DiffusionNetworks:
         kinds.append(kind_of_heads(networks[-1], heads, batch, self.device))
         return joint_kind(kinds)
 
-    def base(self, sigma: float) -> BaseClassifier:
-        """The diffusion classifier at a smoothing noise, pixel units."""
+    def base(self, sigma: float, sift: SiftConfig | None = None) -> DiffusionBase:
+        """The diffusion classifier at a smoothing noise, pixel units; by another rule if given."""
+        config = self._config
+        if sift is not None:
+            config = config.model_copy(update={"sift": sift})
         base = base_classifier(
-            self._config,
+            config,
             self.denoiser,
             sigma,
             unconditional=self.unconditional,

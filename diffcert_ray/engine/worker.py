@@ -66,7 +66,7 @@ class WorkerSpec:
             ValueError: a checkpoint or dataset is missing or another one than the driver's.
         """
         set_up_torch()
-        dataset = self._images()
+        dataset = self.images()
         try:  # the probe batch compiles
             return Worker(name, self.config, self.networks(dataset), dataset)
         except compilation_failures() as error:
@@ -80,14 +80,20 @@ class WorkerSpec:
         return self._trained(dataset) if trained else self._diffusion()
 
     def _diffusion(self) -> DiffusionNetworks:
-        model, denoiser = self.config.model, self.network("denoiser")
-        unconditional: Denoiser | None = None
-        if self.denoiser is None and model.unconditional is not None:
-            unconditional = self.network("unconditional")
-            if model.resize is not None:
-                unconditional = ResizedDenoiser(unconditional, denoiser.image_shape, model.resize)
+        denoiser = self.network("denoiser")
+        unconditional = self.unconditional(denoiser)
         heads = self._heads() if self.config.uses_head else None
         return DiffusionNetworks(self.config, denoiser, unconditional, self.device, heads)
+
+    def unconditional(self, denoiser: Denoiser) -> Denoiser | None:
+        """The second network, of the unconditional step, as ``denoiser`` sees it, or None."""
+        model = self.config.model
+        if self.denoiser is not None or model.unconditional is None:
+            return None
+        network = self.network("unconditional")
+        if model.resize is None:
+            return network
+        return ResizedDenoiser(network, denoiser.image_shape, model.resize)
 
     def _head_alone(self) -> HeadNetworks:
         return HeadNetworks(self.config, self.network("denoiser"), self._heads(), self.device)
@@ -153,7 +159,8 @@ class WorkerSpec:
             storage_options=config.execution.storage_options,
         )
 
-    def _images(self) -> Dataset:
+    def images(self) -> Dataset:
+        """The run's images, refused where they are not the driver's."""
         options = self.config.execution.storage_options
         data = self.dataset or load_dataset(self.config.dataset, options)
         if self.fingerprint is None:
@@ -169,7 +176,7 @@ class Worker:
         self.numerics = networks.numerics_kind(dataset.image_shape)
         self.compiled = compiled_how() if config.numerics.compile else "no"
         self.computed_on = device_model(networks.device)
-        self._config, self._dataset = config, dataset
+        self._config, self.dataset = config, dataset
         self._base = cache(networks.base)
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
@@ -178,7 +185,7 @@ class Worker:
 
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
-        result = evaluate_item(self.base(item.sigma), item, self._dataset.image)
+        result = evaluate_item(self.base(item.sigma), item, self.dataset.image)
         return replace(
             result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
         )
@@ -189,7 +196,7 @@ class Worker:
         result = evaluate_loss_item(
             self.networks.denoiser,
             item,
-            self._dataset.image,
+            self.dataset.image,
             s=plain_levels(self._config)[0],
             seed=self._config.votes.seed,
             batch=self._config.numerics.batch,

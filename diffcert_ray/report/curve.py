@@ -15,7 +15,6 @@ TITLE_WIDTH = 80  # characters that fit over the picture
 
 def curve_pictures(lines: Sequence[Line], radii: Axis, title: str) -> dict[str, bytes]:
     """Draw what ``accuracy_lines`` gives as curve.png and curve.svg; equal lines, equal bytes."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
@@ -42,14 +41,21 @@ def curve_pictures(lines: Sequence[Line], radii: Axis, title: str) -> dict[str, 
     axes.legend(frameon=False, fontsize=8)
     wrapped = [part for line in title.split("\n") for part in wrap(line, TITLE_WIDTH)]
     axes.set_title("\n".join(wrapped), fontsize=10)
+    return saved_pictures(figure, "curve")
+
+
+def saved_pictures(figure: "Figure", name: str) -> dict[str, bytes]:
+    """A figure as NAME.png and NAME.svg; equal figures, equal bytes."""
+    from matplotlib import rc_context
+
     # The layout is found once; it takes longer than the drawing.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     # Text stays text, ids are repeatable and no date is stored: equal figures give equal files.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "diffcert"}):
         return {
-            "curve.png": _saved(figure, "png", None),
-            "curve.svg": _saved(figure, "svg", {"Date": None}),
+            f"{name}.png": _saved(figure, "png", None),
+            f"{name}.svg": _saved(figure, "svg", {"Date": None}),
         }
 
 

@@ -96,6 +96,7 @@ def store_options(settings: Config, folder: str) -> dict[str, Any] | None:
     """Storage options of the run folder: those that open only its inputs are not the folder's."""
     inputs = [file.source for file in model_files(settings).values()]
     inputs += [settings.dataset.path or "", settings.classifier.checkpoint or ""]
+    inputs += [settings.sift.head or ""]
     if "://" not in folder and any("://" in address for address in inputs):
         return None
     return settings.execution.storage_options or None

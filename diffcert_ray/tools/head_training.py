@@ -6,11 +6,14 @@ Shape letters: N images, B samples, C H W image, K classes.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load, save
 from torch import Tensor
 
 from diffcert_ray.conventions import to_model_space
@@ -22,6 +25,7 @@ OnProgress = Callable[[int, int, float], None]
 """on_progress(noisy images seen, noisy images in all, loss)."""
 
 POOL_ROWS = 8192  # noisy images whose features are drawn together and learned from in turn
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of a tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,118 @@ def new_head(
     return head.to(device)
 
 
+class HeadTraining:
+    """Training by cross entropy, a pool of noisy copies at a time; it may be stored in between.
+
+    What a pool holds follows from the recipe and its number alone, so that a training that goes on
+    elsewhere ends with the head that it would have had.
+
+    Args:
+        denoiser: with an unconditional mode; it is not changed.
+        images: pixels in [0, 1], float32 [N, C, H, W].
+        labels: int64 [N].
+        sigma: smoothing noise, pixel units.
+        num_classes: K.
+        recipe: how.
+        state: what ``state`` gave, or None to begin.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        images: Tensor,
+        labels: Tensor,
+        sigma: float,
+        num_classes: int,
+        recipe: HeadRecipe,
+        state: bytes | None = None,
+    ) -> None:
+        self._denoiser, self._images, self._labels = denoiser, images, labels
+        self._sigma, self._recipe = sigma, recipe
+        self._head = new_head(denoiser, num_classes, sigma, recipe)
+        self._optimiser = torch.optim.AdamW(
+            self._head.layers.parameters(),
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+        )
+        self.total = recipe.copies * len(images)
+        self._steps = max(1, self.total * recipe.epochs // recipe.batch)
+        self._pool = self._step = 0
+        self.loss = math.nan
+        if state is not None:
+            self._restore(state)
+
+    @property
+    def done(self) -> int:
+        """Noisy images learned from, of ``total``."""
+        return min(self._pool * POOL_ROWS, self.total)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all have been."""
+        return self.done >= self.total
+
+    @property
+    def head(self) -> ShortlistHead:
+        """The head as it is, in evaluation mode."""
+        return self._head.eval().requires_grad_(False)
+
+    def advance(self) -> None:
+        """Learn from the next pool."""
+        head, recipe, rows = self._head, self._recipe, self._rows(self._pool)
+        generator = _generator(recipe.seed, "pool", self._pool)
+        noise = torch.randn(self._images[rows].shape, generator=generator)
+        noisy = to_model_image(self._images[rows] + self._sigma * noise).to(head.mean.device)
+        features = noisy_features(self._denoiser, head, noisy, self._sigma)
+        answers = self._labels[rows].to(features.device)
+        if self._pool == 0:
+            _standardise(head, features)
+        for _ in range(recipe.epochs):
+            for part in torch.randperm(len(rows), generator=generator).split(recipe.batch):
+                part = part.to(features.device)
+                half = (1 + math.cos(math.pi * min(self._step / self._steps, 1.0))) / 2
+                self._optimiser.param_groups[0]["lr"] = recipe.learning_rate * half
+                loss = F.cross_entropy(head.logits(features[part]), answers[part])
+                self._optimiser.zero_grad()
+                loss.backward()
+                self._optimiser.step()
+                self._step += 1
+        self._pool += 1
+        self.loss = loss.item()
+
+    def state(self) -> bytes:
+        """Where it stands, as safetensors."""
+        tensors = {f"head.{name}": tensor for name, tensor in self._head.state_dict().items()}
+        for number, about in self._optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{number}.{name}": about[name] for name in _MOMENTS}
+        facts = {"pool": self._pool, "step": self._step, "loss": self.loss}
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        return save(held, metadata={"training": json.dumps(facts)})
+
+    def _restore(self, state: bytes) -> None:
+        facts = json.loads(_metadata(state)["training"])
+        self._pool, self._step, self.loss = facts["pool"], facts["step"], facts["loss"]
+        tensors = load(state)
+        own = {n.removeprefix("head."): t for n, t in tensors.items() if n.startswith("head.")}
+        self._head.load_state_dict(own)
+        about = self._optimiser.state_dict()
+        numbers = about["param_groups"][0]["params"]
+        about["state"] = {n: {m: tensors[f"adam.{n}.{m}"] for m in _MOMENTS} for n in numbers}
+        self._optimiser.load_state_dict(about)
+
+    def _rows(self, pool: int) -> Tensor:
+        """Image numbers of a pool's noisy copies: each image once in each copy, in its order."""
+        count, start = len(self._images), pool * POOL_ROWS
+        stop = min(start + POOL_ROWS, self.total)
+        copies = range(start // count, (stop - 1) // count + 1)
+        orders = [
+            torch.randperm(count, generator=_generator(self._recipe.seed, "copy", copy))
+            for copy in copies
+        ]
+        first = copies[0] * count
+        return torch.cat(orders)[start - first : stop - first]
+
+
 def train_head(
     denoiser: Denoiser,
     images: Tensor,
@@ -106,7 +222,7 @@ def train_head(
     recipe: HeadRecipe,
     on_progress: OnProgress | None = None,
 ) -> ShortlistHead:
-    """Train a head on noisy copies of images, by cross entropy.
+    """Train a head from beginning to end; arguments as `HeadTraining`.
 
     Args:
         denoiser: with an unconditional mode; it is not changed.
@@ -120,49 +236,26 @@ def train_head(
     Returns:
         The head, in evaluation mode; equal seeds give equal weights on one machine.
     """
-    head = new_head(denoiser, num_classes, sigma, recipe)
-    device = head.mean.device
-    generator = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.AdamW(
-        head.layers.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    total = recipe.copies * len(images)
-    steps = max(1, total * recipe.epochs // recipe.batch)
-    done = step = 0
-    for rows in _pools(len(images), recipe.copies, generator):
-        noise = torch.randn(images[rows].shape, generator=generator)
-        noisy = to_model_image(images[rows] + sigma * noise).to(device)
-        features = noisy_features(denoiser, head, noisy, sigma)
-        answers = labels[rows].to(device)
-        if not done:
-            _standardise(head, features)
-        loss = torch.zeros(())
-        for _ in range(recipe.epochs):
-            for part in torch.randperm(len(rows), generator=generator).split(recipe.batch):
-                part = part.to(device)
-                half = (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
-                optimiser.param_groups[0]["lr"] = recipe.learning_rate * half
-                loss = F.cross_entropy(head.logits(features[part]), answers[part])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                step += 1
-        done += len(rows)
+    training = HeadTraining(denoiser, images, labels, sigma, num_classes, recipe)
+    while not training.finished:
+        training.advance()
         if on_progress is not None:
-            on_progress(done, total, loss.item())
-    return head.eval().requires_grad_(False)
+            on_progress(training.done, training.total, training.loss)
+    return training.head
 
 
-def _pools(images: int, copies: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Image numbers of the noisy copies, each image in each copy once, a pool at a time."""
-    waiting = torch.empty(0, dtype=torch.int64)
-    for _ in range(copies):
-        waiting = torch.cat([waiting, torch.randperm(images, generator=generator)])
-        while len(waiting) >= POOL_ROWS:
-            yield waiting[:POOL_ROWS]
-            waiting = waiting[POOL_ROWS:]
-    if len(waiting):
-        yield waiting
+def _generator(seed: int, use: str, number: int) -> torch.Generator:
+    """What is drawn for one use depends on no other."""
+    entropy = [seed, int.from_bytes(use.encode(), "little"), number]
+    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state >> 1)
+
+
+def _metadata(state: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    length = int.from_bytes(state[:8], "little")
+    found: dict[str, str] = json.loads(state[8 : 8 + length])["__metadata__"]
+    return found
 
 
 def _standardise(head: ShortlistHead, features: Tensor) -> None:

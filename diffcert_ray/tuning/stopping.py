@@ -1,0 +1,5 @@
+"""A tuning that was asked to stop."""
+
+
+class StoppedError(Exception):
+    """It was asked to stop; what there is, is stored, and the same call continues."""
