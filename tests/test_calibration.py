@@ -266,7 +266,9 @@ def test_memory_limit_is_as_configured_or_a_share_of_what_is_free(monkeypatch):
     assert memory_limit(load_config({"execution": {"memory_limit": 1.5}}), "cpu") == 1.5 * 2**30
     monkeypatch.setattr(calibration, "_free_host_bytes", lambda: 1000)
     assert memory_limit(load_config({"execution": {"actors": 2}}), "cpu") == 400
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000, 2000))
+    kept = [400]  # by torch, of the way that was measured before
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1000 - sum(kept), 2000))
     half = load_config({"execution": {"gpus_per_actor": 0.5}})
     assert memory_limit(half, "cuda") == 400
 
@@ -296,13 +298,30 @@ def test_the_choice_is_stored_and_a_resume_adopts_it(tmp_path, monkeypatch):
 
 def test_on_a_cluster_a_worker_is_calibrated_not_the_driver(tmp_path, monkeypatch):
     world, data = small_world(images=2)
-    config, called = load_config(settings(execution={"calibrate": "always"})), []
+    called = []
 
-    def task(work, *, address, gpus, limit_s):
-        called.append((work.func, address, gpus))
+    def task(work, *, address, gpus, **limits):
+        called.append((work.func, address, gpus, limits["work_s"]))
         raise KeyboardInterrupt  # nothing more is to happen here
 
-    monkeypatch.setattr("diffcert_ray.pool.on_ray.calibration.calibrate_on_worker", task)
-    with pytest.raises(KeyboardInterrupt):
-        certify(config, tmp_path / "run", address="host:1", denoiser=world, dataset=data)
-    assert called == [(calibration.calibrate, "host:1", 0.0)]
+    monkeypatch.setattr("diffcert_ray.pool.on_ray.one_worker.on_one_worker", task)
+    for device, gpus in (("cpu", 0.0), ("cuda", 0.5)):
+        execution = {"calibrate": "always", "device": device, "gpus_per_actor": 0.5}
+        config = load_config(settings(execution=execution))
+        with pytest.raises(KeyboardInterrupt):
+            certify(config, tmp_path / "run", address="host:1", denoiser=world, dataset=data)
+        assert called.pop() == (calibration.calibrate_for, "host:1", gpus, 1800.0)
+
+
+def test_a_run_is_divided_by_the_places_that_a_cluster_has_for_workers(monkeypatch):
+    found = {}
+    monkeypatch.setattr(calibration, "calibrate", lambda *_, **given: found.update(given))
+    for execution, places, workers in (
+        ({}, 8, 8),
+        ({"actors": 3}, 8, 3),
+        ({"most_actors": 64}, 8, 64),
+        ({"most_actors": 2}, 8, 8),
+    ):
+        config = load_config({"execution": execution})
+        calibration.calibrate_for(config, {}, "cpu", places, nfe=1e9)
+        assert found["workers"] == workers

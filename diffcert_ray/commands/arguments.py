@@ -85,6 +85,14 @@ ImagesOption = Annotated[
     str | None,
     typer.Option("--images", metavar="A:B", help="Positions A..B-1 of the chosen images only"),
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar='"auto"|HOST:PORT',
+        help="Compute on a worker of this Ray cluster, in place of this process",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines")]
 
 

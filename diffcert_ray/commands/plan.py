@@ -1,11 +1,14 @@
 """``diffcert plan``: say what a run will take."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffcert_ray.commands.arguments import (
+    AddressOption,
     ConfigArgument,
     ImagesOption,
     JsonOption,
@@ -18,6 +21,7 @@ from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from diffcert_ray.engine.worker import WorkerSpec
     from diffcert_ray.run.estimate import Bill, Estimate, PlainEstimate, SigmaEstimate
 
 
@@ -33,20 +37,21 @@ def plan(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="At work at the same time")] = 1,
     as_json: JsonOption = False,
+    address: AddressOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Say what a run will take, measured on a few votes; stores nothing.
 
     [dim]diffcert plan digits --set votes.n=10000[/]
     [dim]diffcert plan my.toml --workers 8 --price spot=0.35 --price on-demand=1.20[/]
+    [dim]diffcert plan my.toml --address auto[/]
     """
     from diffcert_ray.datasets import check_images, load_dataset
-    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
+    from diffcert_ray.run.devices import at_a_worker
     from diffcert_ray.run.estimate import bills
     from diffcert_ray.run.head_check import check_head
-    from diffcert_ray.run.kind import kind_of
     from diffcert_ray.run.plan import plan_of
     from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
 
@@ -58,9 +63,10 @@ def plan(
     read, weights = check_images(data, asked.image_ids), weights_of(settings)
     asked, _ = leave_out_corrupt(settings, asked, read)
     check_head(settings, weights, data, asked.image_ids.tolist(), read.shas)
-    device = resolve_device(settings.execution.device)
-    worker = WorkerSpec(settings, weights, device, dataset=data).load("plan")
-    estimated, warnings = kind_of(settings).estimate(settings, asked, worker, data.num_classes)
+    own = data if address is None else None  # a worker elsewhere reads its own images
+    spec = WorkerSpec(settings, weights, dataset=own)
+    measured = partial(_measured, spec, asked, data.num_classes)
+    device, estimated, warnings = at_a_worker(measured, settings.execution, address=address)
     costs = bills(estimated.worker_hours, prices, workers)
     if as_json:
         print_json(_figures(settings.name, device, workers, estimated, costs, warnings))
@@ -72,6 +78,18 @@ def plan(
     _say_costs(device, workers, estimated, costs)
     for warning in warnings:
         out.print(f"[bold]warning:[/] {escaped(warning)}")
+
+
+def _measured(
+    spec: "WorkerSpec", asked: Any, classes: int, device: str
+) -> "tuple[str, Estimate | PlainEstimate, list[str]]":
+    """The device's name, and what `Kind.estimate` says of a worker on it."""
+    from diffcert_ray.denoisers.device import device_name
+    from diffcert_ray.run.kind import kind_of
+
+    worker = replace(spec, device=device).load("plan")
+    estimated, warnings = kind_of(spec.config).estimate(spec.config, asked, worker, classes)
+    return device_name(device), estimated, warnings
 
 
 def _price(text: str) -> tuple[str, float]:

@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     from diffcert_ray.run.verification import Verification
 
-from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.arguments import AddressOption, JsonOption, RunArgument
 from diffcert_ray.commands.exit_codes import FAILED, INCOMPLETE
 from diffcert_ray.commands.screen import escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
@@ -20,6 +20,7 @@ def verify(
         int | None, typer.Option(min=0, help="Of the choice of units; drawn if not given")
     ] = None,
     as_json: JsonOption = False,
+    address: AddressOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Recompute every certificate from the counts, and a sample of the units from the images.
@@ -31,11 +32,13 @@ def verify(
     To let others verify a run, share its folder and the checkpoint.
 
     [dim]diffcert verify runs/digits --sample 50[/]
+    [dim]diffcert verify s3://bucket/run1 --address auto[/]
     """
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.run.verify import verify_run
 
-    result = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
+    opened = open_run(run, storage_options(storage))
+    result = verify_run(opened, sample=sample, seed=seed, address=address)
     if as_json:
         share = {"missed_share": result.missed_share}
         told = {k: v for k, v in vars(result).items() if k not in ("contradicted", "costs_too")}

@@ -301,10 +301,14 @@ class ExecutionConfig(_Table):
     actors: Count | None = None
     """So many workers are started. By default there is one for each GPU, or for each CPU core where
     there is no GPU."""
+    most_actors: Count | None = None
+    """Where actors is not set, a cluster is asked for so many workers, so that its autoscaler adds
+    nodes for them. By default none are asked for that its nodes have no room for."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """The networks live on this device. With auto it is the GPU where there is one."""
+    """The networks live on this device. With auto it is the GPU where there is one: in the cluster
+    that a run joins, or on this machine."""
     gpus_per_actor: Annotated[float, Field(gt=0, le=8)] = 1.0
-    """Each worker gets this share of a GPU."""
+    """Each worker gets this share of a GPU, or so many whole ones."""
     calibrate: Literal["auto", "always", "never"] = "auto"
     """A new run measures what [numerics] leaves open: always, never, or (auto) where the run is
     long enough."""

@@ -33,7 +33,9 @@ class Classifier:
             [B, K]; for "classify" and "denoise-classify" only.
         settings: further configuration tables, as in a TOML file, e.g.
             ``{"sift": {"rule": "full"}, "noise_levels": {"grid": "linear"}}``.
-        device: where the denoiser lives.
+        device: where the denoiser lives. On "cuda" torch computes from then on in this process as
+            it does in workers, so that votes are those of a run: deterministically, float32
+            without TF32.
 
     Raises:
         ConfigError: the settings do not fit each other or the network.
@@ -50,7 +52,10 @@ class Classifier:
         device: str = "cpu",
     ) -> None:
         from diffcert_ray.checkpoints.load import load_denoiser
+        from diffcert_ray.denoisers.device import compute_alike
 
+        if device.partition(":")[0] == "cuda":
+            compute_alike()
         tables = dict(settings or {})
         tables["method"] = {"name": method}
         tables["votes"] = dict(tables.get("votes", {})) | {"sigmas": [sigma]}

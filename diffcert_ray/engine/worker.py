@@ -4,8 +4,10 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diffcert_ray.checkpoints.head_file import load_heads
 from diffcert_ray.checkpoints.image_classifier import load_classifier
@@ -15,10 +17,12 @@ from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, as_expected, load_dataset
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.device import (
+    check_device,
     compilation_failures,
     compile_denoiser,
     compiled_how,
     device_model,
+    device_name,
     keep_channels_last,
     no_compiler,
     set_up_torch,
@@ -63,8 +67,10 @@ class WorkerSpec:
         """Load networks and images in this process.
 
         Raises:
-            ValueError: a checkpoint or dataset is missing or another one than the driver's.
+            ValueError: there is no such device here, or a checkpoint or dataset is missing or
+                another one than the driver's.
         """
+        check_device(self.device, name)
         set_up_torch()
         dataset = self._images()
         try:  # the probe batch compiles
@@ -133,14 +139,27 @@ class WorkerSpec:
         return network
 
     def _own(self, given: Denoiser) -> Denoiser:
-        """The caller's object, or a copy where it has to be changed: it stays as it is."""
+        """The caller's object, or a copy where it has to be changed or moved: it stays as it is."""
         if not isinstance(given, nn.Module):
-            return given
+            return self._moved(given)
+        tensors = (*given.parameters(), *given.buffers())
+        elsewhere = any(not self._here(tensor) for tensor in tensors)
         training = any(module.training for module in given.modules())
         numerics = self.config.numerics
-        if training or numerics.channels_last or numerics.compile:
-            return copy.deepcopy(given).eval().requires_grad_(False)
+        if elsewhere or training or numerics.channels_last or numerics.compile:
+            return copy.deepcopy(given).to(self.device).eval().requires_grad_(False)
         return given
+
+    def _moved(self, given: Denoiser) -> Denoiser:
+        """An object that is no torch module, on the device if it says how it gets there."""
+        state_dict, to = getattr(given, "state_dict", dict), getattr(given, "to", None)
+        if callable(to) and not all(self._here(tensor) for tensor in state_dict().values()):
+            moved: Denoiser = to(self.device)
+            return moved
+        return given
+
+    def _here(self, tensor: Tensor) -> bool:
+        return tensor.device.type == torch.device(self.device).type
 
     def _loaded(self, role: str) -> Denoiser:
         file, config = model_files(self.config)[role], self.config
@@ -169,6 +188,7 @@ class Worker:
         self.numerics = networks.numerics_kind(dataset.image_shape)
         self.compiled = compiled_how() if config.numerics.compile else "no"
         self.computed_on = device_model(networks.device)
+        self._device_name = device_name(networks.device)
         self._config, self._dataset = config, dataset
         self._base = cache(networks.base)
 
@@ -179,9 +199,7 @@ class Worker:
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
         result = evaluate_item(self.base(item.sigma), item, self._dataset.image)
-        return replace(
-            result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
-        )
+        return replace(result, **self._about())
 
     def draw_losses(self, item: LossItem) -> LossResult:
         """Evaluate losses of the plain classifier; they depend on the item's draws only."""
@@ -195,9 +213,16 @@ class Worker:
             batch=self._config.numerics.batch,
             device=self.networks.device,
         )
-        return replace(
-            result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
-        )
+        return replace(result, **self._about())
+
+    def _about(self) -> dict[str, Any]:
+        """What a result says of who computed it."""
+        return {
+            "worker": self.name,
+            "device": self._device_name,
+            "numerics": self.numerics,
+            "computed_on": self.computed_on,
+        }
 
     def base(self, sigma: float) -> BaseClassifier:
         """The base classifier at one sigma, pixel units; made once."""

@@ -21,6 +21,7 @@ def usual_pool(
     return RayPool(
         spec,
         actors=execution.actors,
+        most_actors=execution.most_actors,
         address=address,
         gpus_per_actor=execution.gpus_per_actor,
         start_timeout_s=execution.start_timeout_s,

@@ -111,6 +111,36 @@ def calibrate(
     return Calibrated(numerics, said)
 
 
+def calibrate_for(
+    config: Config,
+    weights: Mapping[str, str],
+    device: str,
+    places: int,
+    *,
+    nfe: float,
+    denoiser: "Denoiser | None" = None,
+) -> Calibrated:
+    """As `calibrate`, on a worker, for all workers that there will be.
+
+    Args:
+        config: as `calibrate`, like weights, device, nfe and denoiser.
+        weights: hashes.
+        device: of the workers.
+        places: for workers, where they are.
+        nfe: of the run.
+        denoiser: an object of the caller's.
+
+    Raises:
+        ConfigError: this process has no such device.
+        ValueError: as `calibrate`.
+    """
+    from diffcert_ray.denoisers.device import check_device
+
+    check_device(device, "calibration")
+    workers = config.execution.actors or max(places, config.execution.most_actors or 1)
+    return calibrate(config, weights, device, nfe=nfe, workers=workers, denoiser=denoiser)
+
+
 def pays(run_s: float, gain: float, compile_s: float) -> bool:
     """Whether a run compiled, ``gain`` times as fast, clearly saves more than ``compile_s``."""
     return run_s * (1.0 - 1.0 / gain) > CLEARLY * compile_s
@@ -124,6 +154,7 @@ def memory_limit(config: Config, device: str) -> int:
     if device == "cuda":
         import torch
 
+        torch.cuda.empty_cache()  # what torch keeps of the way before is free
         free, _ = torch.cuda.mem_get_info()
         return int(FREE_SHARE * free * min(1.0, config.execution.gpus_per_actor))
     return int(FREE_SHARE * _free_host_bytes() / (config.execution.actors or os.cpu_count() or 1))

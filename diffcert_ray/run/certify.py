@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.config.tables import Config
+from diffcert_ray.config.tables import Config, ExecutionConfig
 from diffcert_ray.datasets import Dataset, check_images, load_dataset
 from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.pool.local import Pool
 from diffcert_ray.pool.usual import usual_pool
 from diffcert_ray.run.agreement import agree, disagreement, supersede
+from diffcert_ray.run.devices import workers_device
 from diffcert_ray.run.head_check import check_head
 from diffcert_ray.run.kind import Rows, kind_of
 from diffcert_ray.run.loop import Driver, Outcome, Progress, Work
@@ -101,7 +102,9 @@ def certify(
         StoreError: the store cannot be written or trusted.
         PoolError: no worker can be had.
     """
-    checked = _checked(load_config(config, overrides), images, denoiser, dataset, classifier)
+    device_of = partial(workers_device, local=local or pool is not None, address=address)
+    settings = load_config(config, overrides)
+    checked = _checked(settings, images, denoiser, dataset, classifier, device_of)
     opened = _opened(
         checked,
         str(run) if run is not None else os.path.join(RUNS_FOLDER, checked.spec.config.name),
@@ -147,22 +150,22 @@ def _checked(
     denoiser: "Denoiser | None",
     dataset: Dataset | None,
     classifier: "Network | None",
+    device_of: Callable[[ExecutionConfig], str],
 ) -> _Checked:
     """Everything that can be checked without a run: settings, files, images, radii, device."""
-    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
 
     options = config.execution.storage_options
     data = dataset if dataset is not None else load_dataset(config.dataset, options)
     weights = weights_of(config, denoiser, classifier)
-    device = resolve_device(config.execution.device)
     plan = plan_of(config, data, images)
     check_plan(config, plan, data, denoiser, classifier)
     read = check_images(data, plan.image_ids)
     plan, unreadable = leave_out_corrupt(config, plan, read)
     check_head(config, weights, data, plan.image_ids.tolist(), read.shas)
     plan = kind_of(config).on_grid(plan, read.off_grid)
+    device = device_of(config.execution)
     spec = WorkerSpec(
         config,
         weights,

@@ -10,6 +10,7 @@ from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.datasets.dataset import about
 from diffcert_ray.run import calibration
+from diffcert_ray.run.devices import gpus_of_a_worker
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.store import RunStore
@@ -70,24 +71,23 @@ def calibrated(
     if not calibration.is_wanted(settings, nfe, own_object=denoiser is not None):
         return settings
     check_writable()  # before the minutes that this may take
-    workers = settings.execution.actors or (1 if local else os.cpu_count() or 1)
+    execution = settings.execution
     calibrate = partial(
-        calibration.calibrate,
-        settings,
-        weights,
-        device,
-        nfe=nfe,
-        workers=workers,
-        denoiser=denoiser,
+        calibration.calibrate_for, settings, weights, device, denoiser=denoiser, nfe=nfe
     )
     if local or (address is None and device == "cpu"):
-        choice = calibrate()
+        choice = calibrate(1 if local else os.cpu_count() or 1)
     else:  # a worker's machine may be another one, and a GPU is to be free again when they start
-        from diffcert_ray.pool.on_ray.calibration import calibrate_on_worker
+        from diffcert_ray.pool.on_ray.one_worker import on_one_worker
 
-        gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
-        limit_s = settings.execution.stall_timeout_s
-        choice = calibrate_on_worker(calibrate, address=address, gpus=gpus, limit_s=limit_s)
+        choice = on_one_worker(
+            calibrate,
+            address=address,
+            gpus=gpus_of_a_worker(execution, device),
+            place_s=execution.stall_timeout_s,
+            work_s=execution.stall_timeout_s,
+            remedy=', or set execution.calibrate = "never"',
+        )
     on_calibrated(choice.said)
     return settings.model_copy(update={"numerics": choice.numerics})
 

@@ -93,6 +93,40 @@ def alive_nodes() -> dict[str, dict[str, Any]]:
     return {n["NodeID"]: n for n in nodes if n["Alive"]}
 
 
+def device_of_cluster(address: str | None) -> str | None:
+    """Where workers can compute: "cuda" where any node has a GPU, else "cpu".
+
+    Nodes that an autoscaler may add count, where it says which. None where no node has any room for
+    a worker yet, and nothing says what nodes will have.
+
+    Raises:
+        PoolError: the cluster cannot be joined.
+    """
+    connected_here = connect(address, None)
+    try:
+        resources = [node["Resources"] for node in alive_nodes().values()] + [_most_resources()]
+        for device, name in (("cuda", "GPU"), ("cpu", "CPU")):
+            if any(there.get(name, 0.0) > 0 for there in resources):
+                return device
+        return None
+    finally:
+        if connected_here:
+            ray.shutdown()
+
+
+def in_a_cluster(address: str | None) -> bool:
+    """Whether workers would be in a cluster that exists, and not in a Ray of this machine."""
+    return address is not None or ray.is_initialized()
+
+
+def _most_resources() -> dict[str, float]:
+    """What the autoscaler may add, where it says so (KubeRay's does); private to Ray."""
+    try:
+        return dict(ray._private.state.state.get_max_resources_from_cluster_config() or {})
+    except (AttributeError, TypeError):
+        return {}
+
+
 def draining_nodes() -> frozenset[str]:
     """Nodes that will go soon; the name is private to Ray, without it they are fed until then."""
     try:
