@@ -96,7 +96,7 @@ def _measured(
     from diffcert_ray.tools.measure import measure, write_trace
 
     check_device(device, "bench")
-    set_up_torch()
+    set_up_torch(settings.numerics.dtype)
     speeds = device_speeds(device, settings.numerics.dtype)
     subject = _random_subject(settings, scale, device) if scale else _subject(settings, device)
     err.print(f"measuring {subject.name}", soft_wrap=True)

@@ -11,6 +11,9 @@ from diffcert_ray.config.selectors import SELECTORS
 PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "local")
 DIRECT_METHODS = ("classify", "denoise-classify", "shortlist-classify")
 
+Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
+"""What a network computes in."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -283,8 +286,9 @@ class NumericsConfig(_Table):
 
     batch: Annotated[int, Field(ge=1, le=65536)] = 128
     """A batch has so many rows."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The network computes in this type. Its input, its output and all sums are wider."""
+    dtype: Dtype = "float32"
+    """The network computes in this type. Its input, its output and all sums are wider. With tf32 a
+    GPU rounds the factors of float32 products to 10 bits, which a CPU does not."""
     channels_last: bool = False
     """Images and filters lie in memory pixel by pixel, which is faster on some devices."""
     compile: bool = False
@@ -312,9 +316,7 @@ class ExecutionConfig(_Table):
     calibrate: Literal["auto", "always", "never"] = "auto"
     """A new run measures what [numerics] leaves open: always, never, or (auto) where the run is
     long enough."""
-    dtypes: Annotated[
-        tuple[Literal["float32", "bfloat16", "float16"], ...], Field(min_length=1)
-    ] = ("float32",)
+    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] = ("float32",)
     """Calibration chooses among these types to compute in. With less than float32 some votes
     change."""
     memory_limit: Positive | None = None

@@ -69,14 +69,14 @@ def device_model(device: str) -> str:
     return f"{model}, torch {torch.__version__}"
 
 
-def set_up_torch() -> None:
-    """Let this process compute the way that every worker does."""
+def set_up_torch(dtype: str = "float32") -> None:
+    """Let this process compute the way that every worker does, in a ``numerics.dtype``."""
     # One thread for each CPU worker: two threads in each of two processes are 30 times slower.
     torch.set_num_threads(1)
-    compute_alike()
+    compute_alike(dtype)
 
 
-def compute_alike() -> None:
+def compute_alike(dtype: str = "float32") -> None:
     """Let this process compute the numbers that every worker computes; its threads stay."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may vary, and warns
     torch.backends.cudnn.benchmark = False
@@ -85,8 +85,8 @@ def compute_alike() -> None:
     # It would write NaN to all memory before it is used, 4 to 8 % of an evaluation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if torch.cuda.is_available():  # float32 is what it says: a GPU's votes are to be a CPU's
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
 def keep_channels_last(denoiser: Denoiser) -> None:

@@ -1,10 +1,10 @@
 """One worker: networks loaded once, images by id, items evaluated; in Ray or in-process."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from diffcert_ray.denoisers.device import (
 )
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
+from diffcert_ray.engine import too_large
+from diffcert_ray.engine.compile_once import first_alone
 from diffcert_ray.engine.losses import evaluate_loss_item
 from diffcert_ray.engine.networks import DiffusionNetworks, HeadNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
@@ -36,6 +38,8 @@ from diffcert_ray.method.base_classifier import BaseClassifier
 from diffcert_ray.plain.plan import plain_levels
 from diffcert_ray.plain.units import LossItem, LossResult
 from diffcert_ray.votes.units import Item, Result
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,21 @@ class WorkerSpec:
                 another one than the driver's.
         """
         check_device(self.device, name)
-        set_up_torch()
+        numerics = self.config.numerics
+        set_up_torch(numerics.dtype)
         dataset = self._images()
-        try:  # the probe batch compiles
+        if not numerics.compile:
+            return self._worker(name, dataset)
+        model = device_model(self.device)
+        with first_alone(f"{sorted(self.weights.items())} {numerics!r} {model}"):
+            try:  # the probe batch compiles
+                return self._worker(name, dataset)
+            except compilation_failures() as error:
+                raise no_compiler(error) from error
+
+    def _worker(self, name: str, dataset: Dataset) -> "Worker":
+        with too_large.named(self.config.numerics.batch, self.device):
             return Worker(name, self.config, self.networks(dataset), dataset)
-        except compilation_failures() as error:
-            raise no_compiler(error) from error
 
     def networks(self, dataset: Dataset) -> Networks:
         """All networks of the run on the device, as [numerics] says."""
@@ -193,27 +206,43 @@ class Worker:
         self._base = cache(networks.base)
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
-        """Evaluate one item; what it returns depends on its votes or draws only."""
+        """Evaluate one item; what it returns depends on its votes or draws only.
+
+        Raises:
+            PoolError: memory ran out; the message names ``numerics.batch`` and one that fits.
+        """
         return self.draw_losses(item) if isinstance(item, LossItem) else self.cast_votes(item)
 
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
-        result = evaluate_item(self.base(item.sigma), item, self._dataset.image)
+        base = self.base(item.sigma)
+        result = self._fitting(
+            lambda batch: evaluate_item(
+                base if batch == base.batch else base.with_batch(batch), item, self._dataset.image
+            )
+        )
         return replace(result, **self._about())
 
     def draw_losses(self, item: LossItem) -> LossResult:
         """Evaluate losses of the plain classifier; they depend on the item's draws only."""
-        assert self.networks.denoiser is not None  # the configuration has method dc
-        result = evaluate_loss_item(
-            self.networks.denoiser,
-            item,
-            self._dataset.image,
-            s=plain_levels(self._config)[0],
-            seed=self._config.votes.seed,
-            batch=self._config.numerics.batch,
-            device=self.networks.device,
+        denoiser = self.networks.denoiser
+        assert denoiser is not None  # the configuration has method dc
+        result = self._fitting(
+            lambda batch: evaluate_loss_item(
+                denoiser,
+                item,
+                self._dataset.image,
+                s=plain_levels(self._config)[0],
+                seed=self._config.votes.seed,
+                batch=batch,
+                device=self.networks.device,
+            )
         )
         return replace(result, **self._about())
+
+    def _fitting(self, evaluate: Callable[[int], T]) -> T:
+        numerics, device = self._config.numerics, self.networks.device
+        return too_large.evaluated(evaluate, numerics.batch, device, smaller=not numerics.compile)
 
     def _about(self) -> dict[str, Any]:
         """What a result says of who computed it."""

@@ -10,16 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from diffcert_ray.config.tables import Config, NumericsConfig
+from diffcert_ray.config.tables import Config, Dtype, NumericsConfig
 from diffcert_ray.run.kind import kind_of
 
 if TYPE_CHECKING:
     from diffcert_ray.denoisers.denoiser import Denoiser
     from diffcert_ray.engine.speed import Rate
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 SMALL_NFE = 500_000  # a run of fewer evaluations is not looked at: no network is loaded for it
 SHORT_S = 900.0  # seconds of a run, below which nothing is tried
@@ -84,10 +82,8 @@ def calibrate(
     Raises:
         ValueError: not even the smallest batch fits into memory.
     """
-    from diffcert_ray.denoisers.device import set_up_torch
     from diffcert_ray.engine.speed import best_rate, smallest_good_batch
 
-    set_up_torch()
     trial = _Trial(config, weights, device, nfe / workers, denoiser)
     always, default = config.execution.calibrate == "always", config.numerics
     if not always and (run_s := trial.rough_seconds()) < SHORT_S:
@@ -181,6 +177,8 @@ class _Trial:
         if self._object is not None:
             return (self._as_configured(),)
         dtypes = self._config.execution.dtypes if "dtype" in self._open else (given.dtype,)
+        if self._device == "cpu" and "float32" in dtypes:  # which tf32 is there
+            dtypes = tuple(dtype for dtype in dtypes if dtype != "tf32")
         orders = (False, True) if "channels_last" in self._open else (given.channels_last,)
         return [Way(dtype, order) for dtype in dtypes for order in orders]
 
@@ -245,8 +243,10 @@ class _Trial:
         return False, f"no, {measured}, run of about {_minutes(run_s)}"
 
     def _network(self, way: Way) -> "Denoiser":
+        from diffcert_ray.denoisers.device import set_up_torch
         from diffcert_ray.engine.worker import WorkerSpec
 
+        set_up_torch(way.dtype)
         tried = {"dtype": way.dtype, "channels_last": way.channels_last, "compile": False}
         numerics = self._config.numerics.model_copy(update=tried)
         config = self._config.model_copy(update={"numerics": numerics})

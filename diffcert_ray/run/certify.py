@@ -303,6 +303,7 @@ def _driven(
             record,
             todo.certificate,
             item_s=config.execution.item_s,
+            batch=config.numerics.batch,
             on_progress=progressed,
             should_stop=should_stop,
         ).run()

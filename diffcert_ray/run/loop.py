@@ -11,6 +11,8 @@ from diffcert_ray.storage.writer import Writer
 
 POLL_S = 1.0
 FIRST_ITEM_NFE = 4000.0  # before a worker's speed is known: for small networks, part of a second
+LEAST_BATCHES = 16  # in an item of a slow network: those at its end are not full
+LONGER = 2.0  # times as long as asked, at most, an item may become for that
 GROWTH = 4.0  # how much longer than the longest item so far the next may be, while speed is learned
 
 
@@ -164,6 +166,8 @@ class Driver:
         record: (result, units that it completed) -> hand their rows to the writer.
         certify: finished image -> its row of the certificates table, or None if that is stored.
         item_s: compute time that an item should take, seconds.
+        batch: rows of a worker's batches; an item of a slow network takes up to twice as long, so
+            that it holds enough of them. 0: it does not.
         on_progress: called about once a second and at the end.
         should_stop: asked between polls; True flushes and ends the run incomplete.
         clock: monotonic seconds.
@@ -175,6 +179,7 @@ class Driver:
     record: Callable[[Any, Sequence[Any]], None]
     certify: Callable[[Any], CertificateRow | None]
     item_s: float = 5.0
+    batch: int = 0
     on_progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.monotonic
@@ -190,7 +195,7 @@ class Driver:
         """
         started = self.clock()
         outcome = Outcome(complete=False)
-        speed = _Speed(self.item_s)
+        speed = _Speed(self.item_s, self.batch)
         recent = _Recent(started)
         try:
             while not self.work.finished:
@@ -269,15 +274,18 @@ class Driver:
 class _Speed:
     """How many evaluations an item should have, learned from the items so far."""
 
-    def __init__(self, item_s: float) -> None:
-        self._item_s = item_s
+    def __init__(self, item_s: float, batch: int = 0) -> None:
+        self._item_s, self._least_nfe = item_s, LEAST_BATCHES * batch
         self._rate: float | None = None
         self._longest_nfe = FIRST_ITEM_NFE / GROWTH
 
     @property
     def item_nfe(self) -> float:
         limit = GROWTH * self._longest_nfe
-        return limit if self._rate is None else min(limit, self._rate * self._item_s)
+        if self._rate is None:
+            return limit
+        usual = self._rate * self._item_s
+        return min(limit, max(usual, min(self._least_nfe, LONGER * usual)))
 
     def add(self, result: Answer) -> None:
         if result.seconds <= 0 or not result.nfe:
