@@ -85,10 +85,13 @@ def _measured(
 ) -> "tuple[str, Estimate | PlainEstimate, list[str]]":
     """The device's name, and what `Kind.estimate` says of a worker on it."""
     from diffcert_ray.denoisers.device import device_name
+    from diffcert_ray.run.calibration import usual_numerics
     from diffcert_ray.run.kind import kind_of
 
-    worker = replace(spec, device=device).load("plan")
-    estimated, warnings = kind_of(spec.config).estimate(spec.config, asked, worker, classes)
+    numerics = usual_numerics(spec.config, device)
+    config = spec.config.model_copy(update={"numerics": numerics})
+    worker = replace(spec, config=config, device=device).load("plan")
+    estimated, warnings = kind_of(config).estimate(config, asked, worker, classes)
     return device_name(device), estimated, warnings
 
 

@@ -285,7 +285,7 @@ class NumericsConfig(_Table):
     """
 
     batch: Annotated[int, Field(ge=1, le=65536)] = 128
-    """A batch has so many rows."""
+    """A batch has so many rows. By default a new run on a GPU has 256."""
     dtype: Dtype = "float32"
     """The network computes in this type. Its input, its output and all sums are wider. With tf32 a
     GPU rounds the factors of float32 products to 10 bits, which a CPU does not."""
@@ -316,9 +316,10 @@ class ExecutionConfig(_Table):
     calibrate: Literal["auto", "always", "never"] = "auto"
     """A new run measures what [numerics] leaves open: always, never, or (auto) where the run is
     long enough."""
-    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] = ("float32",)
-    """Calibration chooses among these types to compute in. With less than float32 some votes
-    change."""
+    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] | None = None
+    """Calibration chooses the fastest of these types to compute in, if hardly any of its votes
+    differ from those in float32. By default these are float32, tf32 and bfloat16 on a GPU, and
+    float32 on a CPU."""
     memory_limit: Positive | None = None
     """A worker may take so many GiB when it is calibrated. By default it may take 0.8 of its share
     of the free memory."""

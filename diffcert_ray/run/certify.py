@@ -210,6 +210,7 @@ def _opened(
         spec.weights,
         spec.device,
         spec.denoiser,
+        spec.dataset,
         on_calibrated,
         local=local,
         address=address,
