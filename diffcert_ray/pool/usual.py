@@ -29,6 +29,7 @@ def usual_pool(
         most_actors=execution.most_actors,
         address=address,
         gpus_per_actor=execution.gpus_per_actor,
+        copies=True,
         start_timeout_s=patience * execution.start_timeout_s,
         stall_timeout_s=execution.stall_timeout_s,
     )

@@ -24,7 +24,8 @@ from diffcert_ray.run.verify import verify_run
 from tests.command_line import diffcert
 from tests.pretended_workers import Pretending
 from tests.ray_cluster import NODE, ray_cluster
-from tests.scripted_workers import Script
+from tests.scripted_workers import Run as Items
+from tests.scripted_workers import Script, plain_items
 from tests.worlds import counts_of, settings
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -103,23 +104,35 @@ def test_shares_of_gpus_are_as_many_as_fit(cluster: Cluster, tmp_path: Path) -> 
 def test_more_workers_than_there_is_room_for_are_asked_for_up_to_the_stated_most(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    pool = RayPool(Script(tmp_path, device="cuda"), most_actors=3)
+    script = Script(tmp_path, device="cuda", item_s=0.2)
+    pool = RayPool(script, most_actors=3)
     try:
-        limit = 300
-        while pool.state().live < 2 and limit:
-            pool.collect(1.0)
-            limit -= 1
+        run = Items(pool, plain_items(10_000))
+        run.until(lambda: pool.state().live == 2)
         state = pool.state()
-        assert (state.live, state.pending) == (2, 1)
+        assert state.pending == 1
         assert "1 worker waits for a place: each asks for 1 CPU and 1 GPU" in state.note
         more = cluster.add_node(num_cpus=1, num_gpus=1, **NODE)
-        while pool.state().live < 3 and limit:
-            pool.collect(1.0)
-            limit -= 1
-        assert (pool.state().live, pool.state().pending) == (3, 0)
+        run.until(lambda: pool.state().live == 3)
+        assert pool.state().pending == 0
     finally:
         pool.close()
     cluster.remove_node(more, allow_graceful=False)
+
+
+def test_nodes_are_not_asked_for_when_nothing_is_left_to_do(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pool = RayPool(Script(tmp_path, device="cuda", item_s=2.0), most_actors=3)
+    try:
+        run = Items(pool, plain_items(5))
+        run.until(lambda: pool.state().live == 2)
+        assert pool.state().pending == 1
+        run.to_the_end()
+        assert pool.collect(0.0) == []
+        assert (pool.state().live, pool.state().pending) == (2, 0)
+    finally:
+        pool.close()
 
 
 # --- plan, verify, attack, bench

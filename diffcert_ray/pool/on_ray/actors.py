@@ -40,6 +40,8 @@ class RayPool:
         gpus_per_actor: GPUs of each actor, > 0; with fractions, actors share one.
         start_timeout_s: how long loading may take once an actor has a place, seconds.
         stall_timeout_s: how long to wait while there is no worker at all, seconds.
+        copies: when nothing is left to hand out, give idle workers the last open items a second
+            time, so that a slow worker does not hold up the end.
 
     Raises:
         PoolError: the cluster cannot be joined.
@@ -55,6 +57,7 @@ class RayPool:
         gpus_per_actor: float = 1.0,
         start_timeout_s: float = 600.0,
         stall_timeout_s: float = 1800.0,
+        copies: bool = False,
         deadline: Deadline | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,6 +66,7 @@ class RayPool:
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
         self._dispatch = Dispatch(deadline=deadline)
+        self._copies, self._hungry = copies, False
         self._starts = Starts()
         self._actors: dict[str, Actor] = {}
         self._calls: dict[Any, tuple[Actor, int | None]] = {}
@@ -104,6 +108,9 @@ class RayPool:
                 item fails.
         """
         until = time.monotonic() + timeout_s
+        self._hungry = self._dispatch.room() > 0  # the caller has nothing more, for the moment
+        if self._hungry and self._copies:
+            self._feed(self._dispatch.copy_call)
         live = self._dispatch.live
         while True:
             left = until - time.monotonic()
@@ -147,6 +154,11 @@ class RayPool:
             nodes = ",".join(sorted(self._starts.left_out))
             options["label_selector"] = {"ray.io/node-id": f"!in({nodes})"}
         remote_class: Any = ray.remote(**options)(RemoteWorker)
+        if self._hungry and self._most is not None and self._dispatch.live:
+            # No node is to be added for nothing.
+            for actor in [a for a in self._actors.values() if a.phase == "placing"]:
+                self._remove(actor)
+            return
         for _ in range(self._target - sum(not a.draining for a in self._actors.values())):
             self._named += 1
             handle = remote_class.remote()
@@ -246,8 +258,9 @@ class RayPool:
             places = sum(fitting(n["Resources"], self._resources) for n in usable)
             self._target = max(self._target, places) if self._most is None else self._most
 
-    def _feed(self) -> None:
-        while (pair := self._dispatch.next_call(self._clock())) is not None:
+    def _feed(self, following: Callable[[float], tuple[str, Item] | None] | None = None) -> None:
+        following = following or self._dispatch.next_call
+        while (pair := following(self._clock())) is not None:
             name, item = pair
             actor = self._actors[name]
             self._call(actor, actor.handle.evaluate.remote(item), item.item_id)
