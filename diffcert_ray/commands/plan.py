@@ -12,13 +12,14 @@ from diffcert_ray.commands.arguments import (
     ConfigArgument,
     ImagesOption,
     JsonOption,
+    PriceOption,
     SetOption,
     image_range,
+    prices_of,
 )
 from diffcert_ray.commands.screen import escaped, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from diffcert_ray.engine.worker import WorkerSpec
@@ -29,12 +30,7 @@ def plan(
     config: ConfigArgument,
     overrides: SetOption = None,
     images: ImagesOption = None,
-    price: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]PRICE", help="Price of a worker like this one for an hour; repeatable"
-        ),
-    ] = None,
+    price: PriceOption = None,
     workers: Annotated[int, typer.Option(min=1, help="At work at the same time")] = 1,
     as_json: JsonOption = False,
     address: AddressOption = None,
@@ -55,7 +51,7 @@ def plan(
     from diffcert_ray.run.plan import plan_of
     from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
 
-    prices = dict(_price(text) for text in price or ())
+    prices = prices_of(price)
     settings = with_storage_options(load_config(config, overrides or ()), storage)
     data = load_dataset(settings.dataset, settings.execution.storage_options)
     asked = plan_of(settings, data, image_range(images))
@@ -93,17 +89,6 @@ def _measured(
     worker = replace(spec, config=config, device=device).load("plan")
     estimated, warnings = kind_of(config).estimate(config, asked, worker, classes)
     return device_name(device), estimated, warnings
-
-
-def _price(text: str) -> tuple[str, float]:
-    """The value of --price; ConfigError says what is wrong with it."""
-    name, _, number = text.rpartition("=")
-    try:
-        return name or "worker", float(number)
-    except ValueError:
-        raise ConfigError(
-            f"--price {text!r} must be a number, or NAME=NUMBER, as in spot=0.35"
-        ) from None
 
 
 def _figures(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from diffcert_ray.pool.local import Pool, PoolState
+from diffcert_ray.run.budget import Budget, Spending
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.writer import Writer
 
@@ -107,6 +108,7 @@ class Progress:
         items: items evaluated in this start.
         item_seconds: sum of their compute times on the workers.
         bytes_written: bytes of the parts stored in this start.
+        budget: limits of this start and what is spent of them, or "".
     """
 
     images_done: int
@@ -121,6 +123,7 @@ class Progress:
     items: int = 0
     item_seconds: float = 0.0
     bytes_written: int = 0
+    budget: str = ""
 
 
 @dataclass
@@ -129,7 +132,8 @@ class Outcome:
 
     Args:
         complete: every image has its certificate.
-        interrupted: it was asked to stop.
+        interrupted: it was asked to stop, or its budget was reached.
+        reached: the limit of its budget that was reached, or "".
         given_up: (sigma, image_id) of images whose votes killed workers or raised.
         nfe: evaluations in this start.
         votes: votes settled in this start.
@@ -145,6 +149,7 @@ class Outcome:
 
     complete: bool
     interrupted: bool = False
+    reached: str = ""
     given_up: list[tuple[float, int]] = field(default_factory=list)
     nfe: int = 0
     votes: int = 0
@@ -170,6 +175,7 @@ class Driver:
             that it holds enough of them. 0: it does not.
         on_progress: called about once a second and at the end.
         should_stop: asked between polls; True flushes and ends the run incomplete.
+        spending: of this start; a limit that is reached ends the run incomplete.
         clock: monotonic seconds.
     """
 
@@ -182,6 +188,7 @@ class Driver:
     batch: int = 0
     on_progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
+    spending: Spending = field(default_factory=lambda: Spending(Budget()))
     clock: Callable[[], float] = time.monotonic
 
     def run(self) -> Outcome:
@@ -199,7 +206,8 @@ class Driver:
         recent = _Recent(started)
         try:
             while not self.work.finished:
-                if self.should_stop():
+                outcome.reached = self.spending.reached(outcome.nfe)
+                if outcome.reached or self.should_stop():
                     outcome.interrupted = True
                     break
                 self._feed(speed)
@@ -208,6 +216,7 @@ class Driver:
                 for item in self.pool.given_up():
                     lost = self.work.abandon(item)
                     outcome.given_up += [key for key in lost if key not in outcome.given_up]
+                self.spending.look(self.pool.state().live)
                 self._store_certificates()
                 self.writer.flush()
                 if recent.add(self.clock(), outcome.nfe):
@@ -268,6 +277,7 @@ class Driver:
             items=outcome.items,
             item_seconds=outcome.item_seconds,
             bytes_written=self.writer.bytes_written,
+            budget=self.spending.said(outcome.nfe),
         )
 
 
