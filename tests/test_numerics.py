@@ -229,7 +229,7 @@ def test_an_item_of_a_slow_network_takes_longer_so_that_few_rows_only_fill_batch
         return speed.item_nfe
 
     assert item_nfe(10_000, 512) == 50_000  # 98 batches in 5 s
-    assert item_nfe(1_000, 512) == LEAST_BATCHES * 512  # 8.2 s in place of 5
+    assert item_nfe(3_000, 512) == LEAST_BATCHES * 512  # 5.5 s in place of 5
     assert item_nfe(400, 512) == 4_000  # 10 s, and no longer
     assert item_nfe(400, 0) == 2_000
 

@@ -12,7 +12,7 @@ from diffcert_ray.storage.writer import Writer
 
 POLL_S = 1.0
 FIRST_ITEM_NFE = 4000.0  # before a worker's speed is known: for small networks, part of a second
-LEAST_BATCHES = 16  # in an item of a slow network: those at its end are not full
+LEAST_BATCHES = 32  # in an item of a slow network: those at its end are not full
 LONGER = 2.0  # times as long as asked, at most, an item may become for that
 GROWTH = 4.0  # how much longer than the longest item so far the next may be, while speed is learned
 
