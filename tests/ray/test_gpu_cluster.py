@@ -15,6 +15,7 @@ from diffcert_ray.attack.run import as_json, attack_run
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.errors import ConfigError, PoolError
 from diffcert_ray.pool.on_ray.actors import RayPool
+from diffcert_ray.pool.on_ray.every_node import on_every_node
 from diffcert_ray.pool.usual import usual_pool
 from diffcert_ray.run import certify as certify_module
 from diffcert_ray.run.certify import certify
@@ -221,3 +222,48 @@ def refuse(device: str) -> None:
     from diffcert_ray.denoisers.device import check_device
 
     check_device(device, "plan")
+
+
+def test_the_doctor_looks_at_every_node_and_names_those_that_cannot(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    command = ("doctor", "digits", "--set", "dataset.first=2", "--run", str(tmp_path / "run"))
+    command += ("--address", cluster.address, "--json")
+    fine = diffcert(*command, "--set", "execution.device=cpu", cwd=tmp_path)
+    assert fine.returncode == 0, fine.stdout
+    told = json.loads(fine.stdout)
+    nodes = {n: m for n, m in told["machines"].items() if n != "driver"}
+    short = {node.node_id[:8] for node in cluster.worker_nodes}
+    assert {name.split("(")[1].rstrip(")") for name in nodes} == short
+    assert len(told["without"]) == 1  # the head
+    assert all(m["numerics"] and m["store"] and m["device"] == "cpu" for m in nodes.values())
+    assert told["machines"]["driver"]["numerics"] == ""
+    broken = diffcert(*command, cwd=tmp_path)  # on GPUs that are not there
+    assert broken.returncode == 1
+    for name, machine in json.loads(broken.stdout)["machines"].items():
+        checks = [problem["check"] for problem in machine["problems"]]
+        assert checks == ([] if name == "driver" else ["device"])
+
+
+def test_a_node_whose_gpu_is_taken_says_so(cluster: Cluster) -> None:
+    @ray.remote(num_gpus=1)
+    class Taking:
+        def node(self) -> str:
+            return ray.get_runtime_context().get_node_id()
+
+    taking = Taking.remote()  # type: ignore[attr-defined]
+    taken = ray.get(taking.node.remote())
+    try:
+        answers = on_every_node(
+            device_of_this, address=cluster.address, gpus=1.0, place_s=15.0, work_s=60.0
+        )
+    finally:
+        ray.kill(taking)
+    said = {a.node: a.value for a in answers if a.takes_workers}
+    assert "its GPUs are taken by another run" in str(said.pop(taken))
+    assert list(said.values()) == [1]
+    assert all(a.ahead_s == 0.0 for a in answers)  # one machine, one clock
+
+
+def device_of_this() -> int:
+    return len(ray.get_gpu_ids())

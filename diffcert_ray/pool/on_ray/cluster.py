@@ -56,6 +56,17 @@ def connect(address: str | None, actors: int | None) -> bool:
 
 
 @contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Connected to Ray within the context, as `connect`."""
+    connected_here = connect(address, None)
+    try:
+        yield
+    finally:
+        if connected_here:
+            ray.shutdown()
+
+
+@contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Put the caller's SIGTERM handler back: Ray's own aborts the process, nothing is stored."""
     handler = signal.getsignal(signal.SIGTERM)
@@ -102,16 +113,12 @@ def device_of_cluster(address: str | None) -> str | None:
     Raises:
         PoolError: the cluster cannot be joined.
     """
-    connected_here = connect(address, None)
-    try:
+    with joined(address):
         resources = [node["Resources"] for node in alive_nodes().values()] + [_most_resources()]
         for device, name in (("cuda", "GPU"), ("cpu", "CPU")):
             if any(there.get(name, 0.0) > 0 for there in resources):
                 return device
         return None
-    finally:
-        if connected_here:
-            ray.shutdown()
 
 
 def in_a_cluster(address: str | None) -> bool:

@@ -1,14 +1,13 @@
 """Work on one worker of a cluster in place of this process: to measure, to verify, to attack."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from diffcert_ray.errors import PoolError
-from diffcert_ray.pool.on_ray.cluster import alive_nodes, brief, connect
+from diffcert_ray.pool.on_ray.cluster import alive_nodes, brief, joined
 from diffcert_ray.pool.starts import asked_of_a_node, fitting, missing
 
 TRIES = 3  # of work whose worker is lost
@@ -48,7 +47,7 @@ def on_one_worker(
         Exception: what it raised.
     """
     asked = asked_of_a_node("cuda" if gpus else "cpu", gpus)
-    with _joined(address):
+    with joined(address):
         for left in reversed(range(TRIES)):
             places = sum(fitting(node["Resources"], asked) for node in alive_nodes().values())
             remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(_OneWorker)
@@ -74,16 +73,6 @@ class _Bound:
 
     def __call__(self) -> Any:
         return self._work(self._places)
-
-
-@contextmanager
-def _joined(address: str | None) -> Any:
-    connected_here = connect(address, None)
-    try:
-        yield
-    finally:
-        if connected_here:
-            ray.shutdown()
 
 
 def _wait_for_place(worker: Any, asked: dict[str, float], limit_s: float, remedy: str) -> None:
