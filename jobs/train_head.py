@@ -3,7 +3,8 @@
     python jobs/train_head.py digits --split train --output head.safetensors
 
 Labelled images that are not certified are needed: another split, of which a fifth fits the
-temperature. The file goes into `sift.head`; certifying an image that is in it is refused.
+temperature, and casts votes whose classes go to the end: what the head's log odds foretell of a
+race. The file goes into `sift.head`; certifying an image that is in it is refused.
 """
 
 import argparse
@@ -13,12 +14,14 @@ from pathlib import Path
 import torch
 
 from diffcert_ray.checkpoints.files import checkpoint_sha256
-from diffcert_ray.checkpoints.head_file import save_heads
+from diffcert_ray.checkpoints.head_file import raced_with, save_heads
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.config.model_files import model_files
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.datasets.dataset import all_images
+from diffcert_ray.denoisers.resized import ResizedDenoiser
+from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.diffusion_classifier import to_model_image
 from diffcert_ray.tools.head_training import (
     HeadRecipe,
@@ -26,7 +29,10 @@ from diffcert_ray.tools.head_training import (
     noisy_features,
     train_head,
 )
+from diffcert_ray.tools.lag_measurement import measured_lag_prior
 
+RACES = 600  # votes that the prior of lags is measured on
+RACE_SEED = 2**31  # of their noise: no certificate should use it
 HELD_OUT = 5  # one image of so many fits the temperature, and trains no weight
 
 
@@ -39,6 +45,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--copies", type=int, default=120, help="noisy copies of each image")
     parser.add_argument("--hidden", type=int, default=256, help="units; 0: a linear head")
+    parser.add_argument("--races", type=int, default=RACES, help="votes to measure lags on")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     config = load_config(options.config, options.overrides)
@@ -47,6 +54,11 @@ def main(arguments: list[str]) -> int:
     files = model_files(config)
     file = files.get("unconditional", files["denoiser"])
     denoiser = load_denoiser(file.source, file.settings)
+    conditional = denoiser
+    if "unconditional" in files:
+        conditional = load_denoiser(files["denoiser"].source, files["denoiser"].settings)
+        if config.model.resize is not None:  # as votes see it
+            denoiser = ResizedDenoiser(denoiser, conditional.image_shape, config.model.resize)
     torch.set_num_threads(1)
     images, labels = torch.tensor(all_images(data)), torch.tensor(data.labels)
     held = torch.arange(len(images)) % HELD_OUT == HELD_OUT - 1
@@ -68,6 +80,18 @@ def main(arguments: list[str]) -> int:
         temperature = fit_temperature(head, features, labels[held])
         right = (head(features).argmax(dim=1) == labels[held]).float().mean()
         print(f"\rsigma {sigma:g}: temperature {temperature:.2f}, right {right:.2%} of held out")
+        asked = {"rule": "shortlist", "head": str(options.output)}
+        raced = config.model_copy(
+            update={
+                "sift": config.sift.model_copy(update=asked),
+                "votes": config.votes.model_copy(update={"seed": RACE_SEED}),
+            }
+        )
+        base = base_classifier(raced, conditional, sigma, unconditional=denoiser, head=head)
+        ids = data.ids[held.numpy()][: options.races]
+        each = -(-options.races // len(ids))
+        head.lag_prior, pairs = measured_lag_prior(base, data.image, ids.tolist(), each)
+        print(f"sigma {sigma:g}: {pairs} pairs of classes raced, {head.lag_prior}")
         heads[sigma] = head
     save_heads(
         options.output,
@@ -75,6 +99,7 @@ def main(arguments: list[str]) -> int:
         denoiser=checkpoint_sha256(file.source),
         image_shas=[data.image_sha(int(i)) for i in data.ids],
         recipe={"copies": options.copies, "hidden": options.hidden, "seed": options.seed},
+        raced=raced_with(config),
     )
     print(options.output)
     return 0

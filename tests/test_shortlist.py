@@ -1,6 +1,7 @@
 """The rule `shortlist`: which classes enter, what must not change a vote, and which heads fit."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,17 +9,24 @@ import torch
 
 from diffcert_ray import certify
 from diffcert_ray.checkpoints.files import checkpoint_sha256
-from diffcert_ray.checkpoints.head_file import load_heads, save_heads
+from diffcert_ray.checkpoints.head_file import (
+    load_heads,
+    raced_with,
+    read_head_facts,
+    save_heads,
+)
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET
+from diffcert_ray.conventions import ALL_CLASSES, NOT_TARGET, OPEN
 from diffcert_ray.datasets import load_dataset
+from diffcert_ray.denoisers.lag_prior import LagPrior
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead, with_bottom
 from diffcert_ray.engine.votes import evaluate_item, evaluate_votes
 from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.shortlist import Shortlist
-from diffcert_ray.method.sift import fine_rounds
+from diffcert_ray.method.sift import Sift, fine_rounds, shortlist_sift
+from diffcert_ray.tools.lag_measurement import measured_lag_prior
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import counts_of
 
@@ -54,10 +62,116 @@ def test_a_vote_whose_head_says_no_number_is_given_no_shortlist():
     assert Shortlist(0.5).proposed(np.array([[np.nan, 0.0, -1.0]])).all()
 
 
-def test_log_odds_against_a_class_count_as_standard_errors():
+def test_lags_by_losses_and_by_log_odds_count_by_their_precision():
     log_p = np.log([[0.8, 0.1, 0.1]])
-    start = Shortlist(0.03, 0.25).head_start(log_p, np.array([0]))
-    np.testing.assert_allclose(start[0], [0.0, 0.25 * np.log(8), 0.25 * np.log(8)])
+    mean, variance = np.array([[0.0, 0.3, -0.3]]), np.array([[1.0, 0.04, 0.01]])
+    prior = LagPrior(per_nat=0.05, spread=0.1)
+    lag, deviation = Shortlist(0.03, prior).lag(log_p, np.array([0]), mean, variance)
+    foretold = 0.05 * np.log(8)
+    assert lag[0, 1] == pytest.approx((0.3 / 0.04 + foretold / 0.01) / (1 / 0.04 + 1 / 0.01))
+    assert deviation[0, 1] == pytest.approx((1 / 0.04 + 1 / 0.01) ** -0.5)
+    assert lag[0, 2] == pytest.approx((-0.3 + foretold) / 2)
+
+
+def test_a_prior_that_says_nothing_and_log_odds_that_are_no_numbers_leave_the_losses_alone():
+    mean, variance = np.array([[0.0, 0.3]]), np.array([[1.0, 0.04]])
+    nothing, odd = Shortlist(0.03), Shortlist(0.03, LagPrior(0.05, 0.1))
+    for shortlist, log_p in ((nothing, [[-0.1, -2.0]]), (odd, [[0.0, -np.inf]])):
+        lag, deviation = shortlist.lag(np.array(log_p), np.array([0]), mean, variance)
+        assert (lag[0, 1], deviation[0, 1]) == pytest.approx((0.3, 0.2))
+
+
+@pytest.mark.parametrize("wrong", [(-1.0, 1.0, 0.0), (0.1, 0.0, 0.0), (0.1, 1.0, float("nan"))])
+def test_impossible_priors_are_refused(wrong):
+    with pytest.raises(ValueError, match="a prior of lags"):
+        LagPrior(*wrong)
+
+
+def written_race(losses, log_p, prior: LagPrior, z: float, sift: Sift) -> tuple[int, int]:
+    """The race of one vote, one class and one number at a time: (class, evaluations)."""
+    entries, order = len(sift.order), sift.order.tolist()
+    alive, nfe = set(range(losses.shape[1])), 0
+
+    def behind(k: int, leader: int, seen: int) -> tuple[float, float]:
+        lags = {
+            order[e]: (losses[e, k] - losses[e, leader]) * sift.coefficient[e] * entries
+            for e in range(seen)
+        }
+        told = [lags[level] for level in sorted(lags)]
+        steps = sum((b - a) ** 2 for a, b in pairwise(told)) / 2
+        square = (2 * prior.noise**2 + steps) / (2 + seen - 1)
+        variance = square / seen * (1 - seen / entries)
+        weight, before = 1 / variance, prior.spread**-2
+        nats = log_p[leader] - log_p[k]
+        lag = (sum(told) / seen * weight + prior.per_nat * nats * before) / (weight + before)
+        return lag, (weight + before) ** -0.5
+
+    for start, stop in sift.rounds:
+        nfe += len(alive) * (stop - start)
+        total = {k: float((losses[:stop, k] * sift.coefficient[:stop]).sum()) for k in alive}
+        leader = min(total, key=total.__getitem__)
+        if stop == entries:
+            return leader, nfe
+        lag = {k: behind(k, leader, stop)[0] for k in alive}
+        leader = min(lag, key=lag.__getitem__)
+        late = {k: behind(k, leader, stop) for k in alive - {leader}}
+        alive -= {k for k, (lag_of, deviation) in late.items() if lag_of > z * deviation}
+        if len(alive) == 1:
+            return leader, nfe
+    raise AssertionError
+
+
+def test_a_race_is_the_one_written_out_in_numbers():
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0.5, 1.5, 40) / 40
+    prior = LagPrior(0.05, 0.1, 0.3)
+    sift = shortlist_sift(weights, Shortlist(0.5, prior), z=1.6, first=0.4)
+    seen = set()
+    for _ in range(300):
+        losses = rng.uniform(0.6, 1.0, (40, 4)) + rng.normal(0, 0.05, 4)
+        log_p = np.log(rng.dirichlet(np.ones(4)))
+        wanted = written_race(losses, log_p, prior, 1.6, sift)
+        alive, nfe, winner, position = np.ones((1, 4), bool), 0, OPEN, 0
+        while winner == OPEN:
+            start, stop = sift.rounds[position]
+            nfe += int(alive.sum()) * (stop - start)
+            alive, after, won = sift.step(position, losses[:stop, None], alive, log_p[None])
+            winner, position = int(won[0]), int(after[0])
+        assert (winner, nfe) == wanted
+        seen.add(nfe)
+    assert len(seen) > 20  # races of many lengths
+
+
+def test_measured_priors_are_those_of_the_losses_in_full():
+    base = base_of(least_p=1e-9)
+    prior, pairs = measured_lag_prior(base, DIGITS.image, DIGITS.ids.tolist(), 2)
+    assert pairs > 20
+    with pytest.MonkeyPatch.context() as patch:  # the same races, one vote at a time
+        lags, nats, noise = [], [], []
+        seen = Sift.step
+
+        def step(self, position, losses, alive, log_p=None):
+            if position + 1 < len(self.rounds):
+                return alive, np.full(len(alive), position + 1), np.full(len(alive), OPEN)
+            for vote in range(len(alive)):
+                leader = max(np.flatnonzero(alive[vote]), key=lambda k: log_p[vote, k])
+                for k in np.flatnonzero(alive[vote]):
+                    if k != leader:
+                        told = (losses[:, vote, k] - losses[:, vote, leader]) * self.coefficient
+                        lags.append(told.sum())
+                        nats.append(log_p[vote, leader] - log_p[vote, k])
+                        by_level = told[np.argsort(self.order)] * len(told)
+                        noise.append((np.diff(by_level) ** 2).mean() / 2)
+            return seen(self, position, losses, alive, log_p)
+
+        patch.setattr(Sift, "step", step)
+        units = [Unit(SIGMA, int(i), "estimate", 0, 2) for i in DIGITS.ids]
+        evaluate_votes(base, Item(0, SIGMA, tuple(Part(u, 0, 2) for u in units)), DIGITS.image)
+    slope = np.dot(nats, lags) / np.dot(nats, nats)
+    spread = np.sqrt(np.mean((np.array(lags) - slope * np.array(nats)) ** 2))
+    assert len(lags) == pairs
+    assert (prior.per_nat, prior.spread) == pytest.approx((slope, spread))
+    assert prior.noise == pytest.approx(np.sqrt(np.mean(noise)))
 
 
 def test_rounds_cover_every_entry_once():
@@ -108,8 +222,11 @@ def test_votes_handed_back_end_as_others():
 
 
 def test_a_head_that_proposes_all_gives_the_race_of_all_classes():
-    everything = base_of(least_p=NOTHING_DROPPED)
-    race = replace(everything, sift=replace(everything.sift, rule="paired-z", shortlist=None))
+    base = base_of(least_p=NOTHING_DROPPED)
+    sift = replace(base.sift, shortlist=Shortlist(NOTHING_DROPPED))  # nothing foretold
+    everything = replace(base, sift=sift)
+    plain = replace(sift, rule="paired-z", shortlist=None, first_ratio=1e300)
+    race = replace(everything, sift=plain)
     plain = evaluate_votes(replace(race, head=None), item_of(), DIGITS.image)
     assert plain[0].tolist() == evaluate_votes(everything, item_of(), DIGITS.image)[0].tolist()
 
@@ -146,11 +263,23 @@ def test_a_run_certifies_with_a_shortlist_and_with_the_head_alone(tmp_path):
     assert counts_of(again) == counts_of(run)
 
 
-def written(path, *, denoiser: str | None = None, sigma=SIGMA, classes=10, shas=()) -> str:
+def written(
+    path, *, denoiser: str | None = None, sigma=SIGMA, classes=10, shas=(), raced=None
+) -> str:
     head = ShortlistHead(classes, (1, 8, 8), (32, 4, 4), 4)
     mine = checkpoint_sha256("digits") if denoiser is None else denoiser
-    save_heads(path, {sigma: head}, denoiser=mine, image_shas=shas, recipe={})
+    save_heads(path, {sigma: head}, denoiser=mine, image_shas=shas, recipe={}, raced=raced)
     return str(path)
+
+
+def test_a_head_keeps_what_it_foretells(tmp_path):
+    head = ShortlistHead(10, (1, 8, 8), (32, 4, 4), 4)
+    head.lag_prior = LagPrior(0.1, 1 / 3, 1e-17)
+    raced = raced_with(load_config("digits"))
+    path = tmp_path / "head.safetensors"
+    save_heads(path, {SIGMA: head}, denoiser="", image_shas=(), recipe={}, raced=raced)
+    assert load_heads(str(path))[SIGMA].lag_prior == head.lag_prior
+    assert read_head_facts(path).raced == raced
 
 
 @pytest.mark.parametrize(
@@ -159,6 +288,10 @@ def written(path, *, denoiser: str | None = None, sigma=SIGMA, classes=10, shas=
         ({"denoiser": "0" * 64}, "was trained on the network 000000000000"),
         ({"sigma": 0.5}, "was trained for sigma 0.5"),
         ({"classes": 7}, "was trained on 7 classes"),
+        (
+            {"raced": raced_with(load_config("digits", ["noise_levels.weights=linear-s"]))},
+            "foretells races of other votes .*weights 'linear-s' against 'edm'",
+        ),
         ({"shas": [DIGITS.image_sha(int(DIGITS.ids[1]))]}, "was trained on 1 of the images"),
     ],
 )

@@ -6,11 +6,11 @@ a run can refuse a head of another network, of another sigma, or of the images t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ from safetensors.torch import save
 
 from diffcert_ray.checkpoints.files import file_sha256, local_path, shipped
 from diffcert_ray.checkpoints.tensors import safetensors_of
+from diffcert_ray.config.tables import Config
+from diffcert_ray.denoisers.lag_prior import LagPrior
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.errors import CheckpointError, ConfigError, nearest
 
 METADATA_KEY = "diffcert_ray_heads"
-FORMAT = 1
+FORMAT = 2
 _IMAGES = "images"
 _SHA_BYTES = 8  # of a `pixels_sha`
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class HeadFacts:
     """What a file of heads says of itself.
 
@@ -40,6 +42,8 @@ class HeadFacts:
         num_classes: K.
         image_shas: hashes of the pixels of all images that the heads have seen.
         recipe: how they were trained.
+        raced: method and noise levels of the votes that their priors of lags were measured on;
+            None where they have none.
     """
 
     denoiser: str
@@ -47,6 +51,16 @@ class HeadFacts:
     num_classes: int
     image_shas: frozenset[str]
     recipe: Mapping[str, Any]
+    raced: Mapping[str, Any] | None
+
+
+def raced_with(config: Config) -> dict[str, Any]:
+    """What lags of classes depend on beside the network, the sigma and the data: `HeadFacts.raced`.
+
+    The number of levels is not in it: a lag is a sum over all, whose weights add up to the same.
+    """
+    levels = config.noise_levels.model_dump(exclude={"levels"})
+    return {"method": config.method.name, **levels}
 
 
 def shipped_heads() -> dict[str, Path]:
@@ -91,6 +105,7 @@ def save_heads(
     denoiser: str,
     image_shas: Iterable[str],
     recipe: Mapping[str, Any],
+    raced: Mapping[str, Any] | None = None,
 ) -> None:
     """Write heads of one network as one file, complete or not at all.
 
@@ -100,6 +115,7 @@ def save_heads(
         denoiser: sha256 of the network.
         image_shas: `pixels_sha` of every image that they have seen.
         recipe: how they were made, JSON-able.
+        raced: see `HeadFacts`, JSON-able.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -111,10 +127,17 @@ def save_heads(
             "bottom": None if head.bottom is None else list(head.bottom),
             "grid": head.grid,
             "hidden": head.hidden,
+            "lag_prior": None if raced is None else dataclasses.asdict(head.lag_prior),
         }
         for sigma, head in heads.items()
     }
-    content = {"format": FORMAT, "denoiser": denoiser, "heads": shapes, "recipe": dict(recipe)}
+    content = {
+        "format": FORMAT,
+        "denoiser": denoiser,
+        "heads": shapes,
+        "recipe": dict(recipe),
+        "raced": None if raced is None else dict(raced),
+    }
     tensors = {
         f"{sigma!r}.{name}": tensor.detach().float().cpu().contiguous()
         for sigma, head in ((float(s), h) for s, h in heads.items())
@@ -150,7 +173,8 @@ def read_head_facts(path: Path) -> HeadFacts:
     if len(classes) != 1:
         raise _damaged(path, "its heads have different classes")
     sigmas = tuple(sorted(map(float, heads)))
-    return HeadFacts(content["denoiser"], sigmas, classes.pop(), shas, content["recipe"])
+    told = (content["denoiser"], sigmas, classes.pop(), shas, content["recipe"])
+    return HeadFacts(*told, content.get("raced"))
 
 
 def load_heads(
@@ -201,13 +225,16 @@ def _shaped(shape: Mapping[str, Any]) -> ShortlistHead:
     channels, height, width = map(int, shape["image_shape"])
     bottom = shape["bottom"]
     inner = None if bottom is None else (int(bottom[0]), int(bottom[1]), int(bottom[2]))
-    return ShortlistHead(
+    head = ShortlistHead(
         int(shape["num_classes"]),
         (channels, height, width),
         inner,
         int(shape["grid"]),
         int(shape["hidden"]),
     )
+    if (prior := shape["lag_prior"]) is not None:
+        head.lag_prior = LagPrior(**{name: float(value) for name, value in prior.items()})
+    return head
 
 
 def _content(path: Path) -> dict[str, Any]:

@@ -142,6 +142,9 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
         keep_channels_last(network)
     if numerics.compile:
         compile_denoiser(network)
+    if settings.uses_head:  # it is of another network: all classes race
+        race = settings.sift.model_copy(update={"rule": "paired-z"})
+        settings = settings.model_copy(update={"sift": race})
     base = base_classifier(settings, network, settings.votes.sigmas[0], device=device)
     images = random_images(network.image_shape, 16)
     ids = np.arange(len(images))

@@ -70,7 +70,7 @@ def _diffusion(config: Config) -> dict[str, Any]:
         "full": ("rule",),
         "exact": ("rule",),
         "paired-z": ("rule", "z", "first_ratio", "first_level"),
-        "shortlist": ("rule", "z", "first_ratio", "first_level", "least_p", "log_odds"),
+        "shortlist": ("rule", "z", "first_level", "least_p"),
         "threshold": ("rule", "threshold", "keep", "threshold_levels"),
     }[config.sift.rule]
     return {

@@ -193,11 +193,11 @@ class SiftConfig(_Table):
     (exact), or drops them by paired differences (paired-z), by paired differences among the classes
     that a head proposes (shortlist), or by the paper's threshold (threshold)."""
     z: Positive = 2.0
-    """paired-z and shortlist drop a class that is more than so many standard errors behind the
-    leader."""
+    """paired-z drops a class that is more than so many standard errors behind the leader, shortlist
+    one that is so many standard deviations behind by losses and the head's log odds together."""
     first_ratio: Annotated[float, Field(gt=1)] = 2.0
-    """After the first level, paired-z and shortlist drop a class whose loss is more than so many
-    times the leader's."""
+    """After the first level, paired-z drops a class whose loss is more than so many times the
+    leader's."""
     first_level: Annotated[float, Field(ge=0, lt=1)] = 1 / 3
     """The first level of paired-z and shortlist lies at this fraction of the grid."""
     head: str | None = None
@@ -208,9 +208,6 @@ class SiftConfig(_Table):
     least_p: Fraction = 0.01
     """A class enters the race of the rule shortlist where the head gives it more than this
     probability. The likeliest always does."""
-    log_odds: Annotated[float, Field(ge=0)] = 0.0
-    """In the race of the rule shortlist a class is so many standard errors behind the leader for
-    each nat of the log odds that the head gives against it."""
     threshold: Positive = 0.02
     """The rule threshold drops a class whose loss, times the density, is more than this above the
     smallest."""

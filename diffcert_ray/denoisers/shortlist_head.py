@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.lag_prior import NOTHING_FORETOLD
 
 WithBottom = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 """(u, s, y) -> the estimates of the clean images, and the activations, if there are any."""
@@ -54,6 +55,9 @@ class ShortlistHead(nn.Module):
         grid: activations are averaged to so many rows and columns, at most H' and W'.
         hidden: units of one hidden layer; 0 for a linear head.
 
+    Attributes:
+        lag_prior: what its log odds foretell of a race; nothing until it has been measured.
+
     Raises:
         ValueError: a size is out of range.
 
@@ -80,6 +84,7 @@ class ShortlistHead(nn.Module):
             )
         self.num_classes, self.image_shape, self.bottom = num_classes, image_shape, bottom
         self.grid, self.hidden = grid, hidden
+        self.lag_prior = NOTHING_FORETOLD
         pooled = 0
         if bottom is not None:
             self.grid = min(grid, bottom[1], bottom[2])

@@ -157,6 +157,8 @@ def base_classifier(
             'sift.rule = "shortlist" and no head: give the one of sift.head, trained at sigma '
             f"{sigma:g}"
         )
+    else:
+        sift = replace(sift, shortlist=replace(sift.shortlist, prior=head.lag_prior))
     denoises = plan.needs_denoised or head is not None
     if denoises and unconditional is None and not denoiser.has_unconditional:
         needs = f'method "{config.method.name}"' if plan.needs_denoised else "the rule shortlist"

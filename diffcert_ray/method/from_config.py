@@ -40,12 +40,11 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
             return levels, full_sift(levels.weights)
         if rule.rule == "exact":
             return levels, exact_sift(levels.weights)
-        race = {"z": rule.z, "first_ratio": rule.first_ratio, "first": rule.first_level}
+        race = {"z": rule.z, "first": rule.first_level}
         if rule.rule == "paired-z":
-            return levels, paired_z_sift(levels.weights, **race)
+            return levels, paired_z_sift(levels.weights, first_ratio=rule.first_ratio, **race)
         if rule.rule == "shortlist":
-            proposes = Shortlist(rule.least_p, rule.log_odds)
-            return levels, shortlist_sift(levels.weights, proposes, **race)
+            return levels, shortlist_sift(levels.weights, Shortlist(rule.least_p), **race)
         sifting = _sifting_levels(config, sigma)
     except ValueError as error:
         raise ConfigError(f"noise_levels at sigma {sigma}: {error}") from None

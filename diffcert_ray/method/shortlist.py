@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffcert_ray.denoisers.lag_prior import NOTHING_FORETOLD, LagPrior
+
 
 @dataclass(frozen=True)
 class Shortlist:
@@ -20,12 +22,11 @@ class Shortlist:
 
     Attributes:
         least_p: a class enters the race with more than this probability; the likeliest always does.
-        log_odds: standard errors that a class trails by for each nat of its log odds against the
-            leader, as the head gives them; 0: the race alone decides.
+        prior: what its log odds say of lags.
     """
 
     least_p: float
-    log_odds: float = 0.0
+    prior: LagPrior = NOTHING_FORETOLD
 
     def proposed(self, log_p: np.ndarray) -> np.ndarray:
         """Classes that enter the race.
@@ -44,13 +45,27 @@ class Shortlist:
         enters[broken] = True
         return enters
 
-    def head_start(self, log_p: np.ndarray, leader: np.ndarray) -> np.ndarray:
-        """Standard errors by which classes trail a leader before any loss, float64 [N, K].
+    def lag(
+        self, log_p: np.ndarray, leader: np.ndarray, mean: np.ndarray, variance: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lags behind a leader, from the losses seen and the head's log odds together.
+
+        The two are independent estimates, weighted by their precision (the posterior of a normal
+        mean). Log odds that are not finite say nothing.
 
         Args:
             log_p: float64 [N, K].
             leader: class of each vote, int64 [N].
+            mean: lags as the losses tell them, float64 [N, K].
+            variance: of these, float64 [N, K], > 0.
+
+        Returns:
+            (lag, deviation): its mean and standard deviation, float64 [N, K].
         """
         leading = np.take_along_axis(log_p, leader[:, None], axis=1)
-        with np.errstate(invalid="ignore"):
-            return np.nan_to_num(self.log_odds * (leading - log_p), nan=0.0)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            nats = leading - log_p
+            prior = np.where(np.isfinite(nats), self.prior.spread**-2.0, 0.0)
+            before = np.where(np.isfinite(nats), self.prior.per_nat * nats, 0.0)
+            precision = 1.0 / variance + prior
+            return (mean / variance + prior * before) / precision, precision**-0.5

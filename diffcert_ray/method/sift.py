@@ -15,15 +15,16 @@ Rules (Chen et al. 2024, section 3.4 and appendix; "ours" where marked):
 - ``paired-z`` (ours): after each round a class is dropped when its mean paired difference to the
   leader exceeds z standard errors; the last one standing wins, after all levels the smallest sum
   does.
-- ``shortlist`` (ours): ``paired-z`` among the classes that a head proposes from the denoising step;
-  where it proposes one, that is the vote. Its log odds may join the standard errors.
+- ``shortlist`` (ours): a race among the classes that a head proposes from the denoising step;
+  where it proposes one, that is the vote. A class is dropped when its lag, estimated from the
+  paired differences and the head's log odds together, exceeds z of its standard deviations.
 - ``threshold`` (the paper's sift-and-refine): one level a round; a class is dropped when its summed
   loss exceeds the smallest by the threshold; when at most ``keep`` classes are left, or the sifting
   levels are used up, the best ``keep`` go on to all levels with fresh noise, and the sifting losses
   are discarded.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from diffcert_ray.method.shortlist import Shortlist
 FULL_ROUND_LEVELS = 8  # `full` needs no decisions: rounds only bound the memory of the row queue
 EXACT_LEADER_LEVELS = 3  # at which `exact` evaluates all classes, to find a leader
 EXACT_ROUND_LEVELS = 4  # of each of its rounds for the classes that follow the leader
+# A variance from a few differences is wrong by a factor: what is known of it beforehand counts as
+# much as so many of them (from 1 to 6 made little difference on digits).
+KNOWN_DIFFERENCES = 2
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ class Sift:
         leader_round: round in which only the leader of the rounds before it is evaluated, up to the
             last entry (``exact``); rounds after it begin again where it began, without that class.
         z: standard errors of ``paired-z`` and ``shortlist``.
-        first_ratio: after one level, when there is no standard error yet, these drop a class whose
-            loss exceeds this many times the leader's.
+        first_ratio: after one level, when there is no standard error yet, ``paired-z`` drops a
+            class whose loss exceeds this many times the leader's.
         shortlist: what ``shortlist`` makes of a head's probabilities.
         threshold: of the rule ``threshold``, in loss times density.
         keep: classes that ``threshold`` hands to the refining levels.
@@ -128,7 +132,10 @@ class Sift:
         settled = np.zeros(votes, bool)
         if self.rule in ("paired-z", "shortlist"):
             if stop < len(self.order):  # else the sums decide
-                alive = self._drop_by_paired_z(losses[:stop], alive, log_p)
+                if self.shortlist is None or log_p is None:
+                    alive = self._drop_by_paired_z(losses[:stop], alive)
+                else:
+                    alive = self._drop_by_lag(losses[:stop], alive, log_p, self.shortlist)
             settled = alive.sum(axis=1) == 1
         elif self.leader_round is not None and round_index >= self.leader_round:
             alive = self._drop_by_bound(losses, stop, alive)
@@ -146,37 +153,61 @@ class Sift:
             terms = losses * self.coefficient[: losses.shape[0], None, None]
         return np.where(alive, terms, np.inf)
 
-    def _drop_by_paired_z(
-        self, losses: np.ndarray, alive: np.ndarray, log_p: np.ndarray | None
-    ) -> np.ndarray:
+    def _drop_by_paired_z(self, losses: np.ndarray, alive: np.ndarray) -> np.ndarray:
         seen = losses.shape[0]
         terms = self._terms(losses, alive)
         leader = sum_over_entries(terms).argmin(axis=1)
         leading = np.take_along_axis(terms, leader[None, :, None], axis=2)
-        allowed: float | np.ndarray = self.z
-        if self.shortlist is not None and log_p is not None:
-            allowed = self.z - self.shortlist.head_start(log_p, leader)
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            if seen == 1:  # first_ratio stands for z standard errors
-                drop = terms[0] > self.first_ratio ** (allowed / self.z) * leading[0]
+        with np.errstate(invalid="ignore", over="ignore"):
+            if seen == 1:  # no standard error yet
+                drop = terms[0] > self.first_ratio * leading[0]
             else:
                 difference = terms - leading
                 mean = sum_over_entries(difference) / seen
-                drop = mean > allowed * self._standard_error(difference)
+                squares, count = self._squares(difference), seen - 1
+                drop = mean > self.z * np.sqrt(squares / count / seen * self._unseen(seen))
         drop[np.arange(len(drop)), leader] = False
         return alive & ~drop
 
-    def _standard_error(self, difference: np.ndarray) -> np.ndarray:
-        """Standard error of the mean over all entries, from the n >= 2 that have been seen.
+    def _drop_by_lag(
+        self, losses: np.ndarray, alive: np.ndarray, log_p: np.ndarray, shortlist: Shortlist
+    ) -> np.ndarray:
+        seen, entries = losses.shape[0], len(self.order)
+        known = KNOWN_DIFFERENCES * shortlist.prior.noise**2
+        if seen == 1 and not known:  # nothing tells how sure one level is
+            return alive
+        terms = self._terms(losses, alive) * entries  # each tells the sum over all levels
 
-        The entries are drawn from a finite set without putting back, hence the factor 1 - n/E, and
-        cover it evenly, so a trend over the levels cancels in the mean and must not count as noise:
-        the variance is taken from differences between neighbours in level.
+        def lags(leader: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            difference = terms - np.take_along_axis(terms, leader[None, :, None], axis=2)
+            mean = sum_over_entries(difference) / seen
+            count = KNOWN_DIFFERENCES * (known > 0) + seen - 1
+            squares = (known + self._squares(difference)) / count
+            variance = np.maximum(squares / seen * self._unseen(seen), np.finfo(float).tiny)
+            return shortlist.lag(log_p, leader, mean, variance)
+
+        leader = sum_over_entries(terms).argmin(axis=1)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            # Where the log odds outweigh the sums, the class that is ahead by both leads.
+            lag, _ = lags(leader)
+            leader = np.where(alive, lag, np.inf).argmin(axis=1)
+            lag, deviation = lags(leader)
+            drop = lag > self.z * deviation
+        drop[np.arange(len(drop)), leader] = False
+        return alive & ~drop
+
+    def _squares(self, difference: np.ndarray) -> np.ndarray:
+        """What n >= 1 paired differences say of their variance, times n - 1; float64 [N, K].
+
+        They cover the levels evenly, so a trend over the levels cancels in the mean and must not
+        count as noise: it is taken from differences between neighbours in level.
         """
-        seen, entries = len(difference), len(self.order)
-        by_level = difference[np.argsort(self.order[:seen])]
-        variance = sum_over_entries((by_level[1:] - by_level[:-1]) ** 2) / (2 * (seen - 1))
-        return np.sqrt(variance / seen * (1.0 - seen / entries))
+        by_level = difference[np.argsort(self.order[: len(difference)])]
+        return sum_over_entries((by_level[1:] - by_level[:-1]) ** 2) / 2
+
+    def _unseen(self, seen: int) -> float:
+        """1 - n/E: entries are drawn from a finite set without putting back."""
+        return 1.0 - seen / len(self.order)
 
     def _drop_by_threshold(
         self, round_index: int, losses: np.ndarray, alive: np.ndarray
@@ -275,23 +306,20 @@ def growing_rounds(entries: int) -> tuple[tuple[int, int], ...]:
 
 
 def fine_rounds(entries: int) -> tuple[tuple[int, int], ...]:
-    """Rounds that end after 1, 3 and 7 entries, then a quarter later each time.
+    """Rounds that end after each of the first 16 entries, then an eighth later each time.
 
-    What a vote costs is decided by the few that stay open long: on digits three quarters of all
-    evaluations go to votes that see more than 7 levels, and doubling would overshoot them by half.
+    What a vote costs is decided by the few that stay open long, and each round that is longer than
+    it needs to be overshoots: on digits doubling rounds take half as many evaluations again.
 
     Args:
         entries: E >= 1.
 
     Returns:
-        (start, stop) pairs that cover 0..E; none but the first two is shorter than 4 entries, and
-        none longer than a sixteenth of all, or 8.
+        (start, stop) pairs that cover 0..E, none longer than 8.
     """
     ends = [1]
     while ends[-1] < entries:
-        seen = ends[-1]
-        longer = seen + 1 if seen < 7 else min(max(seen // 4, 4), max(entries // 16, 8))
-        ends.append(min(seen + longer, entries))
+        ends.append(min(ends[-1] + min(max(ends[-1] // 8, 1), 8), entries))
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 
@@ -343,25 +371,18 @@ def paired_z_sift(
 
 
 def shortlist_sift(
-    weights: np.ndarray,
-    shortlist: Shortlist,
-    *,
-    z: float,
-    first_ratio: float = 2.0,
-    first: float = 1 / 3,
+    weights: np.ndarray, shortlist: Shortlist, *, z: float, first: float = 1 / 3
 ) -> Sift:
-    """The rule of paired differences among the classes that a head proposes (ours).
+    """The rule of a race among the classes that a head proposes (ours).
 
     Args:
         weights: float64 [T], the levels' weights.
-        shortlist: which classes enter.
-        z: as in `paired_z_sift`, like the other two.
-        first_ratio: see ``Sift``.
+        shortlist: which classes enter, and what the head says of their lags.
+        z: standard deviations by which a class must trail to be dropped, > 0.
         first: see ``visiting_order``.
     """
-    race = paired_z_sift(weights, z=z, first_ratio=first_ratio, first=first)
-    rounds = fine_rounds(len(weights))
-    return replace(race, rule="shortlist", shortlist=shortlist, rounds=rounds)
+    order, rounds = visiting_order(len(weights), first), fine_rounds(len(weights))
+    return Sift("shortlist", order, weights[order], rounds, z=z, shortlist=shortlist)
 
 
 def threshold_sift(

@@ -34,7 +34,7 @@ def check_head(
     """
     if not config.uses_head:
         return
-    from diffcert_ray.checkpoints.head_file import head_path, read_head_facts
+    from diffcert_ray.checkpoints.head_file import head_path, raced_with, read_head_facts
 
     name = str(config.sift.head)
     path = head_path(name, weights["head"], config.execution.storage_options)
@@ -56,6 +56,15 @@ def check_head(
         raise ConfigError(
             f"sift.head {name!r} was trained on {facts.num_classes} classes, dataset "
             f"{dataset.name} has {dataset.num_classes}: train a head with jobs/train_head.py"
+        )
+    races = config.method.name != "shortlist-classify"
+    if races and facts.raced is not None and facts.raced != (asked := raced_with(config)):
+        differ = [k for k in asked if facts.raced.get(k) != asked[k]]
+        shown = ", ".join(f"{k} {facts.raced.get(k)!r} against {asked[k]!r}" for k in differ)
+        raise ConfigError(
+            f"sift.head {name!r} foretells races of other votes than this run's ({shown}): train "
+            "one for these with jobs/train_head.py, or take the method and noise_levels that it "
+            "was trained for"
         )
     seen = [i for i in image_ids if _sha(dataset, i, shas) in facts.image_shas]
     if seen:
