@@ -685,7 +685,7 @@ def calibration(report: Report, here: Setting) -> None:
         save_denoiser(file, network(here, "cifar10"), {})
         options = [
             "execution.calibrate=always",
-            'execution.dtypes=["float32", "bfloat16"]',
+            'execution.dtypes=["float32", "tf32", "bfloat16"]',
             "numerics.compile=false",
             f"execution.memory_limit={here.memory_gib}",
         ]

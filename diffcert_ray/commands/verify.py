@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     from diffcert_ray.run.verification import Verification
 
-from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.arguments import AddressOption, JsonOption, RunArgument
 from diffcert_ray.commands.exit_codes import FAILED, INCOMPLETE
 from diffcert_ray.commands.screen import escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
@@ -26,6 +26,7 @@ def verify(
         ),
     ] = None,
     as_json: JsonOption = False,
+    address: AddressOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Recompute every certificate from the counts, and a sample of the units from the images.
@@ -38,12 +39,13 @@ def verify(
     have the images.
 
     [dim]diffcert verify runs/digits --sample 50[/]
+    [dim]diffcert verify s3://bucket/run1 --address auto[/]
     """
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.run.verify import verify_run
 
     opened = open_run(run, storage_options(storage), dataset_path=dataset_path)
-    result = verify_run(opened, sample=sample, seed=seed)
+    result = verify_run(opened, sample=sample, seed=seed, address=address)
     if as_json:
         share = {"missed_share": result.missed_share}
         told = {k: v for k, v in vars(result).items() if k not in ("contradicted", "costs_too")}

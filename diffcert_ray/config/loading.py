@@ -184,12 +184,28 @@ def table_of(annotation: Any) -> type[BaseModel] | None:
 def _check(config: Config) -> None:
     """What one key alone cannot tell."""
     the_selector(config.dataset.model_dump(exclude_none=True))
+    _check_execution(config)
     if config.model.unconditional_config is not None and config.model.unconditional is None:
         raise ConfigError(
             "model.unconditional_config is given, but no model.unconditional that it could be of: "
             "name that checkpoint, or say it in model.config"
         )
     _CHECKS[config.kind_name](config)
+
+
+def _check_execution(config: Config) -> None:
+    execution = config.execution
+    if execution.gpus_per_actor > 1 and execution.gpus_per_actor % 1:
+        raise ConfigError(
+            f"execution.gpus_per_actor = {execution.gpus_per_actor:g} is more than a GPU and no "
+            "whole number: Ray gives a worker a share of one GPU, or whole ones; set 0.5 or 2, say"
+        )
+    if execution.actors is not None and execution.most_actors is not None:
+        raise ConfigError(
+            f"execution.actors = {execution.actors} and execution.most_actors = "
+            f"{execution.most_actors} are both set: actors are started whatever the cluster has, "
+            "most_actors only without it; leave one out"
+        )
 
 
 def _check_diffusion(config: Config) -> None:

@@ -19,6 +19,9 @@ from diffcert_ray.config.selectors import SELECTORS
 PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "local")
 DIRECT_METHODS = ("classify", "denoise-classify", "shortlist-classify")
 
+Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
+"""What a network computes in."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 NO_MATTER = "no matter"
 """In place of a class order, where nobody need be asked: that of the names."""
@@ -333,9 +336,10 @@ class NumericsConfig(_Table):
     """
 
     batch: Annotated[int, Field(ge=1, le=65536)] = 128
-    """A batch has so many rows."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The network computes in this type. Its input, its output and all sums are wider."""
+    """A batch has so many rows. By default a new run on a GPU has 256."""
+    dtype: Dtype = "float32"
+    """The network computes in this type. Its input, its output and all sums are wider. With tf32 a
+    GPU rounds the factors of float32 products to 10 bits, which a CPU does not."""
     channels_last: bool = False
     """Images and filters lie in memory pixel by pixel, which is faster on some devices."""
     compile: bool = False
@@ -352,18 +356,21 @@ class ExecutionConfig(_Table):
     actors: Count | None = None
     """So many workers are started. By default there is one for each GPU, or for each CPU core where
     there is no GPU."""
+    most_actors: Count | None = None
+    """Where actors is not set, a cluster is asked for so many workers, so that its autoscaler adds
+    nodes for them. By default none are asked for that its nodes have no room for."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """The networks live on this device. With auto it is the GPU where there is one."""
+    """The networks live on this device. With auto it is the GPU where there is one: in the cluster
+    that a run joins, or on this machine."""
     gpus_per_actor: Annotated[float, Field(gt=0, le=8)] = 1.0
-    """Each worker gets this share of a GPU."""
+    """Each worker gets this share of a GPU, or so many whole ones."""
     calibrate: Literal["auto", "always", "never"] = "auto"
     """A new run measures what [numerics] leaves open: always, never, or (auto) where the run is
     long enough."""
-    dtypes: Annotated[
-        tuple[Literal["float32", "bfloat16", "float16"], ...], Field(min_length=1)
-    ] = ("float32",)
-    """Calibration chooses among these types to compute in. With less than float32 some votes
-    change."""
+    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] | None = None
+    """Calibration chooses the fastest of these types to compute in, if hardly any of its votes
+    differ from those in float32. By default these are float32, tf32 and bfloat16 on a GPU, and
+    float32 on a CPU."""
     memory_limit: Positive | None = None
     """A worker may take so many GiB when it is calibrated. By default it may take 0.8 of its share
     of the free memory."""

@@ -20,6 +20,7 @@ from diffcert_ray.report.gallery import Pictures
 from diffcert_ray.report.series import Series, distinct_names, series_of_log
 from diffcert_ray.report.sigma_names import sigma_of_name
 from diffcert_ray.run.certifiable import check_labels
+from diffcert_ray.run.dtype_agreement import Agreement
 from diffcert_ray.run.stored import Run, open_run
 from diffcert_ray.storage.store import RUN_DOCUMENT
 
@@ -222,6 +223,7 @@ def _identity(run: Run) -> list[tuple[str, str]]:
         ("plan_id", document.plan_id),
         ("method version", str(document.method_version)),
         ("checkpoint", config.model.checkpoint),
+        ("computes in", _computes_in(run)),
         *weights,
         ("dataset", f"{data.get('name')} {data.get('split')}, {shape}"),
         ("dataset's fingerprint", str(data.get("fingerprint"))),
@@ -236,6 +238,13 @@ def _resolution(config: Config) -> str:
     if asked.resize is None and asked.crop is None:
         return "at the stored resolution"
     return f"of the images after dataset.resize = {asked.resize} and crop = {asked.crop}"
+
+
+def _computes_in(run: Run) -> str:
+    """The dtype, and where calibration chose it, how its votes compared with those in float32."""
+    dtype = run.config.numerics.dtype
+    compared = [Agreement(**one) for one in run.document.calibration.get("agreement", ())]
+    return "; ".join([dtype, *(f"compared before the run, {one}" for one in compared)])
 
 
 def _costs(run: Run, certificates: pd.DataFrame, asked: int) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ import os
 import platform
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -35,6 +35,7 @@ class RunDocument:
     versions: Mapping[str, str]  # of this package and of what it computes with
     document_id: str  # hash of both ids, dataset and versions; "" in runs begun before it was kept
     notes_kinds: bool = False  # whether the numerics kinds of its units are noted in kinds/
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # what it compared, if it did
 
     @staticmethod
     def of(
@@ -49,10 +50,25 @@ class RunDocument:
         plan_id = canonical_hash(plan_identity(config, votes_id))
         versions = {name: _version(name) for name in VERSIONED}
         versions["python"] = platform.python_version()
-        whole = _document_id(votes_id, plan_id, dataset, versions, notes_kinds=True)
-        return RunDocument(
-            config, votes, votes_id, plan_id, dataset, versions, whole, notes_kinds=True
+        document = RunDocument(
+            config, votes, votes_id, plan_id, dataset, versions, "", notes_kinds=True
         )
+        return replace(document, document_id=document._whole())
+
+    def calibrated(self, compared: Mapping[str, Any]) -> "RunDocument":
+        """The same of a run whose numerics were chosen by comparing these."""
+        document = replace(self, calibration=compared)
+        return replace(document, document_id=document._whole())
+
+    def _whole(self) -> str:
+        """Hash of all that it says and that nobody has a reason to change."""
+        said: dict[str, Any] = {"votes_id": self.votes_id, "plan_id": self.plan_id}
+        said |= {"dataset": self.dataset, "versions": self.versions}
+        if self.notes_kinds:  # runs begun before there were notes keep their hash
+            said["notes_kinds"] = True
+        if self.calibration:
+            said["calibration"] = self.calibration
+        return canonical_hash(_without_none(said))
 
     def to_bytes(self) -> bytes:
         """TOML, without execution settings that may hold credentials."""
@@ -67,6 +83,7 @@ class RunDocument:
             "votes_identity": dict(self.votes_identity),
             "dataset": dict(self.dataset),
             "versions": dict(self.versions),
+            **({"calibration": dict(self.calibration)} if self.calibration else {}),
         }
         return tomli_w.dumps(_without_none(document)).encode()
 
@@ -88,6 +105,7 @@ class RunDocument:
                 tables["versions"],
                 tables.get("document_id", ""),
                 tables.get("notes_kinds", False) is True,
+                dict(tables.get("calibration", {})),
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
@@ -105,18 +123,11 @@ class RunDocument:
         A larger n written into it would let a fixed-n bound be extended after a look, fewer images
         in its dataset let those without a certificate disappear.
         """
-        whole = _document_id(
-            self.votes_id,
-            self.plan_id,
-            self.dataset,
-            self.versions,
-            notes_kinds=self.notes_kinds,
-        )
         first_version = self.method_version == 1
         for name, stated, actual in (
             ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
             ("plan_id", self.plan_id, canonical_hash(plan_identity(self.config, self.votes_id))),
-            ("document_id", self.document_id, whole),
+            ("document_id", self.document_id, self._whole()),
         ):
             if stated != actual and not (name == "document_id" and not stated and first_version):
                 raise ConfigError(
@@ -235,22 +246,6 @@ class RunDocument:
                 f"with {self.dataset.get('fingerprint')}: the data has changed; give another "
                 "run folder"
             )
-
-
-def _document_id(
-    votes_id: str,
-    plan_id: str,
-    dataset: Mapping[str, Any],
-    versions: Mapping[str, str],
-    *,
-    notes_kinds: bool,
-) -> str:
-    """Hash of all that a document says and that nobody has a reason to change."""
-    said: dict[str, Any] = {"votes_id": votes_id, "plan_id": plan_id, "dataset": dataset}
-    said["versions"] = versions
-    if notes_kinds:  # runs begun before there were notes keep their hash
-        said["notes_kinds"] = True
-    return canonical_hash(_without_none(said))
 
 
 def _without_none(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A stored run, opened to be read."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +139,29 @@ class Run:
             return self.store.units()
         rows = self.certificates()
         return pa.Table.from_pandas(rows, schema=CERTIFICATE_SCHEMA, preserve_index=False)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A run to be opened by another process, which may be on another machine."""
+
+    address: str
+    storage_options: Mapping[str, Any]
+    dataset_path: str | None = None
+
+    @staticmethod
+    def of(run: Run) -> "Elsewhere":
+        """The same run; a folder by its whole path."""
+        address = run.address if "://" in run.address else os.path.abspath(run.address)
+        return Elsewhere(address, run.config.execution.storage_options, run.config.dataset.path)
+
+    def open(self) -> Run:
+        """Open it here.
+
+        Raises:
+            StoreError: it cannot be reached from here.
+        """
+        return open_run(self.address, self.storage_options, dataset_path=self.dataset_path)
 
 
 def open_run(
