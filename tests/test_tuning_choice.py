@@ -96,7 +96,7 @@ def test_without_a_head_no_setting_needs_one():
     assert max(least) < 0.01
     races = load_config("digits-quick")
     assert configured(races).sift == races.sift
-    assert configured(load_config("digits-shortlist")) is None
+    assert configured(DIGITS) is None
 
 
 def test_candidates_are_all_combinations_of_a_files_lists(tmp_path):
