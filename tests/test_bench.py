@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from diffcert_ray.checkpoints.head_file import load_heads
+from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.commands.main import app
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.datasets import load_dataset
 from diffcert_ray.denoisers.edm import EdmDenoiser
 from diffcert_ray.engine.memory import (
     activation_bytes,
@@ -148,8 +151,17 @@ def test_every_item_of_the_engine_has_votes_of_its_own(monkeypatch):
     assert len(votes) == len(set(votes)) == 20
 
 
+def with_a_head() -> Subject:
+    """The digits as the preset casts their votes: a head proposes, which takes time of its own."""
+    data = load_dataset({"name": "digits", "first": 4})
+    config = load_config("digits", ["numerics.batch=16", "noise_levels.levels=16"])
+    head = load_heads("digits")[0.25]
+    base = base_classifier(config, load_denoiser("digits"), 0.25, head=head)
+    return Subject("digits", base, data.image, data.ids)
+
+
 def test_parts_of_the_engine_add_up_to_the_whole():
-    subject = world_subject()
+    subject = with_a_head()
     engine = Engine(subject.base, subject.image, subject.image_ids)
     spent = part_seconds(engine, "cpu", 40)
     assert set(spent) == {*PARTS, "rest"}
@@ -168,7 +180,7 @@ def test_engine_takes_the_batch_that_calibration_would_where_it_is_open():
 
 
 def test_trace_names_the_parts_of_the_engine(tmp_path):
-    write_trace(world_subject(), tmp_path / "trace.json", 0.01, 1000.0)
+    write_trace(with_a_head(), tmp_path / "trace.json", 0.01, 1000.0)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert set(PARTS) <= {event.get("name") for event in events}
 
