@@ -326,21 +326,21 @@ class Simulated:
 
 @pytest.mark.parametrize("slow", [10.0, 1000.0])
 def test_a_slow_worker_does_not_hold_up_the_end(slow: float) -> None:
-    seconds = {f"w{n}": 1.0 for n in range(64)} | {"w5": slow}
+    seconds = {f"w{n}": 5.0 for n in range(64)} | {"w5": 5.0 * slow}
     ideal = next(t for t in range(1, 99) if sum(t // s for s in seconds.values()) >= 256)
-    assert ideal == 5  # 63 workers finish 252 of the 256 items in four seconds
+    assert ideal == 25  # 63 workers finish 252 of the 256 items in 20 seconds
     run = Simulated(seconds)
     assert run.to_the_end(256) <= 1.2 * ideal
     assert sorted(run.delivered) == list(range(256))  # each once
     assert max(run.begun.values()) <= 2
-    assert run.begun.total() - 256 <= 8  # what the slow one held, and a few
+    assert run.begun.total() - 256 <= 2  # what the slow one held
 
 
-def test_workers_of_one_speed_evaluate_next_to_nothing_twice() -> None:
-    seconds = {f"w{n}": 1.0 + n / 640 for n in range(64)}
+def test_workers_of_about_one_speed_evaluate_nothing_twice() -> None:
+    seconds = {f"w{n}": 5.0 + n / 128 for n in range(64)}
     run = Simulated(seconds)
-    assert run.to_the_end(256) <= 1.2 * 4.2
-    assert run.begun.total() <= 1.02 * 256
+    assert run.to_the_end(256) <= 1.2 * 21.0
+    assert run.begun.total() == 256
 
 
 def test_nothing_is_copied_while_anything_waits_or_nobody_is_idle() -> None:
@@ -360,14 +360,14 @@ def test_an_item_is_copied_once_and_delivered_once() -> None:
     dispatch.submit(item(1))
     assert feed(dispatch) == [("w1", 1)]
     dispatch.finish("w1", 1, now=1.0)
-    assert dispatch.copy_call(0.5) is None  # it is not late
-    pair = dispatch.copy_call(2.0)
+    assert dispatch.copy_call(4.0) is None  # it is not late
+    pair = dispatch.copy_call(6.0)
     assert pair is not None
     assert (pair[0], pair[1].item_id) == ("w2", 0)
-    assert dispatch.copy_call(3.0) is None  # w1 is idle, but one copy is enough
+    assert dispatch.copy_call(7.0) is None  # w1 is idle, but one copy is enough
     assert dispatch.outstanding == 1
-    assert dispatch.finish("w2", 0, now=4.0)
-    assert not dispatch.finish("w0", 0, now=5.0)
+    assert dispatch.finish("w2", 0, now=8.0)
+    assert not dispatch.finish("w0", 0, now=9.0)
     assert dispatch.outstanding == 0
     assert dispatch.requeued == 0
 
@@ -377,7 +377,7 @@ def copied() -> Dispatch:
     dispatch = filled(2, 2)
     assert feed(dispatch) == [("w0", 0), ("w1", 1)]
     dispatch.finish("w1", 1, now=1.0)
-    assert dispatch.copy_call(2.0) is not None
+    assert dispatch.copy_call(6.0) is not None
     return dispatch
 
 

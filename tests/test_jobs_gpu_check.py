@@ -50,9 +50,10 @@ def test_votes_and_lack_of_memory_are_looked_at_on_a_cpu(tmp_path):
     assert len(kinds["rows"]) == 4
     memory = parts["memory"]
     raised = [row[2].split(":")[0] for row in memory["tables"][0]["rows"]]
-    assert raised == ["OutOfMemoryError", "nothing", "OutOfMemoryError"]
+    assert raised == ["OutOfMemoryError", "nothing", "PoolError"]  # a worker names the batch
     assert any("after 15 tries on 16 workers: every item fails" in n for n in memory["notes"])
     assert "| an item of the engine | 64 | OutOfMemoryError: " in ran.stdout
+    assert any("a batch of numerics.batch = " in note for note in memory["notes"])
 
 
 def test_a_part_that_fails_hangs_or_dies_costs_only_itself(tmp_path):

@@ -14,7 +14,8 @@ from diffcert_ray.votes.units import Item
 RECENT_CALLS = 200
 FIRST_CALLS = 5  # are enough to go by
 DEADLINE_FACTOR = 5.0
-LATE_FACTOR = 1.5  # times the usual time, after which a call may be copied
+LATE_FACTOR = 1.5  # times the usual time, after which a call may be copied; and seconds at least
+LATE_S = 5.0
 # So many different items fail in a row on one worker: it is replaced, since a broken worker answers
 # fast and would draw item after item. So many are given up before any has succeeded: all would be.
 WORKER_FAILURES = 3
@@ -170,21 +171,21 @@ class Dispatch:
     def copy_call(self, now: float) -> tuple[str, Item] | None:
         """An idle worker, and an open item that it is to evaluate a second time; or None.
 
-        To be asked when nothing is left to hand out. Waiting items go before those that are being
-        evaluated for clearly longer than is usual, and each is copied once at most. What comes back
-        first is delivered, and the other one is not.
+        To be asked when nothing is left to hand out. Copied is what a worker has whose call takes
+        clearly longer than is usual: first what waits behind that call, and each once at most. What
+        comes back first is delivered, and the other one is not.
         """
         idle = next(iter(self._takers[0]), None)
         if idle is None or any(i in self._items for i in self._queue):
             return None
-        late = LATE_FACTOR * statistics.median(self._recent) if self._recent else math.inf
+        usual = statistics.median(self._recent) if self._recent else math.inf
+        late = max(LATE_S, LATE_FACTOR * usual)
         found: tuple[int, float, int] | None = None
         for line in self._lines.values():
+            if not line.items or (waited := now - line.since) <= late:
+                continue
             for place, item_id in enumerate(line.items):
-                waited = now - line.since
-                if item_id not in self._items or item_id in self._copied:
-                    continue
-                if place or waited > late:
+                if item_id in self._items and item_id not in self._copied:
                     found = max(found or (-1, 0.0, 0), (place, waited, item_id))
         if found is None:
             return None
