@@ -60,6 +60,8 @@ from diffcert_ray.tools.measure import part_seconds, random_images
 from diffcert_ray.tools.scales import random_network
 from diffcert_ray.votes.units import Item, Part, Result, Unit
 
+# All classes race: other networks than the shipped one have no head.
+RACE = ("sift.rule=paired-z", "sift.z=2.5", "sift.first_level=0.72")
 GIB = 2**30
 SIGMAS = (0.25, 0.5)
 LONGEST_ROW_S = 6.0  # of a bare network
@@ -184,7 +186,7 @@ def subject(
     here: Setting, name: str, denoiser: Denoiser
 ) -> tuple[BaseClassifier, Callable[[int], np.ndarray], np.ndarray]:
     """The base classifier of a network, images and their ids."""
-    config = load_config("digits", [f"noise_levels.levels={here.levels[name]}"])
+    config = load_config("digits", [*RACE, f"noise_levels.levels={here.levels[name]}"])
     base = base_classifier(config, denoiser, config.votes.sigmas[0], device=here.device)
     if name == "digits":
         real = load_dataset({"name": "digits", "split": "test", "first": 16})
@@ -308,7 +310,7 @@ Cast = tuple[np.ndarray, int, float]
 def cast(ballot: Ballot, device: str) -> Cast:
     """Cast the votes."""
     set_up_torch()
-    config = load_config("digits", [f"numerics.batch={ballot.batch}"])
+    config = load_config("digits", [*RACE, f"numerics.batch={ballot.batch}"])
     images = load_dataset({"name": "digits", "split": "test"})
     denoiser = load_denoiser("digits", device=device, dtype=ballot.dtype)  # type: ignore[arg-type]
     if ballot.channels_last:
@@ -616,7 +618,7 @@ def memory(report: Report, here: Setting) -> None:
     error, took = raised(partial(engine.evaluate, 8))
     report.row("an item afterwards, in the same process", small, said(error), took)
     if report.has_time(8.0, "the start of a worker"):
-        config = load_config("digits", [f"numerics.batch={here.too_large[0]}"])
+        config = load_config("digits", [*RACE, f"numerics.batch={here.too_large[0]}"])
         load_error, took = raised(partial(WorkerSpec(config, {}, here.device, denoiser).load, "it"))
         report.row("the start of a worker", here.too_large[0], said(load_error), took)
     if here.device == "cuda":
@@ -630,7 +632,7 @@ def memory(report: Report, here: Setting) -> None:
 
 def own_network(report: Report, here: Setting) -> None:
     """Whether a network that the caller made on the CPU works in a worker of the device."""
-    config = load_config("digits")
+    config = load_config("digits", RACE)
     given = random_network("digits", "cpu")
     spec = WorkerSpec(config, weights_of(config, given), here.device, given)
     error, _ = raised(lambda: spec.load("own").evaluate(Item(0, 0.25, ())))
@@ -683,7 +685,7 @@ def calibration(report: Report, here: Setting) -> None:
         save_denoiser(file, network(here, "cifar10"), {})
         options = [
             "execution.calibrate=always",
-            'execution.dtypes=["float32", "bfloat16"]',
+            'execution.dtypes=["float32", "tf32", "bfloat16"]',
             "numerics.compile=false",
             f"execution.memory_limit={here.memory_gib}",
         ]
@@ -703,11 +705,11 @@ def calibrated(
 ) -> None:
     """One row of the calibration's table."""
     with report.step(f"calibration of {name}"):
-        free, began = memory_limit(load_config("digits"), here.device), time.perf_counter()
-        config = load_config("digits", overrides)
+        free, began = memory_limit(load_config("digits", RACE), here.device), time.perf_counter()
+        config = load_config("digits", [*RACE, *overrides])
         chosen = calibrate(config, weights_of(config), here.device, nfe=nfe)
         took = time.perf_counter() - began
-        after = memory_limit(load_config("digits"), here.device)
+        after = memory_limit(load_config("digits", RACE), here.device)
         report.row(name, asked, nfe, chosen.said, f"{free / GIB:.1f}, {after / GIB:.1f}", took)
 
 

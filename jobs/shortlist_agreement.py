@@ -28,31 +28,20 @@ from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.votes.units import Item, Part, Unit
 
 RACE = ("sift.rule=paired-z", "sift.z=2.5", "sift.first_level=0.72")
-GLYPHS = {
-    "preset glyphs": (),
-    "least_p 0.01": ("sift.least_p=0.01",),
-    "z 2.5, least_p 0.01": ("sift.z=2.5", "sift.least_p=0.01"),
-}
+GLYPHS = {"preset glyphs": (), "z 2.25": ("sift.z=2.25",), "least_p 0.03": ("sift.least_p=0.03",)}
 SETTINGS = {
     0.25: {
-        "preset digits-shortlist": (),
-        "least_p 0.02": ("sift.least_p=0.02",),
-        "z 2": ("sift.z=2",),
+        "preset digits": (),
+        "z 1.4, least_p 0.02": ("sift.z=1.4", "sift.least_p=0.02"),
+        "z 2.25": ("sift.z=2.25",),
     },
     0.5: {
-        "preset digits-shortlist": (),
-        "z 2.25, first_ratio 3, first_level 0.72, least_p 0.1, log_odds 0.3": (
-            "sift.z=2.25",
+        "z 1.9, first_level 0.72, least_p 0.03": (
+            "sift.z=1.9",
             "sift.first_level=0.72",
-            "sift.least_p=0.1",
-            "sift.log_odds=0.3",
+            "sift.least_p=0.03",
         ),
-        "the same, least_p 0.05": (
-            "sift.z=2.25",
-            "sift.first_level=0.72",
-            "sift.least_p=0.05",
-            "sift.log_odds=0.3",
-        ),
+        "preset digits": (),
     },
 }
 
@@ -63,7 +52,7 @@ def compare(
     sigma: float,
     votes: int,
     device: str,
-    preset: str = "digits-shortlist",
+    preset: str = "digits",
     *,
     full_vote: bool = True,
 ) -> None:
@@ -73,7 +62,7 @@ def compare(
     label = np.repeat([labels[i] for i in images], each)
     full: np.ndarray | None = None
     compared = {"exact": ("sift.rule=exact",)} if full_vote else {"all classes race": RACE}
-    settings = SETTINGS[sigma] if preset == "digits-shortlist" else GLYPHS
+    settings = SETTINGS[sigma] if preset == "digits" else GLYPHS
     for name, overrides in (compared | settings).items():
         asked = [f"votes.sigmas=[{sigma}]", "numerics.batch=512", *overrides]
         config = load_config(preset, asked)
@@ -100,9 +89,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--sigma", type=float, default=0.25, choices=tuple(SETTINGS))
     parser.add_argument("--votes", type=int, default=20000)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument(
-        "--preset", default="digits-shortlist", choices=("digits-shortlist", "glyphs")
-    )
+    parser.add_argument("--preset", default="digits", choices=("digits", "glyphs"))
     parser.add_argument("--images", type=int, help="the first ones; by default all")
     parser.add_argument("--full", action="store_true", help="compare glyphs with the full vote")
     options = parser.parse_args(arguments)
@@ -112,7 +99,7 @@ def main(arguments: list[str]) -> int:
     data = load_dataset({"name": options.preset.partition("-")[0], "split": "test"})
     ids = data.ids.tolist()[: options.images]
     images, labels = {i: data.image(i) for i in ids}, dict(zip(ids, data.labels, strict=False))
-    full = options.full or options.preset == "digits-shortlist"
+    full = options.full or options.preset == "digits"
     asked = (options.sigma, options.votes, options.device, options.preset)
     compare(images, labels, *asked, full_vote=full)
     return 0

@@ -30,6 +30,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from diffcert_ray.config.loading import load_config
+from diffcert_ray.config.tables import Config
 from diffcert_ray.errors import ConfigError
 
 ON_A_RUN = ("status", "report", "verify", "compact")
@@ -37,6 +38,10 @@ LOCAL_PORT = "http://127.0.0.1:8265"
 # Ray kills a stopped job after 3 s unless told otherwise; the driver stores what has come back.
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "DIFFCERT_LOG_LEVEL": "INFO"}
 STATUS_S = 60.0  # how long a finished job's status may lag behind its log
+NO_DEFAULT = (
+    "submitting jobs needs the extras of Ray that ray[default] names, on this machine and on the "
+    "head: pip install 'diffcert_ray[cluster]' (or pip install 'ray[default]')"
+)
 NOT_FOUND = 127  # exit code of a shell that knows no such command
 START_S = 120.0  # how long a head may take from its first answer until it takes jobs
 
@@ -70,12 +75,39 @@ def check_run(run: str) -> None:
         )
 
 
+def check_paths(config: Config) -> None:
+    """Refuse inputs that a worker would look for in the job's own folder, where they are not."""
+    given = {
+        "dataset.path": config.dataset.path,
+        "dataset.label_map": config.dataset.label_map,
+        "model.checkpoint": config.model.checkpoint,
+        "model.unconditional": config.model.unconditional,
+        "classifier.checkpoint": config.classifier.checkpoint,
+        "sift.head": config.sift.head,
+    }
+    for key, value in given.items():
+        if isinstance(value, str) and is_relative(value):
+            raise ConfigError(
+                f"{key} = {value!r} is relative: nodes would look for it in a folder of the job's "
+                "own, where it is not. Give an address that every node reaches "
+                "(s3://bucket/path; checkpoints are fetched once per machine), or an absolute path "
+                "under which every node has it"
+            )
+
+
+def is_relative(value: str) -> bool:
+    """Whether it is a path from the current folder, and not the name of something shipped."""
+    if re.match(r"[a-z0-9]+://|/|~", value):
+        return False
+    return "/" in value or bool(Path(value).suffix) or Path(value).exists()
+
+
 def entrypoint(options: argparse.Namespace, rest: list[str], folder: Path) -> str:
     """The job's command line; a configuration file is put into ``folder``, to be sent along."""
     check_run(options.run)
     if options.command != "certify":
         return shlex.join(["diffcert", options.command, options.run, *rest])
-    load_config(options.config, options.overrides)  # what is wrong here is wrong there
+    check_paths(load_config(options.config, options.overrides))  # what is wrong here, is there
     config = options.config
     if Path(config).is_file():
         config = Path(shutil.copy(config, folder)).name
@@ -149,7 +181,10 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (ConnectionError, RuntimeError, RayError) as error:
+    except (ImportError, ConnectionError, RuntimeError, RayError) as error:
+        if "ray[default]" in str(error):
+            print(f"error: {NO_DEFAULT}", file=sys.stderr)
+            return 1
         said = str(error).partition("\n")[0].rstrip(".")
         print(
             f"error: no job could be submitted to {options.cluster}: {said}. See that its port is "

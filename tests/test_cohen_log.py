@@ -8,7 +8,8 @@ import pytest
 
 from diffcert_ray.certificates.metrics import certified_accuracy
 from diffcert_ray.errors import LogError
-from diffcert_ray.report.cohen_log import read_cohen_log, sigma_of_name, write_cohen_log
+from diffcert_ray.report.cohen_log import read_cohen_log, write_cohen_log
+from diffcert_ray.report.sigma_names import sigma_of_name
 from tests.test_report import ROWS, certificates
 
 PUBLISHED = (

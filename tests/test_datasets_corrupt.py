@@ -91,10 +91,12 @@ def test_an_image_that_can_be_read_again_gets_its_certificate(folder, monkeypatc
     # Bytes repaired in place: names and sizes, and so the fingerprint, are the same.
     from diffcert_ray.datasets import image_folder
 
-    decode = image_folder.decode_image
+    decode = image_folder.decode_pixels
     good = png(np.full((4, 4), 128, np.uint8))
     monkeypatch.setattr(
-        image_folder, "decode_image", lambda data, c: decode(good if len(data) == 30 else data, c)
+        image_folder,
+        "decode_pixels",
+        lambda data, *how: decode(good if len(data) == 30 else data, *how),
     )
     run = certify(config, path / "run", local=True, denoiser=world)
     assert run.outcome.unreadable == []

@@ -9,7 +9,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from diffcert_ray.datasets import check_images, load_dataset
-from diffcert_ray.datasets.pixels import UndecodableError, decode_image
+from diffcert_ray.datasets.decoding import decode_image
+from diffcert_ray.datasets.pixels import UndecodableError
 from diffcert_ray.errors import CorruptImageError, DatasetError
 
 RANDOM = np.random.default_rng(11)
@@ -308,7 +309,7 @@ def test_folder_of_grey_images_is_grey_only_when_said_so(tmp_path):
     assert np.array_equal(np.rint(data.image(0) * 255)[0], grey)
     colour = RANDOM.integers(0, 256, (4, 4, 3), np.uint8)
     (tmp_path / "test" / "a" / "0.png").write_bytes(png(colour))
-    with pytest.raises(CorruptImageError, match=r"image 0 of folder test is corrupt \(mode RGB"):
+    with pytest.raises(CorruptImageError, match=r"image 0 of folder test .*/a/0\.png: mode RGB"):
         load_dataset(spec | {"image_shape": (1, 4, 4)}).image(0)
 
 
@@ -318,7 +319,7 @@ def test_folder_that_is_not_there_is_refused(folder):
         ({"split": "test"}, "no folder .*test.*sub-folder"),
         ({"split": "val", "path": "s3://bucket/x"}, "read from a local path"),
         ({"split": "val", "path": str(path / "val")}, "no folder"),
-        ({"split": "all", "path": str(path / "val" / "ant")}, "Couldn't find any class folder"),
+        ({"split": "all", "path": str(path / "val" / "ant")}, "no class folder in"),
     ):
         with pytest.raises(DatasetError, match=match):
             load_dataset({"name": "folder", "path": str(path)} | spec)
@@ -363,8 +364,8 @@ def test_lossless_formats_give_the_exact_bytes(kind):
 def test_formats_and_modes_that_mean_no_plain_pixels_are_refused():
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"
     rgba = png(RANDOM.integers(0, 256, (4, 4, 4), np.uint8))
-    deep = png(RANDOM.integers(0, 2**16, (4, 4)).astype(np.uint16))
-    for data, match in ((eps, "no PNG, JPEG"), (rgba, "mode RGBA"), (deep, "mode I;16")):
+    floats = png(RANDOM.random((4, 4)).astype(np.float32), "TIFF")
+    for data, match in ((eps, "no PNG, JPEG"), (rgba, "transparent"), (floats, "32 bits")):
         with pytest.raises(UndecodableError, match=match):
             decode_image(data, 3)
 

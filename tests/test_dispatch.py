@@ -1,6 +1,7 @@
 """Scripted faults against the pool's decisions, without Ray: every try is counted."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -275,3 +276,133 @@ def test_each_item_comes_out_exactly_once_whatever_is_lost(
             assert failures[lost.item_id] >= 4
     assert out == Counter(range(items))
     assert evaluated <= items + dispatch.requeued
+
+
+# --- the tail: the last open items a second time
+
+
+class Simulated:
+    """Workers that take their seconds for every call; a driver that fills what room there is."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds, self.now = seconds, 0.0
+        self.dispatch = filled(len(seconds), 0)
+        self.begun: Counter[int] = Counter()
+        self.delivered: list[int] = []
+        self._lines: dict[str, list[int]] = {worker: [] for worker in seconds}
+        self._ends: dict[str, float] = {}
+
+    def to_the_end(self, items: int) -> float:
+        """When the last item is delivered."""
+        waiting = list(range(items))
+        while len(self.delivered) < items:
+            for _ in range(min(self.dispatch.room(), len(waiting))):
+                self.dispatch.submit(item(waiting.pop(0)))
+            self._give(self.dispatch.next_call)
+            if self.dispatch.room():
+                self._give(self.dispatch.copy_call)
+            self._go_on()
+        return self.now
+
+    def _give(self, following: "Callable[[float], tuple[str, Item] | None]") -> None:
+        while (pair := following(self.now)) is not None:
+            self._lines[pair[0]].append(pair[1].item_id)
+            self._begin(pair[0])
+
+    def _begin(self, worker: str) -> None:
+        if worker not in self._ends and self._lines[worker]:
+            self.begun[self._lines[worker][0]] += 1
+            self._ends[worker] = self.now + self.seconds[worker]
+
+    def _go_on(self) -> None:
+        """To the next call that ends."""
+        worker = min(self._ends, key=self._ends.__getitem__)
+        self.now = self._ends.pop(worker)
+        done = self._lines[worker].pop(0)
+        if self.dispatch.finish(worker, done, self.now):
+            self.delivered.append(done)
+        self._begin(worker)
+
+
+@pytest.mark.parametrize("slow", [10.0, 1000.0])
+def test_a_slow_worker_does_not_hold_up_the_end(slow: float) -> None:
+    seconds = {f"w{n}": 1.0 for n in range(64)} | {"w5": slow}
+    ideal = next(t for t in range(1, 99) if sum(t // s for s in seconds.values()) >= 256)
+    assert ideal == 5  # 63 workers finish 252 of the 256 items in four seconds
+    run = Simulated(seconds)
+    assert run.to_the_end(256) <= 1.2 * ideal
+    assert sorted(run.delivered) == list(range(256))  # each once
+    assert max(run.begun.values()) <= 2
+    assert run.begun.total() - 256 <= 8  # what the slow one held, and a few
+
+
+def test_workers_of_one_speed_evaluate_next_to_nothing_twice() -> None:
+    seconds = {f"w{n}": 1.0 + n / 640 for n in range(64)}
+    run = Simulated(seconds)
+    assert run.to_the_end(256) <= 1.2 * 4.2
+    assert run.begun.total() <= 1.02 * 256
+
+
+def test_nothing_is_copied_while_anything_waits_or_nobody_is_idle() -> None:
+    dispatch = filled(2, 2)
+    assert feed(dispatch) == [("w0", 0), ("w1", 1)]
+    assert dispatch.copy_call(9.0) is None  # nobody is idle
+    dispatch.finish("w1", 1, 1.0)
+    dispatch.submit(item(2))
+    assert dispatch.copy_call(9.0) is None  # an item waits
+    assert feed(dispatch, 9.0) == [("w1", 2)]
+
+
+def test_an_item_is_copied_once_and_delivered_once() -> None:
+    dispatch = filled(3, 1)
+    assert feed(dispatch) == [("w0", 0)]
+    assert dispatch.copy_call(9.0) is None  # how long a call takes is not known yet
+    dispatch.submit(item(1))
+    assert feed(dispatch) == [("w1", 1)]
+    dispatch.finish("w1", 1, now=1.0)
+    assert dispatch.copy_call(0.5) is None  # it is not late
+    pair = dispatch.copy_call(2.0)
+    assert pair is not None
+    assert (pair[0], pair[1].item_id) == ("w2", 0)
+    assert dispatch.copy_call(3.0) is None  # w1 is idle, but one copy is enough
+    assert dispatch.outstanding == 1
+    assert dispatch.finish("w2", 0, now=4.0)
+    assert not dispatch.finish("w0", 0, now=5.0)
+    assert dispatch.outstanding == 0
+    assert dispatch.requeued == 0
+
+
+def copied() -> Dispatch:
+    """An item that w0 has, and w1 a copy of it."""
+    dispatch = filled(2, 2)
+    assert feed(dispatch) == [("w0", 0), ("w1", 1)]
+    dispatch.finish("w1", 1, now=1.0)
+    assert dispatch.copy_call(2.0) is not None
+    return dispatch
+
+
+@pytest.mark.parametrize("lost", ["w0", "w1"])
+def test_a_lost_worker_puts_nothing_back_of_which_another_has_a_copy(lost: str) -> None:
+    dispatch = copied()
+    assert dispatch.lose_worker(lost, "gone", blame=False) == []
+    assert dispatch.next_call(3.0) is None
+    assert dispatch.finish("w1" if lost == "w0" else "w0", 0, now=4.0)
+
+
+def test_an_item_comes_back_when_both_who_have_it_are_lost() -> None:
+    dispatch = copied()
+    dispatch.lose_worker("w0", "gone", blame=False)
+    assert [i.item_id for i in dispatch.lose_worker("w1", "gone", blame=False)] == [0]
+    dispatch.add_worker("w2")
+    assert feed(dispatch) == [("w2", 0)]
+
+
+def test_a_copy_that_fails_leaves_the_item_to_the_other() -> None:
+    dispatch = copied()
+    dispatch.fail("w1", 0, KeyError("broken"), now=3.0)
+    assert feed(dispatch) == []
+    assert dispatch.finish("w0", 0, now=4.0)
+    dispatch = copied()
+    dispatch.fail("w1", 0, KeyError("broken"), now=3.0)
+    dispatch.fail("w0", 0, KeyError("broken"), now=4.0)
+    assert [pair[1] for pair in feed(dispatch)] == [0]  # nobody has it any more

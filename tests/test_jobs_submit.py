@@ -128,3 +128,59 @@ def test_head_without_the_command_is_told_what_its_path_needs(capsys: pytest.Cap
     client = SimpleNamespace(get_job_info=lambda job: ended)
     assert submit.exit_code(client, "job") == 127
     assert "environment's bin folder" in capsys.readouterr().out
+
+
+def certify_command(*settings: str) -> list[str]:
+    sets = [part for setting in settings for part in ("--set", setting)]
+    return ["certify", "digits", "--run", "s3://bucket/run1", *sets]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.checkpoint=models/mine.pkl",
+        "model.checkpoint=mine.safetensors",
+        "model.unconditional=./other.pt",
+        "sift.head=heads/mine.safetensors",
+        "dataset.path=data/cifar",
+        "dataset.label_map=map_clsloc.txt",
+        "classifier.checkpoint=../net.pt",
+    ],
+)
+def test_relative_path_of_an_input_is_refused_with_the_remedy(tmp_path: Path, setting: str):
+    key, _, value = setting.partition("=")
+    with pytest.raises(ConfigError) as caught:
+        command(tmp_path, *certify_command(setting))
+    assert f"{key} = {value!r} is relative" in str(caught.value)
+    assert "s3://bucket/path" in str(caught.value)
+    assert "absolute path under which every node has it" in str(caught.value)
+
+
+def test_folder_beside_the_command_is_relative_however_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert command(tmp_path, *certify_command("model.checkpoint=mine"))  # a name, wrong or right
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError, match="is relative"):
+        command(tmp_path, *certify_command("model.checkpoint=mine"))
+
+
+def test_shipped_names_absolute_paths_and_addresses_are_sent(tmp_path: Path):
+    for checkpoint in ("digits", "/data/mine.pkl", "~/mine.pkl", "s3://bucket/mine.pkl"):
+        assert command(tmp_path, *certify_command(f"model.checkpoint={checkpoint}"))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ImportError])
+def test_missing_extras_of_ray_are_named_and_not_the_port(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def client(address: str) -> None:
+        raise kind("The Ray jobs CLI & SDK require the ray[default] installation: `pip install`")
+
+    monkeypatch.setattr(submit, "JobSubmissionClient", client)
+    assert main(["--no-wait", "status", "s3://bucket/run1"]) == 1
+    said = capsys.readouterr().err
+    assert "pip install 'diffcert_ray[cluster]'" in said
+    assert "on this machine and on the head" in said
+    assert "port" not in said

@@ -57,11 +57,9 @@ def test_failures_of_a_large_cluster_do_not_stop_it_while_some_load() -> None:
         ({"CPU": 64.0, "GPU": 8.0}, {"CPU": 1.0, "GPU": 1.0}, 8),
         ({"CPU": 64.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.1}, 10),
         ({"CPU": 64.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.3}, 3),
-        (
-            {"CPU": 64.0, "GPU": 7.0},
-            {"CPU": 1.0, "GPU": 0.28},
-            25,
-        ),  # 7 / 0.28 is below 25 in floats
+        ({"CPU": 64.0, "GPU": 8.0}, {"CPU": 1.0, "GPU": 0.3}, 24),  # each in one GPU: 8 times 3
+        ({"CPU": 640.0, "GPU": 3.0}, {"CPU": 1.0, "GPU": 1 / 49}, 147),  # 1 / (1 / 49) < 49
+        ({"CPU": 64.0, "GPU": 7.0}, {"CPU": 1.0, "GPU": 2.0}, 3),
         ({"CPU": 64.0}, {"CPU": 1.0, "GPU": 1.0}, 0),
         ({"GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0}, 0),
     ],

@@ -140,7 +140,7 @@ def test_a_shell_completes_configurations_by_presets_files_and_folders(tmp_path,
         (tmp_path / name).write_text("")
     assert complete_config("digi") == [
         "digits", "digits-classify", "digits-demo", "digits-denoise-classify", "digits-local",
-        "digits-quick", "digits-sequential", "digits-shortlist", "digital.toml",
+        "digits-quick", "digits-sequential", "digital.toml",
     ]  # fmt: skip
     assert complete_config("j") == ["jobs/"]
     assert complete_config("jobs/") == ["jobs/one.toml"]

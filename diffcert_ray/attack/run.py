@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.datasets.dataset import about, labels_of
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.run.devices import at_a_worker, workers_device
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.resume import check_same_images
-from diffcert_ray.run.stored import Run
+from diffcert_ray.run.stored import Elsewhere, Run
 from diffcert_ray.storage.views import replace_view
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def attack_run(
     denoiser: "Denoiser | None" = None,
     dataset: Dataset | None = None,
     on_image: Callable[["ImageAttack", int], None] = lambda attacked, total: None,
+    address: str | None = None,
 ) -> Attack:
     """Try to break certificates of a run, chosen at random, and store the findings in the run.
 
@@ -83,7 +86,9 @@ def attack_run(
         multiples: of the radius, beyond it, ascending.
         denoiser: an object in place of the run's checkpoint.
         dataset: an object in place of the run's dataset.
-        on_image: called after each image, with their number.
+        on_image: called after each image, with their number; with an address, after all of them.
+        address: of a Ray cluster, one of whose workers does all of it, and so must reach the run;
+            None is this process.
 
     Returns:
         What was found. ``attack/seed-SEED.json`` in the run has all of it, a .npz beside it every
@@ -92,15 +97,50 @@ def attack_run(
     Raises:
         ConfigError: no certificates to attack, plain ones, another checkpoint or other images.
         ValueError: too few votes for this alpha.
+        PoolError: no worker of the cluster can be had.
     """
-    from diffcert_ray.attack.image import MULTIPLES, TRIES_INSIDE, Judgement, attack_image
     from diffcert_ray.attack.search import Effort
 
-    rows = _chosen(run, images, seed)
-    judgement = Judgement(votes, alpha, TRIES_INSIDE * len(rows))
+    asked = _Asked(images, seed, votes, alpha, effort or Effort(), multiples, denoiser, dataset)
+    execution = run.config.execution
+    if address is None:
+        return _attacked(run, asked, on_image, workers_device(execution, local=True))
+    work = partial(_attacked_there, Elsewhere.of(run), asked)
+    attack = at_a_worker(work, execution, address=address)
+    for one in attack.images:
+        on_image(one, len(attack.images))
+    return attack
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `attack_run` was asked for."""
+
+    images: int
+    seed: int
+    votes: int
+    alpha: float
+    effort: "Effort"
+    multiples: Sequence[float] | None
+    denoiser: "Denoiser | None"
+    dataset: Dataset | None
+
+
+def _attacked_there(run: Elsewhere, asked: _Asked, device: str) -> Attack:
+    return _attacked(run.open(), asked, lambda attacked, total: None, device)
+
+
+def _attacked(
+    run: Run, asked: _Asked, on_image: Callable[["ImageAttack", int], None], device: str
+) -> Attack:
+    from diffcert_ray.attack.image import MULTIPLES, TRIES_INSIDE, Judgement, attack_image
+
+    seed, dataset = asked.seed, asked.dataset
+    rows = _chosen(run, asked.images, seed)
+    judgement = Judgement(asked.votes, asked.alpha, TRIES_INSIDE * len(rows))
     options = run.config.execution.storage_options
     data = dataset if dataset is not None else load_dataset(run.config.dataset.whole(), options)
-    worker = _worker(run, data, denoiser)
+    worker = _worker(run, data, asked.denoiser, device)
     known = {int(i) for i in rows["image_id"]}
     check_same_images(run.store.done_units(), known, data.image_sha)
     attack = Attack(judgement, seed, len(_attackable(run)))
@@ -113,10 +153,10 @@ def attack_run(
             image,
             (image_id, predicted, row["radius"]),
             judgement,
-            effort=effort or Effort(),
+            effort=asked.effort,
             seed=seed,
             towards=_directions(image, predicted, others),
-            multiples=multiples or MULTIPLES,
+            multiples=asked.multiples or MULTIPLES,
         )
         attack.images.append(one)
         attack.nfe += one.nfe
@@ -145,9 +185,8 @@ def _chosen(run: Run, images: int, seed: int) -> pd.DataFrame:
     return rows.iloc[sorted(chosen)]
 
 
-def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker":
+def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None", device: str) -> "Worker":
     """The run's networks, as they are; not compiled, so that gradients pass through them."""
-    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
 
@@ -157,7 +196,6 @@ def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker":
     eager = settings.model_copy(
         update={"numerics": settings.numerics.model_copy(update={"compile": False})}
     )
-    device = resolve_device(settings.execution.device)
     return WorkerSpec(eager, weights, device, denoiser, data).load("attack")
 
 

@@ -18,6 +18,7 @@ from diffcert_ray.checkpoints.files import file_sha256, local_path, shipped
 from diffcert_ray.checkpoints.tensors import is_safetensors, safetensors_of, torch_tensors_of
 from diffcert_ray.config.tables import Config
 from diffcert_ray.denoisers.device import compile_classifier
+from diffcert_ray.denoisers.edm import NETWORK_DTYPES
 from diffcert_ray.errors import CheckpointError, ConfigError, nearest
 
 Network = nn.Module
@@ -27,7 +28,6 @@ CONVNET = "digits-convnet"
 SMALL_CONVNET = "small-convnet"
 METADATA_KEY = "diffcert_ray_classifier"
 
-_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INSIDE = ("state_dict", "model_state_dict", "model")
 
 
@@ -51,7 +51,7 @@ class ImageClassifier:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> None:
-        self._dtype = _TYPES[dtype]
+        self._dtype = NETWORK_DTYPES[dtype]
         network = copy.deepcopy(network).eval().requires_grad_(False)
         self._network = network.to(device, self._dtype)
         self._mean = _per_channel(mean, 0.0, device)

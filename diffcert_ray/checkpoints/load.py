@@ -56,7 +56,7 @@ def load_denoiser(
             replace or complete what the checkpoint says of itself; needed for a state dict that has
             neither NAME.json beside it nor the shape of a published checkpoint.
         device: where the denoiser shall live.
-        dtype: what its network computes in, "float32", "bfloat16" or "float16"; its input and
+        dtype: what its network computes in, "float32", "tf32", "bfloat16" or "float16"; input and
             output stay float32.
         sha256: what `checkpoint_sha256(source)` must be, 64 hex digits; None to accept any.
         storage_options: what fsspec's filesystem takes, for a remote address, such as

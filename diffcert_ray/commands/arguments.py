@@ -1,6 +1,6 @@
 """Arguments and options that several commands take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -81,11 +81,39 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Replace a setting; may be repeated"),
 ]
+PriceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]PRICE", help="Price of a worker like this one for an hour; repeatable"
+    ),
+]
 ImagesOption = Annotated[
     str | None,
     typer.Option("--images", metavar="A:B", help="Positions A..B-1 of the chosen images only"),
 ]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar='"auto"|HOST:PORT',
+        help="Compute on a worker of this Ray cluster, in place of this process",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for machines")]
+
+
+def prices_of(given: Sequence[str] | None) -> dict[str, float]:
+    """The values of --price, by the name of the machines; ConfigError says what is wrong."""
+    found = {}
+    for text in given or ():
+        name, _, number = text.rpartition("=")
+        try:
+            found[name or "worker"] = float(number)
+        except ValueError:
+            raise ConfigError(
+                f"--price {text!r} must be a number, or NAME=NUMBER, as in spot=0.35"
+            ) from None
+    return found
 
 
 def image_range(text: str | None) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.arguments import AddressOption, JsonOption, RunArgument
 from diffcert_ray.commands.exit_codes import FAILED
 from diffcert_ray.commands.screen import err, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
@@ -27,6 +27,7 @@ def attack(
     steps: Annotated[int, typer.Option(min=1, help="Steps of projected gradient")] = 10,
     candidates: Annotated[int, typer.Option(min=1, help="Directions of random search")] = 10,
     as_json: JsonOption = False,
+    address: AddressOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Try to break certificates: gradients and random search, judged by fresh votes.
@@ -57,6 +58,7 @@ def attack(
         alpha=alpha,
         effort=Effort(steps=steps, candidates=candidates),
         on_image=on_image,
+        address=address,
     )
     if as_json:
         print_json({"run": run} | figures(result) | {"files": result.kept})

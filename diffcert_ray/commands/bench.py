@@ -1,6 +1,7 @@
 """``diffcert bench``: measure the network and the engine on this device."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,9 @@ if TYPE_CHECKING:
     from diffcert_ray.config.tables import Config
     from diffcert_ray.method.diffusion_base import DiffusionBase
     from diffcert_ray.tools.bench_file import Measured
-    from diffcert_ray.tools.measure import Subject
+    from diffcert_ray.tools.measure import Schedule, Subject
 
-from diffcert_ray.commands.arguments import ConfigArgument, SetOption
+from diffcert_ray.commands.arguments import AddressOption, ConfigArgument, SetOption
 from diffcert_ray.commands.screen import err, escaped, out
 
 SCALE_NAMES = ("digits", "digits-32", "cifar10", "imagenet64")
@@ -41,29 +42,28 @@ def bench(
     profile: Annotated[
         Path | None, typer.Option(help="Write a Chrome trace of an item to this file")
     ] = None,
+    address: AddressOption = None,
 ) -> None:
     """Measure the bare network, the engine, its parts, memory and floors on this device.
 
     [dim]diffcert bench digits --set numerics.compile=true --json compiled.json[/]
     [dim]diffcert bench --scales digits,cifar10 --set numerics.batch=8[/]
 
-    One process, one thread on a CPU, without Ray. Rates are evaluations (NFE) per second; on a CPU
-    per second that this process computed, so that other work on the machine counts less. Where
-    numerics.batch is not given, the engine's is the one that calibration would choose.
+    One process, one thread on a CPU, here or (--address) on a worker of a cluster. Rates are
+    evaluations (NFE) per second; on a CPU per second that this process computed, so that other work
+    on the machine counts less. Where numerics.batch is not given, the engine's is the one that
+    calibration would choose.
     """
     from diffcert_ray.config.loading import load_config
-    from diffcert_ray.denoisers.device import resolve_device, set_up_torch
-    from diffcert_ray.tools.bench_file import device_facts, read_reference, to_json
-    from diffcert_ray.tools.floor import device_speeds
-    from diffcert_ray.tools.measure import Schedule, measure, write_trace
+    from diffcert_ray.errors import ConfigError
+    from diffcert_ray.run.devices import at_a_worker
+    from diffcert_ray.tools.bench_file import read_reference, to_json
+    from diffcert_ray.tools.measure import Schedule
 
+    if profile and address:
+        raise ConfigError("--profile would be written on the worker's machine: leave one out")
     reference = read_reference(against) if against else {}
     settings = load_config(config, overrides or ())
-    device = resolve_device(settings.execution.device)
-    set_up_torch()
-    facts = device_facts(device)
-    speeds = device_speeds(device, settings.numerics.dtype)
-    out.print(escaped(f"{facts['name']}, {facts['threads']} thread, torch {facts['torch']}"))
     schedule = Schedule(
         rounds=rounds,
         item_s=item_s,
@@ -72,18 +72,39 @@ def bench(
         largest_batch=largest_batch,
     )
     measured: list[Measured] = []
-    names = scales.split(",") if scales else [None]
-    for name in names:
-        subject = _random_subject(settings, name, device) if name else _subject(settings, device)
-        err.print(f"measuring {subject.name}", soft_wrap=True)
-        measured.append(measure(subject, speeds, schedule, on_rate=_say_rate))
-        _print_measured(measured[-1], reference.get(measured[-1].name))
-        if profile:
-            fastest = max(r.nfe_per_s or 0.0 for r in measured[-1].rates)
-            write_trace(subject, profile, item_s, fastest)
+    facts: dict[str, Any] = {}
+    for name in scales.split(",") if scales else [None]:
+        work = partial(_measured, settings, name, schedule, None if address else profile)
+        facts, one = at_a_worker(work, settings.execution, address=address)
+        if not measured:
+            said = f"{facts['name']}, {facts['threads']} thread, torch {facts['torch']}"
+            out.print(escaped(said))
+        measured.append(one)
+        _print_measured(one, reference.get(one.name))
     _print_table(measured)
     if json_file:
         json_file.write_text(to_json(facts, measured), encoding="utf-8")
+
+
+def _measured(
+    settings: "Config", scale: str | None, schedule: "Schedule", profile: Path | None, device: str
+) -> "tuple[dict[str, Any], Measured]":
+    """What is measured in this process, and what of."""
+    from diffcert_ray.denoisers.device import check_device, set_up_torch
+    from diffcert_ray.tools.bench_file import device_facts
+    from diffcert_ray.tools.floor import device_speeds
+    from diffcert_ray.tools.measure import measure, write_trace
+
+    check_device(device, "bench")
+    set_up_torch(settings.numerics.dtype)
+    speeds = device_speeds(device, settings.numerics.dtype)
+    subject = _random_subject(settings, scale, device) if scale else _subject(settings, device)
+    err.print(f"measuring {subject.name}", soft_wrap=True)
+    measured = measure(subject, speeds, schedule, on_rate=_say_rate)
+    if profile:
+        fastest = max(r.nfe_per_s or 0.0 for r in measured.rates)
+        write_trace(subject, profile, schedule.item_s, fastest)
+    return device_facts(device), measured
 
 
 def _subject(settings: "Config", device: str) -> "Subject":
@@ -121,6 +142,9 @@ def _random_subject(settings: "Config", scale: str, device: str) -> "Subject":
         keep_channels_last(network)
     if numerics.compile:
         compile_denoiser(network)
+    if settings.uses_head:  # it is of another network: all classes race
+        race = settings.sift.model_copy(update={"rule": "paired-z"})
+        settings = settings.model_copy(update={"sift": race})
     base = base_classifier(settings, network, settings.votes.sigmas[0], device=device)
     images = random_images(network.image_shape, 16)
     ids = np.arange(len(images))

@@ -15,8 +15,10 @@ from diffcert_ray.commands.arguments import (
     ConfigArgument,
     ImagesOption,
     JsonOption,
+    PriceOption,
     SetOption,
     image_range,
+    prices_of,
 )
 from diffcert_ray.commands.exit_codes import INCOMPLETE
 from diffcert_ray.commands.report import show_report
@@ -43,6 +45,16 @@ def certify(
         bool,
         typer.Option(help="Set damaged and foreign files aside, evaluate what is missing again"),
     ] = False,
+    max_hours: Annotated[
+        float | None, typer.Option(help="Stop after so many hours; the same command continues")
+    ] = None,
+    max_nfe: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations; the same")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Stop after workers have cost so much (--price); the same")
+    ] = None,
+    price: PriceOption = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No progress: only warnings, errors and results")
     ] = False,
@@ -53,6 +65,7 @@ def certify(
 
     [dim]diffcert certify digits-quick[/]
     [dim]diffcert certify my.toml --run s3://bucket/run1 --set votes.n=10000 --address auto[/]
+    [dim]diffcert certify my.toml --max-hours 12 --max-cost 80 --price spot=0.35[/]
 
     Ctrl-C stores what has come back and stops; the same command continues. Where stderr is no
     terminal, progress comes as lines of key=value, with --json as JSON lines.
@@ -72,6 +85,10 @@ def certify(
             on_start=lambda run: _say_where(run, quiet=quiet),
             on_calibrated=lambda said: None if quiet else err.print(said, soft_wrap=True),
             should_stop=lambda: bool(stopped),
+            max_hours=max_hours,
+            max_nfe=max_nfe,
+            max_cost=max_cost,
+            price=max(prices_of(price).values(), default=None),  # the dearest, to be sure
         )
     outcome = certified.outcome
     assert outcome is not None
@@ -117,6 +134,11 @@ def _say_outcome(outcome: "Outcome", *, quiet: bool) -> None:
         err.print(
             f"[bold]incomplete:[/] {len(outcome.given_up)} images were given up after repeated "
             f"failures ({shown}); see the log above, then run the same command again"
+        )
+    elif outcome.reached:
+        err.print(
+            f"[bold]budget reached:[/] {outcome.reached}; what has come back is stored, the same "
+            "command continues with as much again"
         )
     elif not outcome.complete:
         err.print("[bold]stopped:[/] what has come back is stored; the same command continues")

@@ -14,6 +14,7 @@ from diffcert_ray.commands.certify import certify
 from diffcert_ray.commands.compact import compact
 from diffcert_ray.commands.config import config_command
 from diffcert_ray.commands.convert import convert
+from diffcert_ray.commands.doctor import doctor
 from diffcert_ray.commands.exit_codes import BAD_USE, FAILED
 from diffcert_ray.commands.export import export
 from diffcert_ray.commands.log_lines import log_to
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for command in (certify, plan, status, report, export, verify, attack, convert, compact, bench):
     app.command()(command)
+app.command()(doctor)
 app.command("config")(config_command)
 app.command()(tune)
 app.command()(train)

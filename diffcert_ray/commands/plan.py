@@ -1,23 +1,28 @@
 """``diffcert plan``: say what a run will take."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffcert_ray.commands.arguments import (
+    AddressOption,
     ConfigArgument,
     ImagesOption,
     JsonOption,
+    PriceOption,
     SetOption,
     image_range,
+    prices_of,
 )
 from diffcert_ray.commands.screen import escaped, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from diffcert_ray.engine.worker import WorkerSpec
     from diffcert_ray.run.estimate import Bill, Estimate, PlainEstimate, SigmaEstimate
 
 
@@ -25,32 +30,28 @@ def plan(
     config: ConfigArgument,
     overrides: SetOption = None,
     images: ImagesOption = None,
-    price: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]PRICE", help="Price of a worker like this one for an hour; repeatable"
-        ),
-    ] = None,
+    price: PriceOption = None,
     workers: Annotated[int, typer.Option(min=1, help="At work at the same time")] = 1,
     as_json: JsonOption = False,
+    address: AddressOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Say what a run will take, measured on a few votes; stores nothing.
 
     [dim]diffcert plan digits --set votes.n=10000[/]
     [dim]diffcert plan my.toml --workers 8 --price spot=0.35 --price on-demand=1.20[/]
+    [dim]diffcert plan my.toml --address auto[/]
     """
     from diffcert_ray.datasets import check_images, load_dataset
-    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
+    from diffcert_ray.run.devices import at_a_worker
     from diffcert_ray.run.estimate import bills
     from diffcert_ray.run.head_check import check_head
-    from diffcert_ray.run.kind import kind_of
     from diffcert_ray.run.plan import plan_of
     from diffcert_ray.run.preflight import check_plan, leave_out_corrupt
 
-    prices = dict(_price(text) for text in price or ())
+    prices = prices_of(price)
     settings = with_storage_options(load_config(config, overrides or ()), storage)
     data = load_dataset(settings.dataset, settings.execution.storage_options)
     asked = plan_of(settings, data, image_range(images))
@@ -58,9 +59,11 @@ def plan(
     read, weights = check_images(data, asked.image_ids), weights_of(settings)
     asked, _ = leave_out_corrupt(settings, asked, read)
     check_head(settings, weights, data, asked.image_ids.tolist(), read.shas)
-    device = resolve_device(settings.execution.device)
-    worker = WorkerSpec(settings, weights, device, dataset=data).load("plan")
-    estimated, warnings = kind_of(settings).estimate(settings, asked, worker, data.num_classes)
+    own = data if address is None else None  # a worker elsewhere reads its own images
+    spec = WorkerSpec(settings, weights, dataset=own)
+    measured = partial(_measured, spec, asked, data.num_classes)
+    device, estimated, warnings = at_a_worker(measured, settings.execution, address=address)
+    warnings = [*data.notes, *warnings]
     costs = bills(estimated.worker_hours, prices, workers)
     if as_json:
         print_json(_figures(settings.name, device, workers, estimated, costs, warnings))
@@ -69,20 +72,26 @@ def plan(
         title = f"{settings.name}: {estimated.images} images, {settings.votes.bound}"
         _say_sigmas(title, estimated.sigmas)
     out.print(estimated.said(settings.name))
+    if data.mapping:
+        out.print(escaped(data.mapping), soft_wrap=True)
     _say_costs(device, workers, estimated, costs)
     for warning in warnings:
         out.print(f"[bold]warning:[/] {escaped(warning)}")
 
 
-def _price(text: str) -> tuple[str, float]:
-    """The value of --price; ConfigError says what is wrong with it."""
-    name, _, number = text.rpartition("=")
-    try:
-        return name or "worker", float(number)
-    except ValueError:
-        raise ConfigError(
-            f"--price {text!r} must be a number, or NAME=NUMBER, as in spot=0.35"
-        ) from None
+def _measured(
+    spec: "WorkerSpec", asked: Any, classes: int, device: str
+) -> "tuple[str, Estimate | PlainEstimate, list[str]]":
+    """The device's name, and what `Kind.estimate` says of a worker on it."""
+    from diffcert_ray.denoisers.device import device_name
+    from diffcert_ray.run.calibration import usual_numerics
+    from diffcert_ray.run.kind import kind_of
+
+    numerics = usual_numerics(spec.config, device)
+    config = spec.config.model_copy(update={"numerics": numerics})
+    worker = replace(spec, config=config, device=device).load("plan")
+    estimated, warnings = kind_of(config).estimate(config, asked, worker, classes)
+    return device_name(device), estimated, warnings
 
 
 def _figures(

@@ -35,11 +35,12 @@ def progress_line(progress: RunProgress) -> str:
     pending = f" (+{pool.pending} starting)" if pool.pending else ""
     requeued = f", {pool.requeued} items requeued" if pool.requeued else ""
     note = f"; {pool.note}" if pool.note else ""
+    budget = f", spent {progress.budget}" if progress.budget else ""
     return (
         f"{progress.images_done}/{progress.images_total} images, "
         f"{progress.votes_done:,}/{progress.votes_total:,} votes, "
         f"{progress.nfe_per_s:,.0f} NFE/s, {duration(progress.seconds_left)} left, "
-        f"{pool.live} workers{pending}{requeued}{note}"
+        f"{pool.live} workers{pending}{requeued}{budget}{note}"
     )
 
 
@@ -57,6 +58,7 @@ def progress_facts(progress: RunProgress) -> dict[str, int | float | str | None]
         "pending": pool.pending,
         "requeued": pool.requeued,
         "note": pool.note,
+        **({"budget": progress.budget} if progress.budget else {}),
     }
 
 

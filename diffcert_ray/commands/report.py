@@ -1,5 +1,6 @@
 """``diffcert report``: the figures of runs and logs, on the terminal and as files."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +35,14 @@ def report(
         list[str] | None,
         typer.Option(help="Compare with published rows of this dataset too, e.g. cifar10"),
     ] = None,
+    norm: Annotated[
+        list[str] | None,
+        typer.Option(help="Also derive figures in linf or l1 from the l2 radii; repeatable"),
+    ] = None,
+    log_dimensions: Annotated[
+        int | None,
+        typer.Option(min=1, help="Numbers in an image of logs, for --norm linf: 3072 for CIFAR"),
+    ] = None,
     as_json: JsonOption = False,
     storage: StorageOption = None,
 ) -> None:
@@ -44,6 +53,7 @@ def report(
 
     The page, index.html, needs no other file.
     """
+    from diffcert_ray.report.series import with_norms
     from diffcert_ray.report.sources import open_sources
     from diffcert_ray.report.written import write_report
 
@@ -51,6 +61,8 @@ def report(
     opened = open_sources(
         sources, log_sigma=log_sigma, log_alpha=log_alpha, storage_options=options
     )
+    series = with_norms(opened.series, norm or (), log_dimensions)
+    opened = replace(opened, series=series)
     folder = output or (None if opened.runs else f"{sources[0]}-report")
     written = write_report(opened, folder, published or (), options)
     if as_json:

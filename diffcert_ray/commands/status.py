@@ -2,10 +2,10 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
-from diffcert_ray.commands.screen import out, print_json
+from diffcert_ray.commands.screen import escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 if TYPE_CHECKING:
@@ -21,17 +21,19 @@ def status(run: RunArgument, as_json: JsonOption = False, storage: StorageOption
     [dim]diffcert status runs/digits[/]
     [dim]diffcert status s3://bucket/run1 --json[/]
     """
+    from diffcert_ray.run.budget import noted_budget
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.storage.activity import activity, newest_writes
 
     opened = open_run(run, storage_options(storage))
     standing = _standing(opened)
     writes = newest_writes(opened.store, opened.kind.folder)
-    seen = activity(writes, time.time())
+    seen, noted = activity(writes, time.time()), noted_budget(opened.store.location)
     if as_json:
         facts = vars(standing) | {"complete": standing.complete} | vars(seen)
         identity = {"votes_id": opened.document.votes_id, "plan_id": opened.document.plan_id}
-        print_json({"run": opened.address} | identity | facts)
+        budget = {"budget": noted} if noted else {}
+        print_json({"run": opened.address} | identity | facts | budget)
         return
     what = opened.kind.counted
     most = " at most" if opened.config.votes.bound == "sequential" else ""
@@ -42,6 +44,8 @@ def status(run: RunArgument, as_json: JsonOption = False, storage: StorageOption
     out.print(f"{what}      {standing.votes:,} of {standing.votes_asked:,}{most}")
     out.print(f"numerics   {', '.join(standing.numerics) or '-'}")
     out.print(f"written    {_written(seen, what)}")
+    if noted:
+        out.print(f"budget     {_budget(noted)}", soft_wrap=True)
     out.print(f"state      {_state(standing, seen)}", soft_wrap=True)
 
 
@@ -76,6 +80,12 @@ def _written(seen: "Activity", what: str) -> str:
     rate = "" if seen.votes_per_s is None else f", {seen.votes_per_s:,.1f} {what}/s then"
     writers = "1 driver" if seen.writers == 1 else f"{seen.writers} drivers"
     return f"{duration(seen.last_s)} ago, by {writers}{rate}"
+
+
+def _budget(noted: dict[str, Any]) -> str:
+    """What the last start with a budget has spent of it."""
+    ended = f"; it stopped at {noted['reached']}" if noted.get("reached") else ""
+    return escaped(f"{noted.get('budget', '?')} spent by the last start that had one{ended}")
 
 
 def _state(standing: Standing, seen: "Activity") -> str:

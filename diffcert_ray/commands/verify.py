@@ -7,7 +7,7 @@ import typer
 if TYPE_CHECKING:
     from diffcert_ray.run.verification import Verification
 
-from diffcert_ray.commands.arguments import JsonOption, RunArgument
+from diffcert_ray.commands.arguments import AddressOption, JsonOption, RunArgument
 from diffcert_ray.commands.exit_codes import FAILED, INCOMPLETE
 from diffcert_ray.commands.screen import escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
@@ -19,7 +19,14 @@ def verify(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of the choice of units; drawn if not given")
     ] = None,
+    dataset_path: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the images are, if the run was made elsewhere", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
+    address: AddressOption = None,
     storage: StorageOption = None,
 ) -> None:
     """Recompute every certificate from the counts, and a sample of the units from the images.
@@ -28,14 +35,17 @@ def verify(
     NFE) in the sample, which is drawn at random each time. Exit code 1 on any difference, 3 if
     there is none, but images have no certificate: the run is not finished, or somebody removed
     them.
-    To let others verify a run, share its folder and the checkpoint.
+    To let others verify a run, share its folder and the checkpoint; --dataset-path says where they
+    have the images.
 
     [dim]diffcert verify runs/digits --sample 50[/]
+    [dim]diffcert verify s3://bucket/run1 --address auto[/]
     """
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.run.verify import verify_run
 
-    result = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
+    opened = open_run(run, storage_options(storage), dataset_path=dataset_path)
+    result = verify_run(opened, sample=sample, seed=seed, address=address)
     if as_json:
         share = {"missed_share": result.missed_share}
         told = {k: v for k, v in vars(result).items() if k not in ("contradicted", "costs_too")}

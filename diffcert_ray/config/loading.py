@@ -1,6 +1,7 @@
 """Reading a configuration: a file, preset or mapping with overrides, checked as a whole."""
 
 import copy
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -10,7 +11,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from diffcert_ray.config.selectors import the_selector
-from diffcert_ray.config.tables import Config, VotesConfig
+from diffcert_ray.config.tables import MOST, Config, VotesConfig
 from diffcert_ray.errors import ConfigError, nearest
 
 RUN_PRESETS = "presets"
@@ -72,6 +73,8 @@ def read_as(
         tables = copy.deepcopy(dict(source))
     else:
         tables = _read_toml(str(source), folder)
+        if str(source) not in presets(folder):
+            _from_its_folder(tables, Path(str(source)).absolute().parent)
     for override in overrides:
         _apply_override(tables, override)
     try:
@@ -96,9 +99,24 @@ def _read_toml(source: str, folder: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not valid TOML: {error}") from None
 
 
+def _from_its_folder(tables: dict[str, Any], folder: Path) -> None:
+    """Relative paths of images, as those that read a file mean them: from the file's folder.
+
+    Where there is nothing, they are left as they are: from the folder of this process.
+    """
+    for table in ("dataset", "validation"):
+        images = tables.get(table)
+        if not isinstance(images, dict):
+            continue
+        for key in ("path", "label_map"):
+            given = images.get(key)
+            if isinstance(given, str) and "://" not in given and (folder / given).exists():
+                images[key] = os.path.abspath(folder / given)
+
+
 def _file_text(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8")
+        return Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): give a TOML file, "
@@ -131,6 +149,7 @@ _REMEDIES = {
     "list_type": "; give a list, as in {key}=[{value}]",
     "model_type": "; it is a table: set one of its keys, as in {key}.KEY=VALUE",
     "int_parsing": "; give a whole number",
+    "int_parsing_size": f"; give {MOST} at most",
 }
 
 
@@ -165,12 +184,28 @@ def table_of(annotation: Any) -> type[BaseModel] | None:
 def _check(config: Config) -> None:
     """What one key alone cannot tell."""
     the_selector(config.dataset.model_dump(exclude_none=True))
+    _check_execution(config)
     if config.model.unconditional_config is not None and config.model.unconditional is None:
         raise ConfigError(
             "model.unconditional_config is given, but no model.unconditional that it could be of: "
             "name that checkpoint, or say it in model.config"
         )
     _CHECKS[config.kind_name](config)
+
+
+def _check_execution(config: Config) -> None:
+    execution = config.execution
+    if execution.gpus_per_actor > 1 and execution.gpus_per_actor % 1:
+        raise ConfigError(
+            f"execution.gpus_per_actor = {execution.gpus_per_actor:g} is more than a GPU and no "
+            "whole number: Ray gives a worker a share of one GPU, or whole ones; set 0.5 or 2, say"
+        )
+    if execution.actors is not None and execution.most_actors is not None:
+        raise ConfigError(
+            f"execution.actors = {execution.actors} and execution.most_actors = "
+            f"{execution.most_actors} are both set: actors are started whatever the cluster has, "
+            "most_actors only without it; leave one out"
+        )
 
 
 def _check_diffusion(config: Config) -> None:

@@ -2,18 +2,35 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from diffcert_ray.config.selectors import SELECTORS
 
 PLAIN_BOUNDS: tuple[Literal["lipschitz"], Literal["local"]] = ("lipschitz", "local")
 DIRECT_METHODS = ("classify", "denoise-classify", "shortlist-classify")
 
+Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
+"""What a network computes in."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+NO_MATTER = "no matter"
+"""In place of a class order, where nobody need be asked: that of the names."""
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+MOST = 10**9
+"""The most of anything that is counted: more votes end in no lifetime, and fit no table."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Sigma = Annotated[float, Field(gt=0, le=100)]  # of pixels in [0, 1]: nothing is left of them
 
 
 def _read_settings(given: Any) -> Any:
@@ -21,7 +38,7 @@ def _read_settings(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        content = json.loads(Path(given).expanduser().read_text("utf-8"))
+        content = json.loads(Path(given).expanduser().read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"no JSON can be read there ({error}): give the path of a local JSON file, or a table"
@@ -44,6 +61,21 @@ class _Table(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where they would pass for 1 and 0."""
+        field = cls.model_fields[str(info.field_name)]
+        entries = given if isinstance(given, list | tuple) else [given]
+        if isinstance(given, dict) and dict[str, int] in get_args(field.annotation):
+            entries = list(given.values())
+        if any(isinstance(value, bool) for value in entries) and bool not in (
+            field.annotation,
+            *get_args(field.annotation),
+        ):
+            raise ValueError("true and false are no value of this key")
+        return given
+
 
 class DatasetConfig(_Table):
     """This table says which images are certified.
@@ -53,13 +85,19 @@ class DatasetConfig(_Table):
     """
 
     name: str = "digits"
-    """The dataset is digits, glyphs, cifar10, cifar100, svhn, imagenet32, imagenet64, folder or
-    parquet."""
+    """The dataset is digits, glyphs, mnist, fashion-mnist, kmnist, emnist, medmnist, cifar10,
+    cifar100, svhn, stl10, tiny-imagenet, imagenet32, imagenet64, folder or parquet."""
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "test"
     """The images come from this part of the published data, or of a folder or Parquet dataset."""
     path: str | None = None
     """The files lie in this folder or at this fsspec address. Every dataset but digits
     and the test split of glyphs needs it."""
+    variant: str | None = None
+    """Which part of emnist (balanced, byclass, bymerge, letters, digits or mnist), or which set of
+    medmnist, as in pathmnist or pathmnist_64, is meant. It is needed for these two."""
+    upright: bool | None = None
+    """EMNIST's images, which are stored lying, are turned upright (the default), or given as they
+    are stored (false), as torchvision gives them."""
     image_column: str | None = None
     """This column of a Parquet dataset holds the images. Where only one column has the type of
     images, it need not be named."""
@@ -70,11 +108,25 @@ class DatasetConfig(_Table):
     id."""
     label_map: tuple[int, ...] | dict[str, int] | str | None = None
     """A list, a mapping or ImageNet's map_clsloc.txt gives the network's number of each class."""
+    class_order: Literal["name", "number"] | None = None
+    """Class folders and labels that are text are numbered by sorted name, or by the number in it.
+    It is needed where the two differ, as for 1, 2 and 10."""
     num_classes: Count | None = None
     """The network has so many classes. It is needed where the dataset has fewer."""
     image_shape: tuple[Count, Count, Count] | None = None
     """Images have these channels, height and width. It is needed where the files of a folder or
     Parquet dataset do not say it."""
+    resize: Count | tuple[Count, Count] | None = None
+    """Images are resized as they are read, antialiased: to this shorter side, or to this height and
+    width. Radii are those of the resized images."""
+    crop: Count | tuple[Count, Count] | None = None
+    """A square of this side, or a part of this height and width, is kept from the middle of each
+    image, after resize."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "area"] | None = None
+    """Images are resized with this filter, bicubic where it is not given."""
+    background: Literal["white", "black"] | tuple[UnitInterval, ...] | None = None
+    """White, black or one number in [0, 1] for each channel is seen through transparent pixels.
+    Without it, images that have some are refused."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """An image that cannot be decoded stops the run before any work (stop), or counts as an
     abstention (skip)."""
@@ -90,9 +142,14 @@ class DatasetConfig(_Table):
     seed: Annotated[int, Field(ge=0)] | None = None
     """The random sample is drawn with this seed, 0 where it is not given."""
 
+    def as_stored(self) -> "DatasetConfig":
+        """The same for a run that has begun: its classes have an order, also if nobody said it."""
+        asked_about = self.class_order is None and self.name in ("folder", "parquet")
+        return self.model_copy(update={"class_order": NO_MATTER} if asked_about else {})
+
     def whole(self) -> "DatasetConfig":
         """All its images: later starts of a run may have added some to the first one's choice."""
-        return self.model_copy(update=dict.fromkeys((*SELECTORS, "seed")))
+        return self.as_stored().model_copy(update=dict.fromkeys((*SELECTORS, "seed")))
 
 
 class ModelConfig(_Table):
@@ -221,7 +278,7 @@ class SiftConfig(_Table):
 class VotesConfig(_Table):
     """This table says how many votes are cast, at which sigmas, and what is certified from them."""
 
-    sigmas: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.25,)
+    sigmas: Annotated[tuple[Sigma, ...], Field(min_length=1)] = (0.25,)
     """Every image is certified at each of these smoothing noises, in pixel units."""
     n0: Count = 100
     """So many selection votes choose an image's class, where select is set at most."""
@@ -279,9 +336,10 @@ class NumericsConfig(_Table):
     """
 
     batch: Annotated[int, Field(ge=1, le=65536)] = 128
-    """A batch has so many rows."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The network computes in this type. Its input, its output and all sums are wider."""
+    """A batch has so many rows. By default a new run on a GPU has 256."""
+    dtype: Dtype = "float32"
+    """The network computes in this type. Its input, its output and all sums are wider. With tf32 a
+    GPU rounds the factors of float32 products to 10 bits, which a CPU does not."""
     channels_last: bool = False
     """Images and filters lie in memory pixel by pixel, which is faster on some devices."""
     compile: bool = False
@@ -298,18 +356,21 @@ class ExecutionConfig(_Table):
     actors: Count | None = None
     """So many workers are started. By default there is one for each GPU, or for each CPU core where
     there is no GPU."""
+    most_actors: Count | None = None
+    """Where actors is not set, a cluster is asked for so many workers, so that its autoscaler adds
+    nodes for them. By default none are asked for that its nodes have no room for."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """The networks live on this device. With auto it is the GPU where there is one."""
+    """The networks live on this device. With auto it is the GPU where there is one: in the cluster
+    that a run joins, or on this machine."""
     gpus_per_actor: Annotated[float, Field(gt=0, le=8)] = 1.0
-    """Each worker gets this share of a GPU."""
+    """Each worker gets this share of a GPU, or so many whole ones."""
     calibrate: Literal["auto", "always", "never"] = "auto"
     """A new run measures what [numerics] leaves open: always, never, or (auto) where the run is
     long enough."""
-    dtypes: Annotated[
-        tuple[Literal["float32", "bfloat16", "float16"], ...], Field(min_length=1)
-    ] = ("float32",)
-    """Calibration chooses among these types to compute in. With less than float32 some votes
-    change."""
+    dtypes: Annotated[tuple[Dtype, ...], Field(min_length=1)] | None = None
+    """Calibration chooses the fastest of these types to compute in, if hardly any of its votes
+    differ from those in float32. By default these are float32, tf32 and bfloat16 on a GPU, and
+    float32 on a CPU."""
     memory_limit: Positive | None = None
     """A worker may take so many GiB when it is calibrated. By default it may take 0.8 of its share
     of the free memory."""

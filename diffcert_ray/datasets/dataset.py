@@ -31,6 +31,8 @@ class Dataset:
         fingerprint: sha256 in hex over what identifies the whole split and its labels, the same
             for every part of it: the pixels of a split held in memory; names, sizes and footers of
             the files of one that is read by parts.
+        notes: sentences about how files were read that one may not expect: files that were not.
+        mapping: the numbers of classes that files know by name only, in a line; else "".
 
     Raises:
         PixelsError: uint8 that are all 0 and 1, which may mean either scale.
@@ -45,6 +47,8 @@ class Dataset:
     pixels: Pixels
     class_names: tuple[str, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
+    mapping: str = ""
 
     def __post_init__(self) -> None:
         given = self.pixels

@@ -81,7 +81,7 @@ def _whole(value: Any) -> int:
 
 def _sorted_wordnet_ids(path: str, classes: int, first_label: int) -> tuple[Ints, dict[int, str]]:
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
             f"dataset.label_map {path!r} cannot be read ({error}): give the path of a "

@@ -11,17 +11,25 @@ from typing import Any, Final
 import numpy as np
 
 from diffcert_ray.config.selectors import SELECTORS
+from diffcert_ray.config.tables import NO_MATTER
 from diffcert_ray.datasets.cifar import read_cifar
+from diffcert_ray.datasets.class_order import padding_notes
 from diffcert_ray.datasets.dataset import Dataset
+from diffcert_ray.datasets.decoding import check_background
 from diffcert_ray.datasets.digits import read_digits
 from diffcert_ray.datasets.downsampled_imagenet import read_downsampled_imagenet
 from diffcert_ray.datasets.glyphs import read_glyphs
 from diffcert_ray.datasets.image_folder import read_image_folder
 from diffcert_ray.datasets.labels import class_numbers
+from diffcert_ray.datasets.medmnist import read_medmnist
+from diffcert_ray.datasets.mnist import read_mnist
 from diffcert_ray.datasets.pixels import frozen
 from diffcert_ray.datasets.reader import Request, Split
+from diffcert_ray.datasets.resizing import ResizedPixels, Resizing, asked_resizing
 from diffcert_ray.datasets.selection import positions
+from diffcert_ray.datasets.stl10 import read_stl10
 from diffcert_ray.datasets.svhn import read_svhn
+from diffcert_ray.datasets.tiny_imagenet import read_tiny_imagenet
 from diffcert_ray.errors import DatasetError, nearest
 
 
@@ -40,12 +48,24 @@ READERS: Final[dict[str, Callable[[Request], Split]]] = {
     "svhn": read_svhn,
     "imagenet64": read_downsampled_imagenet,
     "imagenet32": read_downsampled_imagenet,
+    "mnist": read_mnist,
+    "fashion-mnist": read_mnist,
+    "kmnist": read_mnist,
+    "emnist": read_mnist,
+    "medmnist": read_medmnist,
+    "stl10": read_stl10,
+    "tiny-imagenet": read_tiny_imagenet,
     "folder": read_image_folder,
     "parquet": read_parquet,
 }
 _PARQUET_ONLY = ("image_column", "label_column", "id_column")
-_REQUEST_KEYS = ("name", "split", "path", *_PARQUET_ONLY, "image_shape")
-_KEYS = (*_REQUEST_KEYS, "label_map", "num_classes", "on_corrupt", *SELECTORS, "seed")
+_READ_AS = (
+    *(*_PARQUET_ONLY, "path", "image_shape", "class_order", "background"),
+    *("variant", "upright"),
+)
+_RESIZED = ("resize", "crop", "interpolation")
+_REQUEST_KEYS = ("name", "split", *_READ_AS)
+_KEYS = (*_REQUEST_KEYS, *_RESIZED, "label_map", "num_classes", "on_corrupt", *SELECTORS, "seed")
 
 
 def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None) -> Dataset:
@@ -59,7 +79,11 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
             `seed` (default 0), which draws N images without replacement, in an order such that a
             larger N only adds images at the end. Further keys: `label_map` (list, mapping or
             file: the network's number of each class), `num_classes`, `image_shape` (C, H, W);
-            `image_column`, `label_column`, `id_column` of Parquet.
+            `resize` (shorter side or (H, W)), `crop` (from the middle) and `interpolation`, after
+            which images are certified; `background` of transparent pixels;
+            `variant` of EMNIST and MedMNIST and `upright` of EMNIST;
+            `class_order` ("name" or "number") of classes that are known by name; `image_column`,
+            `label_column`, `id_column` of Parquet.
         storage_options: what fsspec's filesystem takes, for a `path` that is not local.
 
     Returns:
@@ -77,17 +101,51 @@ def load_dataset(spec: object, storage_options: Mapping[str, Any] | None = None)
     if name not in READERS:
         raise DatasetError(f"dataset.name {name!r} is not known{nearest(name, READERS)}")
     _check_keys_apply(name, chosen)
+    resizing = asked_resizing(chosen)
+    check_background(chosen.get("background"))
     request = Request(
-        **{key: chosen[key] for key in _REQUEST_KEYS if key in chosen},
+        **{
+            key: _fixed(key, chosen[key])
+            for key in _REQUEST_KEYS
+            if key in chosen and key != "class_order"
+        },
+        class_order=_class_order(chosen),
+        resized=resizing is not None,
         storage_options=dict(storage_options or {}),
     )
-    return _chosen_part(request, READERS[name](request), chosen)
+    data = _chosen_part(request, READERS[name](request), chosen)
+    return data if resizing is None else _resized(data, resizing)
+
+
+def _fixed(key: str, value: Any) -> Any:
+    """A list as a tuple, so that a fingerprint does not depend on how numbers were given."""
+    if key == "background" and not isinstance(value, str):
+        return tuple(float(number) for number in value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _class_order(chosen: Mapping[str, Any]) -> str | None:
+    """The order that is asked for; none matters where a mapping gives every class its number."""
+    order = chosen.get("class_order")
+    if order not in (None, "name", "number", NO_MATTER):
+        raise DatasetError(f'dataset.class_order is {order!r}: give "name" or "number"')
+    by_name = isinstance(chosen.get("label_map"), Mapping)
+    return NO_MATTER if order is None and by_name else order
+
+
+def _resized(data: Dataset, resizing: Resizing) -> Dataset:
+    """The same images, resized as they are read; which they are is known by the files and this."""
+    return dataclasses.replace(
+        data,
+        pixels=ResizedPixels(data.pixels, len(data), resizing),
+        fingerprint=resizing.identity(data.fingerprint),
+    )
 
 
 def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> Dataset:
     where = positions(f"{request.name} {request.split}", whole.ids, chosen)
     ids, labels = whole.ids[where], whole.labels(where)
-    names, fingerprint = whole.class_names, whole.fingerprint
+    names, fingerprint, notes = whole.class_names, whole.fingerprint, list(whole.notes)
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(outside):
         first = outside[0]
@@ -108,6 +166,8 @@ def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> D
             'networks use: set dataset.label_map = "PATH/map_clsloc.txt", or a list or mapping of '
             "the network's class of every label"
         )
+    elif whole.names_said:
+        notes += padding_notes(names, chosen.get("num_classes"), whole.names_said)
     return Dataset(
         name=request.name,
         split=request.split,
@@ -116,6 +176,8 @@ def _chosen_part(request: Request, whole: Split, chosen: Mapping[str, Any]) -> D
         pixels=whole.pixels(where),
         class_names=_padded(names, chosen.get("num_classes")),
         fingerprint=fingerprint,
+        notes=tuple(notes),
+        mapping=whole.mapping,
     )
 
 
@@ -137,11 +199,14 @@ def _padded(names: tuple[str, ...], classes: int | None) -> tuple[str, ...]:
 def _check_keys_apply(name: str, chosen: Mapping[str, Any]) -> None:
     """Refuse keys that would be silently without effect."""
     allowed = {
-        "parquet": (*_PARQUET_ONLY, "path", "image_shape"),
-        "folder": ("path", "image_shape"),
+        "parquet": (*_PARQUET_ONLY, "path", "image_shape", "class_order", "background"),
+        "folder": ("path", "image_shape", "class_order", "background"),
+        "tiny-imagenet": ("path", "background"),
+        "emnist": ("path", "variant", "upright"),
+        "medmnist": ("path", "variant"),
         "digits": (),
     }.get(name, ("path",))
-    for key in (*_PARQUET_ONLY, "path", "image_shape"):
+    for key in _READ_AS:
         if key in chosen and key not in allowed:
             raise DatasetError(f"dataset.{key} means nothing to dataset {name!r}: remove it")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from typing import Any
 
 import numpy as np
@@ -9,53 +11,130 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from diffcert_ray.datasets.pixels import UndecodableError, decode_image, from_bytes
+from diffcert_ray.datasets.data_files import DataFiles
+from diffcert_ray.datasets.decoding import Background, decode_pixels
+from diffcert_ray.datasets.parquet_files import Columns
+from diffcert_ray.datasets.pixels import UndecodableError, from_bytes
 from diffcert_ray.errors import DatasetError
 
 Shape = tuple[int, int, int]
 
 
-def image_leaf(field: Any) -> str:
-    """The column to read for a field of images: the field itself, or the bytes of its struct.
+@dataclasses.dataclass(frozen=True)
+class ImageLeaves:
+    """Where in a field of images their content and the names of their files are.
+
+    Attributes:
+        columns: what is read of it: the field, or leaves of it.
+        content: the part of its struct with encoded bytes; "" for a field that is no struct, of
+            bytes or lists of numbers; None where there are paths only.
+        path: the part with the paths; "" for a field of paths; None where there are none.
+    """
+
+    columns: Columns
+    content: str | None
+    path: str | None
+
+    def of(self, column: Any, row: int) -> tuple[Any, str]:
+        """The content of a row, an Arrow array of one value, or None; and its path, or ""."""
+        found = column.slice(row, 1).combine_chunks()
+        if isinstance(found, pa.ChunkedArray):
+            found = found.chunk(0)
+        content, path = (
+            None if part is None or found.null_count else found.field(part) if part else found
+            for part in (self.content, self.path)
+        )
+        if content is not None and content.null_count:
+            content = None
+        return content, "" if path is None else path[0].as_py() or ""
+
+
+def image_leaves(field: Any) -> ImageLeaves:
+    """Where the images of a field are: in itself, or in bytes and path of its struct.
 
     Raises:
-        DatasetError: it holds neither bytes nor lists of numbers.
+        DatasetError: it holds neither bytes, nor lists of numbers, nor paths.
     """
-    kind = field.type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return f"{field.name}.bytes"
+    kind, name = field.type, str(field.name)
+    if pa.types.is_struct(kind):
+        parts = [part for part in ("bytes", "path") if kind.get_field_index(part) >= 0]
+        if parts:
+            content, path = (part if part in parts else None for part in ("bytes", "path"))
+            return ImageLeaves(tuple(f"{name}.{part}" for part in parts), content, path)
     if _is_binary(kind) or _is_list(kind):
-        return str(field.name)
+        return ImageLeaves(name, "", None)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return ImageLeaves(name, None, "")
     raise DatasetError(
         f"column {field.name!r} is {kind}, which is no image: it must be encoded bytes, a struct "
-        "with bytes (as Hugging Face writes it) or nested lists of numbers; set "
-        "dataset.image_column"
+        "with bytes or path (as Hugging Face writes it), paths of files, or nested lists of "
+        "numbers; set dataset.image_column"
     )
 
 
-def cell_pixels(column: Any, row: int, image_shape: Shape | None) -> NDArray[Any]:
+def file_of_path(path: str, files: DataFiles, beside: str) -> str:
+    """The file below the dataset's folder that a path in a row names, relative to it.
+
+    Args:
+        path: as stored.
+        files: the dataset's folder.
+        beside: the folder that the row's own file is in, relative to it.
+
+    Raises:
+        UndecodableError: the path leads out of the folder, or is an address of its own.
+    """
+    root = os.path.abspath(files.address) if files.is_local else files.address
+    relative = path.replace("\\", "/").removeprefix("file://").removeprefix(f"{root}/")
+    parts = relative.split("/")
+    if not relative or relative.startswith("/") or ".." in parts or ":" in parts[0]:
+        raise UndecodableError(
+            f"its row has no bytes, but the path {path!r}, which is not below dataset.path, and "
+            "no other file is opened: store paths relative to it, or the bytes"
+        )
+    near = f"{beside}/{relative}" if beside else relative
+    return near if files.exists(near) else relative
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadAs:
+    """How images are read.
+
+    Attributes:
+        image_shape: (C, H, W), or None: three channels of encoded images; what the nesting of
+            lists says.
+        background: of transparent pixels, see ``decode_image``.
+        resized: whether they are resized afterwards, so that encoded ones may be of any size.
+    """
+
+    image_shape: Shape | None = None
+    background: Background = None
+    resized: bool = False
+
+
+def content_pixels(value: Any, read_as: ReadAs) -> NDArray[Any]:
     """Pixels of one image, [C, H, W]; who gives it out checks that they are in [0, 1].
 
     Args:
-        column: Arrow column of one row group, as ``image_leaf`` named it.
-        row: which one.
-        image_shape: (C, H, W), or None: three channels of encoded images; what the nesting of
-            lists says.
+        value: an Arrow array of one value, the content that ``ImageLeaves.of`` gave.
+        read_as: how.
 
     Raises:
         UndecodableError: why there are none.
     """
-    cell = column.slice(row, 1).combine_chunks()
-    if isinstance(cell, pa.ChunkedArray):
-        cell = cell.chunk(0)
-    if pa.types.is_struct(cell.type):
-        cell = cell.field("bytes") if cell.null_count == 0 else cell
-    if cell.null_count:
-        raise UndecodableError("there are no bytes in its row")
-    if _is_binary(cell.type):
-        pixels = from_bytes(decode_image(cell[0].as_py(), image_shape[0] if image_shape else 3))
-    else:
-        pixels = _scaled(_unnested(cell, image_shape))
+    if _is_binary(value.type):
+        return encoded_pixels(value[0].as_py(), read_as)
+    shape = read_as.image_shape
+    return _of_shape(_scaled(_unnested(value, shape)), shape)
+
+
+def encoded_pixels(data: bytes, read_as: ReadAs) -> NDArray[Any]:
+    """Pixels [C, H, W] of an encoded image; UndecodableError says why there are none."""
+    shape = read_as.image_shape
+    pixels = decode_pixels(data, shape[0] if shape else 3, read_as.background)
+    return pixels if read_as.resized else _of_shape(pixels, shape)
+
+
+def _of_shape(pixels: NDArray[Any], image_shape: Shape | None) -> NDArray[Any]:
     if image_shape is not None and pixels.shape != tuple(image_shape):
         raise UndecodableError(f"its shape is {pixels.shape}, dataset.image_shape {image_shape}")
     return pixels

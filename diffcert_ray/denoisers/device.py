@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import socket
 from typing import Any
 
 import numpy as np
@@ -38,27 +40,53 @@ def resolve_device(asked: str, key: str = "execution.device") -> str:
     return "cuda" if asked != "cpu" and available else "cpu"
 
 
+def check_device(device: str, worker: str) -> None:
+    """Refuse, by name, a worker that has no such device: whoever asked for it had none to look at.
+
+    Raises:
+        ConfigError: the device is "cuda", and torch finds no GPU in this process.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"worker {worker!r} on {socket.gethostname()} is to compute on a GPU "
+            f"(execution.device), but torch {torch.__version__} finds none there: check its driver "
+            "(nvidia-smi) and that its torch has CUDA, start its Ray with the GPUs that it really "
+            'has, or set execution.device = "cpu"'
+        )
+
+
+def device_name(device: str) -> str:
+    """What stored rows say of a device: the model of the GPU, or "cpu"."""
+    return torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
+
+
 def device_model(device: str) -> str:
     """What a kind of numbers depends on: the model of the GPU, or the CPU's vectors; and torch."""
-    if device == "cuda":
+    if torch.device(device).type == "cuda":
         model = torch.cuda.get_device_name()
     else:
         model = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return f"{model}, torch {torch.__version__}"
 
 
-def set_up_torch() -> None:
-    """Let this process compute the way that every worker does."""
+def set_up_torch(dtype: str = "float32") -> None:
+    """Let this process compute the way that every worker does, in a ``numerics.dtype``."""
     # One thread for each CPU worker: two threads in each of two processes are 30 times slower.
     torch.set_num_threads(1)
+    compute_alike(dtype)
+
+
+def compute_alike(dtype: str = "float32") -> None:
+    """Let this process compute the numbers that every worker computes; its threads stay."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may vary, and warns
     torch.backends.cudnn.benchmark = False
     # What use_deterministic_algorithms does, without seconds of importing the compiler.
     torch.set_deterministic_debug_mode("warn")
     # It would write NaN to all memory before it is used, 4 to 8 % of an evaluation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if torch.cuda.is_available():  # float32 is what it says: a GPU's votes are to be a CPU's
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
 
 
 def keep_channels_last(denoiser: Denoiser) -> None:

@@ -24,8 +24,13 @@ from diffcert_ray.denoisers.preconditioning import (
 )
 from diffcert_ray.denoisers.song_unet import SongUNet
 
-NetworkDtype = Literal["float32", "bfloat16", "float16"]
-NETWORK_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NetworkDtype = Literal["float32", "tf32", "bfloat16", "float16"]
+NETWORK_DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,  # `device.compute_alike` lets a GPU round the factors of products
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 _NETWORKS: dict[str, type[SongUNet | DhariwalUNet]] = {
     "SongUNet": SongUNet,
     "DhariwalUNet": DhariwalUNet,

@@ -235,4 +235,6 @@ class UNetBlock(nn.Module):
         qkv = self.qkv(h).reshape(h.shape[0], *(sizes[axis] for axis in axes), -1)
         order = [1 + axes.index(axis) for axis in ("qkv", "heads", "channels")]
         q, k, v = qkv.permute(order[0], 0, order[1], 4, order[2])  # each [B, heads, P, C/heads]
+        if h.is_cuda:  # the fused kernels want the channels of a head side by side
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(h.shape)

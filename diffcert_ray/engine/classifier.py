@@ -33,7 +33,9 @@ class Classifier:
             [B, K]; for "classify" and "denoise-classify" only.
         settings: further configuration tables, as in a TOML file, e.g.
             ``{"sift": {"rule": "full"}, "noise_levels": {"grid": "linear"}}``.
-        device: where the denoiser lives.
+        device: where the denoiser lives. On "cuda" torch computes from then on in this process as
+            it does in workers, so that votes are those of a run: deterministically, and with TF32
+            only where ``numerics.dtype`` is "tf32".
 
     Raises:
         ConfigError: the settings do not fit each other or the network.
@@ -50,11 +52,14 @@ class Classifier:
         device: str = "cpu",
     ) -> None:
         from diffcert_ray.checkpoints.load import load_denoiser
+        from diffcert_ray.denoisers.device import compute_alike
 
         tables = dict(settings or {})
         tables["method"] = {"name": method}
         tables["votes"] = dict(tables.get("votes", {})) | {"sigmas": [sigma]}
         self._config = load_config(tables)
+        if device.partition(":")[0] == "cuda":
+            compute_alike(self._config.numerics.dtype)
         network: Denoiser | None
         if isinstance(denoiser, str):
             options = self._config.execution.storage_options

@@ -322,4 +322,4 @@ class ItemRun:
 
 
 def _table(values: np.ndarray, last: float, device: str) -> Tensor:
-    return torch.tensor(np.append(values, last), dtype=torch.float32, device=device)
+    return sent(np.append(values, last).astype(np.float32), device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffcert_ray.conventions import NO_SMOOTHING, STREAM_NAMES
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.denoisers.device import sent
+from diffcert_ray.denoisers.device import Coming, sent
 from diffcert_ray.method.diffusion_classifier import row_losses, to_model_image
 from diffcert_ray.method.noise import NoiseSource
 from diffcert_ray.plain.units import LossItem, LossResult, UnitLosses
@@ -96,7 +96,7 @@ def draw_losses(
     source = NoiseSource(seed, NO_SMOOTHING, int(np.prod(shape)))
     ids, which = np.unique(image_id, return_inverse=True)
     clean = projected(np.stack([image(int(i)) for i in ids]), device)
-    table = torch.tensor(s, dtype=torch.float32, device=device)
+    table = sent(s.astype(np.float32), device)
     rows = len(draw) * levels * classes
     out = []
     with torch.inference_mode():
@@ -115,12 +115,12 @@ def draw_losses(
                 row_s = table[sent(row // classes % levels, device)]
                 y = sent(row % classes, device)
                 out.append(pixel_losses(denoiser, u, row_s, y, eps)[:count])
-    return torch.cat(out).cpu().numpy().reshape(len(draw), levels, classes)
+    return Coming(torch.cat(out)).array().reshape(len(draw), levels, classes)
 
 
 def projected(pixels: np.ndarray, device: str = "cpu") -> Tensor:
     """Images [B, C, H, W] in pixel units, projected on [0, 1] and mapped to model space."""
-    return to_model_image(torch.from_numpy(pixels).to(device).clamp(0.0, 1.0))
+    return to_model_image(sent(pixels, device).clamp(0.0, 1.0))
 
 
 def pixel_losses(denoiser: Denoiser, u: Tensor, s: Tensor, y: Tensor, eps: Tensor) -> Tensor:

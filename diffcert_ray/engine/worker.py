@@ -1,11 +1,13 @@
 """One worker: networks loaded once, images by id, items evaluated; in Ray or in-process."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diffcert_ray.checkpoints.head_file import load_heads
 from diffcert_ray.checkpoints.image_classifier import load_classifier
@@ -15,16 +17,20 @@ from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset, as_expected, load_dataset
 from diffcert_ray.denoisers.denoiser import Denoiser
 from diffcert_ray.denoisers.device import (
+    check_device,
     compilation_failures,
     compile_denoiser,
     compiled_how,
     device_model,
+    device_name,
     keep_channels_last,
     no_compiler,
     set_up_torch,
 )
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
+from diffcert_ray.engine import too_large
+from diffcert_ray.engine.compile_once import first_alone
 from diffcert_ray.engine.losses import evaluate_loss_item
 from diffcert_ray.engine.networks import DiffusionNetworks, HeadNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
@@ -32,6 +38,8 @@ from diffcert_ray.method.base_classifier import BaseClassifier
 from diffcert_ray.plain.plan import plain_levels
 from diffcert_ray.plain.units import LossItem, LossResult
 from diffcert_ray.votes.units import Item, Result
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,14 +71,25 @@ class WorkerSpec:
         """Load networks and images in this process.
 
         Raises:
-            ValueError: a checkpoint or dataset is missing or another one than the driver's.
+            ValueError: there is no such device here, or a checkpoint or dataset is missing or
+                another one than the driver's.
         """
-        set_up_torch()
+        check_device(self.device, name)
+        numerics = self.config.numerics
+        set_up_torch(numerics.dtype)
         dataset = self.images()
-        try:  # the probe batch compiles
+        if not numerics.compile:
+            return self._worker(name, dataset)
+        model = device_model(self.device)
+        with first_alone(f"{sorted(self.weights.items())} {numerics!r} {model}"):
+            try:  # the probe batch compiles
+                return self._worker(name, dataset)
+            except compilation_failures() as error:
+                raise no_compiler(error) from error
+
+    def _worker(self, name: str, dataset: Dataset) -> "Worker":
+        with too_large.named(self.config.numerics.batch, self.device):
             return Worker(name, self.config, self.networks(dataset), dataset)
-        except compilation_failures() as error:
-            raise no_compiler(error) from error
 
     def networks(self, dataset: Dataset) -> Networks:
         """All networks of the run on the device, as [numerics] says."""
@@ -139,14 +158,27 @@ class WorkerSpec:
         return network
 
     def _own(self, given: Denoiser) -> Denoiser:
-        """The caller's object, or a copy where it has to be changed: it stays as it is."""
+        """The caller's object, or a copy where it has to be changed or moved: it stays as it is."""
         if not isinstance(given, nn.Module):
-            return given
+            return self._moved(given)
+        tensors = (*given.parameters(), *given.buffers())
+        elsewhere = any(not self._here(tensor) for tensor in tensors)
         training = any(module.training for module in given.modules())
         numerics = self.config.numerics
-        if training or numerics.channels_last or numerics.compile:
-            return copy.deepcopy(given).eval().requires_grad_(False)
+        if elsewhere or training or numerics.channels_last or numerics.compile:
+            return copy.deepcopy(given).to(self.device).eval().requires_grad_(False)
         return given
+
+    def _moved(self, given: Denoiser) -> Denoiser:
+        """An object that is no torch module, on the device if it says how it gets there."""
+        state_dict, to = getattr(given, "state_dict", dict), getattr(given, "to", None)
+        if callable(to) and not all(self._here(tensor) for tensor in state_dict().values()):
+            moved: Denoiser = to(self.device)
+            return moved
+        return given
+
+    def _here(self, tensor: Tensor) -> bool:
+        return tensor.device.type == torch.device(self.device).type
 
     def _loaded(self, role: str) -> Denoiser:
         file, config = model_files(self.config)[role], self.config
@@ -176,35 +208,57 @@ class Worker:
         self.numerics = networks.numerics_kind(dataset.image_shape)
         self.compiled = compiled_how() if config.numerics.compile else "no"
         self.computed_on = device_model(networks.device)
+        self._device_name = device_name(networks.device)
         self._config, self.dataset = config, dataset
         self._base = cache(networks.base)
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
-        """Evaluate one item; what it returns depends on its votes or draws only."""
+        """Evaluate one item; what it returns depends on its votes or draws only.
+
+        Raises:
+            PoolError: memory ran out; the message names ``numerics.batch`` and one that fits.
+        """
         return self.draw_losses(item) if isinstance(item, LossItem) else self.cast_votes(item)
 
     def cast_votes(self, item: Item) -> Result:
         """Evaluate votes; the counts depend on the item's votes only."""
-        result = evaluate_item(self.base(item.sigma), item, self.dataset.image)
-        return replace(
-            result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
+        base = self.base(item.sigma)
+        result = self._fitting(
+            lambda batch: evaluate_item(
+                base if batch == base.batch else base.with_batch(batch), item, self.dataset.image
+            )
         )
+        return replace(result, **self._about())
 
     def draw_losses(self, item: LossItem) -> LossResult:
         """Evaluate losses of the plain classifier; they depend on the item's draws only."""
-        assert self.networks.denoiser is not None  # the configuration has method dc
-        result = evaluate_loss_item(
-            self.networks.denoiser,
-            item,
-            self.dataset.image,
-            s=plain_levels(self._config)[0],
-            seed=self._config.votes.seed,
-            batch=self._config.numerics.batch,
-            device=self.networks.device,
+        denoiser = self.networks.denoiser
+        assert denoiser is not None  # the configuration has method dc
+        result = self._fitting(
+            lambda batch: evaluate_loss_item(
+                denoiser,
+                item,
+                self.dataset.image,
+                s=plain_levels(self._config)[0],
+                seed=self._config.votes.seed,
+                batch=batch,
+                device=self.networks.device,
+            )
         )
-        return replace(
-            result, worker=self.name, numerics=self.numerics, computed_on=self.computed_on
-        )
+        return replace(result, **self._about())
+
+    def _fitting(self, evaluate: Callable[[int], T]) -> T:
+        numerics, device = self._config.numerics, self.networks.device
+        return too_large.evaluated(evaluate, numerics.batch, device, smaller=not numerics.compile)
+
+    def _about(self) -> dict[str, Any]:
+        """What a result says of who computed it."""
+        return {
+            "worker": self.name,
+            "device": self._device_name,
+            "numerics": self.numerics,
+            "computed_on": self.computed_on,
+        }
 
     def base(self, sigma: float) -> BaseClassifier:
         """The base classifier at one sigma, pixel units; made once."""

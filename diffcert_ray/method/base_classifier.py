@@ -44,6 +44,11 @@ class BaseClassifier(Protocol):
         ...
 
     @property
+    def batch(self) -> int:
+        """Rows of every batch."""
+        ...
+
+    @property
     def device(self) -> str:
         """Where the networks live."""
         ...
@@ -55,6 +60,10 @@ class BaseClassifier(Protocol):
 
     def with_seed(self, seed: int) -> "BaseClassifier":
         """The same with other noise."""
+        ...
+
+    def with_batch(self, batch: int) -> "BaseClassifier":
+        """The same in batches of so many rows."""
         ...
 
     def draw(self, copies: int, levels: int, like: Tensor, generator: torch.Generator) -> Draws:

@@ -76,6 +76,10 @@ class DiffusionBase:
         """The same with other noise."""
         return replace(self, seed=seed)
 
+    def with_batch(self, batch: int) -> "DiffusionBase":
+        """The same in batches of so many rows."""
+        return replace(self, batch=batch, short_batches=())
+
     def draw(self, copies: int, levels: int, like: Tensor, generator: torch.Generator) -> Draws:
         """As `BaseClassifier.draw`: levels by their weight, noise of the network's resolution."""
         smoothing = torch.randn((copies, *like.shape), generator=generator).to(like.device)

@@ -306,23 +306,20 @@ def growing_rounds(entries: int) -> tuple[tuple[int, int], ...]:
 
 
 def fine_rounds(entries: int) -> tuple[tuple[int, int], ...]:
-    """Rounds that end after 1, 3 and 7 entries, then a quarter later each time.
+    """Rounds that end after each of the first 16 entries, then an eighth later each time.
 
-    What a vote costs is decided by the few that stay open long: on digits three quarters of all
-    evaluations go to votes that see more than 7 levels, and doubling would overshoot them by half.
+    What a vote costs is decided by the few that stay open long, and each round that is longer than
+    it needs to be overshoots: on digits doubling rounds take half as many evaluations again.
 
     Args:
         entries: E >= 1.
 
     Returns:
-        (start, stop) pairs that cover 0..E; none but the first two is shorter than 4 entries, and
-        none longer than a sixteenth of all, or 8.
+        (start, stop) pairs that cover 0..E, none longer than 8.
     """
     ends = [1]
     while ends[-1] < entries:
-        seen = ends[-1]
-        longer = seen + 1 if seen < 7 else min(max(seen // 4, 4), max(entries // 16, 8))
-        ends.append(min(seen + longer, entries))
+        ends.append(min(ends[-1] + min(max(ends[-1] // 8, 1), 8), entries))
     return tuple(zip([0, *ends[:-1]], ends, strict=True))
 
 

@@ -88,6 +88,10 @@ class TrainedBase:
         """The same with other noise."""
         return replace(self, seed=seed)
 
+    def with_batch(self, batch: int) -> "TrainedBase":
+        """The same in batches of so many rows."""
+        return replace(self, batch=batch)
+
     def draw(self, copies: int, levels: int, like: Tensor, generator: torch.Generator) -> Draws:
         """As `BaseClassifier.draw`: smoothing noise only."""
         smoothing = torch.randn((copies, *like.shape), generator=generator).to(like.device)

@@ -4,6 +4,7 @@ Every ``now`` is seconds on the caller's clock; workers and nodes are known by n
 """
 
 import math
+import statistics
 from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from diffcert_ray.votes.units import Item
 RECENT_CALLS = 200
 FIRST_CALLS = 5  # are enough to go by
 DEADLINE_FACTOR = 5.0
+LATE_FACTOR = 1.5  # times the usual time, after which a call may be copied
 # So many different items fail in a row on one worker: it is replaced, since a broken worker answers
 # fast and would draw item after item. So many are given up before any has succeeded: all would be.
 WORKER_FAILURES = 3
@@ -73,6 +75,7 @@ class Dispatch:
         self._fed: set[str] = set()
         # Fed workers by how many calls they have: the emptiest is found at once among a thousand.
         self._takers: list[dict[str, None]] = [{} for _ in range(in_flight)]
+        self._copied: set[int] = set()
         self._failures: Counter[int] = Counter()
         self._given_up: list[tuple[Item, str]] = []
         self._given_up_count = 0
@@ -114,7 +117,8 @@ class Dispatch:
             takers.pop(worker, None)
         if blame and line.items and line.items[0] in self._items:
             self._count_failure(line.items[0], error)
-        back = [i for i in line.items if i in self._items]  # the others were delivered by somebody
+        # The others were delivered by somebody, or somebody has a copy.
+        back = [i for i in line.items if i in self._items and not self._held(i)]
         self._put_back(back)
         return [self._items[i] for i in back]
 
@@ -163,6 +167,35 @@ class Dispatch:
             return worker, item
         return None
 
+    def copy_call(self, now: float) -> tuple[str, Item] | None:
+        """An idle worker, and an open item that it is to evaluate a second time; or None.
+
+        To be asked when nothing is left to hand out. Waiting items go before those that are being
+        evaluated for clearly longer than is usual, and each is copied once at most. What comes back
+        first is delivered, and the other one is not.
+        """
+        idle = next(iter(self._takers[0]), None)
+        if idle is None or any(i in self._items for i in self._queue):
+            return None
+        late = LATE_FACTOR * statistics.median(self._recent) if self._recent else math.inf
+        found: tuple[int, float, int] | None = None
+        for line in self._lines.values():
+            for place, item_id in enumerate(line.items):
+                waited = now - line.since
+                if item_id not in self._items or item_id in self._copied:
+                    continue
+                if place or waited > late:
+                    found = max(found or (-1, 0.0, 0), (place, waited, item_id))
+        if found is None:
+            return None
+        item_id = found[2]
+        self._copied.add(item_id)
+        line = self._lines[idle]
+        line.since = now
+        line.items.append(item_id)
+        self._sort_in(idle)
+        return idle, self._items[item_id]
+
     def finish(self, worker: str, item_id: int, now: float) -> bool:
         """Take note of a returned call.
 
@@ -177,6 +210,7 @@ class Dispatch:
         if line is not None:
             line.failed_since_success.clear()
             self._leave_line(worker, item_id, now, measured=True)
+        self._copied.discard(item_id)
         return self._items.pop(item_id, None) is not None
 
     def fail(self, worker: str, item_id: int, error: BaseException, now: float) -> bool:
@@ -193,7 +227,7 @@ class Dispatch:
             self._leave_line(worker, item_id, now, measured=False)
         if item_id in self._items:
             self._count_failure(item_id, f"{type(error).__name__}: {error}")
-            if item_id in self._items:
+            if item_id in self._items and not self._held(item_id):
                 self._put_back([item_id])
         return spoils_worker(error) or suspicious
 
@@ -226,6 +260,10 @@ class Dispatch:
         if worker in self._fed and waiting < self._in_flight:
             self._takers[waiting][worker] = None
 
+    def _held(self, item_id: int) -> bool:
+        """Whether any worker has an item before it."""
+        return item_id in self._copied and any(item_id in x.items for x in self._lines.values())
+
     def _put_back(self, item_ids: list[int]) -> None:
         self._queue.extendleft(reversed(item_ids))
         self.requeued += len(item_ids)
@@ -234,4 +272,5 @@ class Dispatch:
         self._failures[item_id] += 1
         if self._failures[item_id] >= self._tries:
             self._given_up.append((self._items.pop(item_id), error))
+            self._copied.discard(item_id)
             self._given_up_count += 1

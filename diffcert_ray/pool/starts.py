@@ -10,9 +10,23 @@ HOPELESS = 5  # failures in a row, with no worker started in between: it is give
 LEFT_OUT = 3  # failures in a row on one node: it is left out while others work
 
 
+def asked_of_a_node(device: str, gpus_per_actor: float) -> dict[str, float]:
+    """The resources that one worker needs: a CPU core, and on "cuda" its share of a GPU."""
+    return {"CPU": 1.0, "GPU": gpus_per_actor} if device == "cuda" else {"CPU": 1.0}
+
+
 def fitting(there: Mapping[str, float], asked: Mapping[str, float]) -> int:
-    """How many workers have a place on a node with ``there``; each asks for amounts > 0."""
-    return min(int(there.get(name, 0.0) / amount + 1e-6) for name, amount in asked.items())
+    """How many workers have a place on a node with ``there``; each asks for amounts > 0.
+
+    A share of a GPU is one of a single GPU: of eight GPUs, 0.3 each fits 24 times and not 26.
+    """
+    return min(_times(there.get(n, 0.0), amount, n == "GPU") for n, amount in asked.items())
+
+
+def _times(there: float, amount: float, in_one: bool) -> int:
+    if in_one and amount < 1.0:
+        return int(there + 1e-6) * int(1.0 / amount + 1e-6)
+    return int(there / amount + 1e-6)
 
 
 def missing(

@@ -5,6 +5,9 @@ from typing import Any
 from diffcert_ray.config.tables import Config
 from diffcert_ray.pool.local import LocalPool, Pool
 
+COMPILING = 3.0
+"""Times as long may a start take where networks are compiled."""
+
 
 def usual_pool(
     spec: Any, config: Config, *, local: bool = False, address: str | None = None
@@ -18,11 +21,15 @@ def usual_pool(
     from diffcert_ray.pool.on_ray.actors import RayPool
 
     execution = config.execution
+    # The first worker of a node compiles, the others wait for it.
+    patience = COMPILING if config.numerics.compile else 1.0
     return RayPool(
         spec,
         actors=execution.actors,
+        most_actors=execution.most_actors,
         address=address,
         gpus_per_actor=execution.gpus_per_actor,
-        start_timeout_s=execution.start_timeout_s,
+        copies=True,
+        start_timeout_s=patience * execution.start_timeout_s,
         stall_timeout_s=execution.stall_timeout_s,
     )

@@ -3,6 +3,7 @@
 import datetime
 import io
 import re
+import warnings
 from typing import Final
 
 import numpy as np
@@ -12,12 +13,20 @@ from diffcert_ray.certificates.fraction import check_fraction
 from diffcert_ray.certificates.radius import check_sigma
 from diffcert_ray.conventions import ABSTAIN
 from diffcert_ray.errors import LogError
+from diffcert_ray.report.log_times import seconds_of
 
 COLUMNS: Final = ("idx", "label", "predict", "radius", "correct", "time")
 DEFAULT_ALPHA: Final = 0.001
 """What published logs use; a log does not say it."""
 LOG_BOUND: Final = "clopper-pearson"
-_SIGMA_IN_NAME = re.compile(r"(?:sigma|noise)[-_=]?(\d+(?:\.\d+)?|\.\d+)", re.IGNORECASE)
+NEEDED: Final = COLUMNS[:-1]
+"""Some published logs have no times."""
+SEPARATORS: Final = ("\t", ",", r"\s+")
+MOST_SIGMAS: Final = 6.0
+"""No log's radius is so many sigmas: it would take more than a billion votes."""
+_TRUTH: Final = {"true": "1", "false": "0"}
+_NO_RADIUS: Final = frozenset({"", "nan", "none", "-1", "-1.0", "-inf"})
+"""What stands for the radius of an abstention in some logs, besides 0."""
 
 
 def write_cohen_log(certificates: pd.DataFrame) -> str:
@@ -61,7 +70,8 @@ def read_cohen_log(text: str, *, sigma: float, alpha: float = DEFAULT_ALPHA) -> 
     """Read a log as certificates.
 
     Args:
-        text: what the file holds.
+        text: what the file holds: tabs, commas or spaces between the columns; time (seconds, or as
+            a clock) may be missing; an abstention's radius may be nan.
         sigma: smoothing noise that the log was made at, pixel units (a log does not say it).
         alpha: failure probability of each of its certificates, in (0, 1).
 
@@ -76,6 +86,7 @@ def read_cohen_log(text: str, *, sigma: float, alpha: float = DEFAULT_ALPHA) -> 
     check_sigma(sigma)
     check_fraction("alpha", alpha)
     rows = _parsed(text)
+    _check_sigma_is_possible(rows, sigma)
     predicted = rows["predict"].to_numpy(dtype=np.int64)
     unknown = float("nan")
     return pd.DataFrame(
@@ -99,33 +110,73 @@ def read_cohen_log(text: str, *, sigma: float, alpha: float = DEFAULT_ALPHA) -> 
     )
 
 
-def sigma_of_name(path: str) -> float | None:
-    """The sigma (pixel units) that a log's name or folders tell, the innermost first.
+def _check_sigma_is_possible(rows: pd.DataFrame, sigma: float) -> None:
+    """Refuse a sigma at which no number of votes gives the radii."""
+    largest = float(rows["radius"].max())
+    if largest > MOST_SIGMAS * sigma:
+        raise LogError(
+            f"the log has the radius {largest:g}, more than {MOST_SIGMAS:g} times the sigma "
+            f"{sigma:g} that it is read with, which no number of votes gives: give its own sigma "
+            "(--log-sigma), in units of pixels in [0, 1]"
+        )
 
-    As in ``cifar10/noise_0.25/test/sigma_0.50`` or ``run-sigma-0.5.tsv``; None where no part is
-    ``sigma`` or ``noise`` with a number.
-    """
-    for part in reversed(re.split(r"[/\\]", path)):
-        numbers = _SIGMA_IN_NAME.findall(part)
-        if numbers:
-            return float(numbers[-1])
+
+def _separator(line: str) -> str | None:
+    """What separates the columns that a first line names; None where some are lacking."""
+    for separator in SEPARATORS:
+        if set(NEEDED) <= {_name(cell) for cell in re.split(separator, line.strip("\r\n"))}:
+            return separator
     return None
 
 
-def _parsed(text: str) -> pd.DataFrame:
-    header = tuple(text.split("\n", 1)[0].rstrip("\r").split("\t"))
-    lacking = [name for name in COLUMNS if name not in header]
-    if lacking:
+def _name(cell: str) -> str:
+    return cell.strip().strip('"').lower()
+
+
+def check_header(text: str) -> str:
+    """What separates the columns of a log.
+
+    Raises:
+        LogError: the first line does not name the columns of one.
+    """
+    header = text.lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
+    separator = _separator(header)
+    if separator is None:
+        cells = [_name(cell) for cell in header.split("\t")]
+        lacking = [name for name in NEEDED if name not in cells]
         raise LogError(
-            f"the first line is {list(header)[:8]!r} and lacks {', '.join(lacking)}: a log of "
-            f"certificates has the tab-separated columns {' '.join(COLUMNS)}"
+            f"the first line is {cells[:8]!r} and lacks {', '.join(lacking)}: a log of "
+            f"certificates has the tab-separated columns {' '.join(COLUMNS)} (time may be missing)"
         )
-    rows = pd.read_csv(io.StringIO(text), sep="\t", dtype=str, keep_default_na=False)
+    return separator
+
+
+def _parsed(text: str) -> pd.DataFrame:
+    separator, text = check_header(text), text.lstrip("\r\n")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            rows = pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                engine="c" if len(separator) == 1 else "python",
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,  # never the first column, where lines are longer than the header
+            )
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise LogError(f"the log cannot be read as a table: {error}") from None
+    rows.columns = pd.Index([_name(cell) for cell in rows.columns])
     if rows.empty:
         raise LogError("the log has no rows: certify at least one image first")
+    rows["correct"] = rows["correct"].fillna("").map(lambda cell: _TRUTH.get(_name(cell), cell))
+    abstained = pd.to_numeric(rows["predict"], errors="coerce") == ABSTAIN
+    without = rows["radius"].fillna("").map(lambda cell: _name(cell) in _NO_RADIUS)
+    rows.loc[abstained & without, "radius"] = "0"
     for name in ("idx", "label", "predict", "radius", "correct"):
         rows[name] = _numbers(rows[name], name, whole=name != "radius")
-    rows["seconds"] = pd.to_timedelta(rows["time"], errors="coerce").dt.total_seconds()
+    times = rows["time"].fillna("") if "time" in rows else pd.Series("", index=rows.index)
+    rows["seconds"] = times.map(seconds_of)
     _check(rows)
     return rows
 

@@ -7,18 +7,14 @@ import pandas as pd
 
 from diffcert_ray.certificates.metrics import certified_accuracy, p_low_distribution
 from diffcert_ray.report.curve import curve_pictures
-from diffcert_ray.report.dataset_tables import (
-    RHO,
-    comparison_text,
-    dataset_tables,
-    guarantee,
-    wrong_text,
-)
+from diffcert_ray.report.dataset_tables import RHO, comparison_text, guarantee, wrong_text
+from diffcert_ray.report.derived_tables import derived_rows
 from diffcert_ray.report.gallery import Pictures, make_gallery
 from diffcert_ray.report.lines import accuracy_lines
 from diffcert_ray.report.page import render_page
 from diffcert_ray.report.published import PublishedRow, published_text
 from diffcert_ray.report.series import Series, unfinished_lines
+from diffcert_ray.report.series_tables import series_tables
 from diffcert_ray.report.text_table import TextTable, latex, markdown, without_repeats
 
 
@@ -30,11 +26,7 @@ def report_tables(
     Raises:
         ValueError: a series has rows that must not be compared with each other.
     """
-    tables = [
-        t
-        for one in series
-        for t in dataset_tables(one.certificates, one.radii, one.title, one.asked)
-    ]
+    tables = [table for one in series for table in series_tables(one)]
     if len(series) > 1:
         tables.append(comparison_text(series, sorted({r for one in series for r in one.radii})))
     if published:
@@ -52,8 +44,9 @@ def report_files(
     Returns:
         index.html (which needs no other file), table.md and table.tex (all tables), table.csv
         (certified accuracies), p_low.csv (its whole distribution, bounds from votes only),
-        curve.png and curve.svg. The same certificates give the same bytes. Of a run that is not
-        finished each says so; in the .csv files n_missing is above 0.
+        curve.png and curve.svg; where other norms are asked for, table_NORM_derived.csv. The same
+        certificates give the same bytes. Of a run that is not finished each says so; in the .csv
+        files n_missing is above 0.
 
     Raises:
         ValueError: a series has rows that must not be compared with each other.
@@ -71,6 +64,13 @@ def report_files(
         "table.csv": _csv(series, _accuracies),
         **curve_pictures(lines, radii, "\n".join([title, *lacking])),
     }
+    for norm in dict.fromkeys(norm for one in series for norm in one.norms):
+        files[f"table_{norm}_derived.csv"] = _csv(
+            [one for one in series if norm in one.norms],
+            lambda s, norm=norm: derived_rows(  # type: ignore[misc]
+                s.certificates, s.radii, norm, s.dimensions or 1, s.asked
+            ),
+        )
     votes = [one for one in series if one.certificates["p_low"].notna().all()]
     if votes:
         files["p_low.csv"] = _csv(

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from diffcert_ray.errors import LogError
-from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, read_cohen_log, sigma_of_name
+from diffcert_ray.certificates.norms import NORMS
+from diffcert_ray.errors import ConfigError, LogError, nearest
+from diffcert_ray.report.cohen_log import DEFAULT_ALPHA, check_header, read_cohen_log
+from diffcert_ray.report.sigma_names import sigma_of_name
 from diffcert_ray.report.unfinished import unfinished_line
 
 MAX_ASKED_RADII = 9  # columns of a log's table, which has no asked radii of its own
@@ -28,6 +30,8 @@ class Series:
         config: the configuration as TOML, or "".
         seed: of the votes' noise, or None where it is not known.
         asked: images asked for at each sigma; None: those that have a certificate (a log).
+        dimensions: numbers in an image, channels x height x width; None where nobody knows (a log).
+        norms: other norms whose derived figures are asked for: "linf", "l1".
     """
 
     name: str
@@ -41,6 +45,8 @@ class Series:
     config: str = ""
     seed: int | None = None
     asked: Mapping[float, int] | None = None
+    dimensions: int | None = None
+    norms: tuple[str, ...] = ()
 
     @property
     def bound(self) -> str:
@@ -66,11 +72,15 @@ def series_of_log(
     Raises:
         LogError: it is no log of certificates, or its sigma is not known.
     """
+    try:
+        check_header(text)
+    except LogError as error:
+        raise LogError(f"{path}: {error}") from None
     known = sigma if sigma is not None else sigma_of_name(path)
     if known is None:
         raise LogError(
-            f"{path}: a log does not say its sigma, and neither does this name: give --log-sigma, "
-            "or rename it, as in sigma-0.25.tsv"
+            f"{path}: a log does not say its sigma, and this name does not tell one number for it: "
+            "give --log-sigma, or rename it, as in sigma-0.25.tsv"
         )
     try:
         rows = read_cohen_log(text, sigma=known, alpha=alpha)
@@ -88,6 +98,36 @@ def asked_radii(certificates: pd.DataFrame) -> tuple[float, ...]:
     step = 0.25 if largest < 0.25 * MAX_ASKED_RADII else 0.5
     count = min(int(largest / step) + 1, MAX_ASKED_RADII)
     return tuple(step * i for i in range(count))
+
+
+def with_norms(
+    series: Sequence[Series], norms: Sequence[str], log_dimensions: int | None = None
+) -> tuple[Series, ...]:
+    """The same series with figures in other norms, which follow from their l2 radii.
+
+    Args:
+        series: of runs and logs.
+        norms: "linf" or "l1", each once.
+        log_dimensions: numbers in an image of the logs.
+
+    Raises:
+        ConfigError: another norm, or l-infinity of a log without its dimensions.
+    """
+    for norm in norms:
+        if norm not in NORMS:
+            raise ConfigError(f"--norm {norm!r} is not known{nearest(norm, NORMS)}")
+    known = [
+        replace(one, norms=tuple(dict.fromkeys(norms)), dimensions=one.dimensions or log_dimensions)
+        for one in series
+    ]
+    for one in known:
+        if "linf" in one.norms and one.dimensions is None:
+            raise ConfigError(
+                f"{one.name}: a log does not say how many numbers an image has, by which its "
+                "l-infinity radii follow: give --log-dimensions, as in 3072 (3 x 32 x 32, CIFAR) "
+                "or 150528 (3 x 224 x 224, ImageNet)"
+            )
+    return tuple(known)
 
 
 def unfinished_lines(series: Sequence[Series]) -> list[str]:

@@ -1,8 +1,11 @@
 """The sources of a report: stored runs and logs, opened as series with their facts and pictures."""
 
+import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -15,10 +18,15 @@ from diffcert_ray.errors import ConfigError
 from diffcert_ray.report.cohen_log import DEFAULT_ALPHA
 from diffcert_ray.report.gallery import Pictures
 from diffcert_ray.report.series import Series, distinct_names, series_of_log
+from diffcert_ray.report.sigma_names import sigma_of_name
 from diffcert_ray.run.certifiable import check_labels
+from diffcert_ray.run.dtype_agreement import Agreement
 from diffcert_ray.run.stored import Run, open_run
+from diffcert_ray.storage.store import RUN_DOCUMENT
 
-LOG_ENDINGS = (".tsv", ".txt", ".log")
+LOG_ENDINGS = (".tsv", ".txt", ".log", ".csv")
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""How a text begins that Windows' shell redirected into a file."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ def open_sources(
     """Open runs and logs to report on.
 
     Args:
-        addresses: run folders or prefixes, and logs (.tsv, .txt, .log, or a path with a sigma_ or
-            noise_ name that is a file).
+        addresses: run folders or prefixes, and logs: files of any name, as published ones have
+            no ending.
         log_sigma: smoothing noise of the logs, pixel units, where their names do not tell.
         log_alpha: failure probability of each of their certificates.
         storage_options: what fsspec's filesystem takes, for the addresses that are not local.
@@ -56,10 +64,11 @@ def open_sources(
     series: list[Series] = []
     runs: list[Run] = []
     for address in addresses:
-        if _is_log(address):
+        if _is_log(address, storage_options):
             text = _read_text(address, storage_options)
             series.append(series_of_log(address, text, sigma=log_sigma, alpha=log_alpha))
             continue
+        _refuse_a_folder_of_logs(address)
         runs.append(open_run(address, storage_options))
         series += series_of_run(runs[-1])
     return Sources(tuple(distinct_names(series)), tuple(runs))
@@ -88,6 +97,7 @@ def series_of_run(run: Run) -> list[Series]:
         config=_toml(config),
         seed=config.votes.seed,
         asked=all_asked,
+        dimensions=_dimensions(run),
     )
     return [
         replace(
@@ -118,9 +128,15 @@ def _space(run: Run) -> str:
     return "x".join(str(n) for n in run.document.dataset.get("image_shape", ("?",)))
 
 
+def _dimensions(run: Run) -> int | None:
+    """Numbers in an image; None where the run does not say."""
+    shape = run.document.dataset.get("image_shape")
+    return math.prod(int(side) for side in shape) if shape else None
+
+
 def pictures_of(run: Run) -> Pictures:
     """The images of a run's dataset, where it is at hand and unchanged, or why there are none."""
-    settings = run.config.dataset
+    settings = run.config.dataset.as_stored()
     try:
         data = load_dataset(settings, run.config.execution.storage_options)
     except (ValueError, OSError) as error:
@@ -131,20 +147,48 @@ def pictures_of(run: Run) -> Pictures:
     return Pictures(data.image, ids, settings.name, tuple(data.class_names))
 
 
-def _is_log(address: str) -> bool:
-    return address.lower().endswith(LOG_ENDINGS)
+def _is_log(address: str, storage_options: Mapping[str, Any] | None) -> bool:
+    """Whether it is a log by its ending, or a file: a run is a folder, or a prefix of objects."""
+    if address.lower().endswith(LOG_ENDINGS):
+        return True
+    if "://" not in address:
+        return os.path.isfile(address)
+    if sigma_of_name(address.rsplit("/", 1)[-1]) is None:
+        return False
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address, **(storage_options or {}))
+        return bool(filesystem.isfile(path))
+    except (OSError, ValueError, ImportError):
+        return False  # who opens it as a run says what is wrong
+
+
+def _refuse_a_folder_of_logs(address: str) -> None:
+    """Say what to give in place of a local folder without a run, but with files of some kind."""
+    folder = Path(address)
+    if "://" in address or not folder.is_dir() or (folder / RUN_DOCUMENT).exists():
+        return
+    logs = [
+        str(file)
+        for file in sorted(folder.iterdir())
+        if _is_log(str(file), None) and sigma_of_name(file.name) is not None
+    ]
+    if logs:
+        raise ConfigError(
+            f"{address} is no run, but a folder of {len(logs)} files that are named as logs: give "
+            f"the files themselves, as in diffcert report {shlex.join(logs[:3])}"
+        )
 
 
 def _read_text(address: str, storage_options: Mapping[str, Any] | None) -> str:
     options = storage_options if "://" in address else None
     try:
-        with fsspec.open(address, "rt", encoding="utf-8", **(options or {})) as file:
-            text: str = file.read()
+        with fsspec.open(address, "rb", **(options or {})) as file:
+            data: bytes = file.read()
+        return data.decode("utf-16" if data[:2] in UTF_16_MARKS else "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read the log {address} ({error}): check the address, and that it is text"
         ) from None
-    return text
 
 
 def _notes(run: Run, rows: pd.DataFrame, bound: str) -> list[str]:
@@ -179,12 +223,28 @@ def _identity(run: Run) -> list[tuple[str, str]]:
         ("plan_id", document.plan_id),
         ("method version", str(document.method_version)),
         ("checkpoint", config.model.checkpoint),
+        ("computes in", _computes_in(run)),
         *weights,
         ("dataset", f"{data.get('name')} {data.get('split')}, {shape}"),
         ("dataset's fingerprint", str(data.get("fingerprint"))),
-        ("l2 ball", "in [0,1] pixel space, at the stored resolution"),
+        ("l2 ball", f"in [0,1] pixel space, {_resolution(config)}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in document.versions.items())),
     ]
+
+
+def _resolution(config: Config) -> str:
+    """Which images the ball is around: as they are stored, or as they are read."""
+    asked = config.dataset
+    if asked.resize is None and asked.crop is None:
+        return "at the stored resolution"
+    return f"of the images after dataset.resize = {asked.resize} and crop = {asked.crop}"
+
+
+def _computes_in(run: Run) -> str:
+    """The dtype, and where calibration chose it, how its votes compared with those in float32."""
+    dtype = run.config.numerics.dtype
+    compared = [Agreement(**one) for one in run.document.calibration.get("agreement", ())]
+    return "; ".join([dtype, *(f"compared before the run, {one}" for one in compared)])
 
 
 def _costs(run: Run, certificates: pd.DataFrame, asked: int) -> list[tuple[str, str]]:

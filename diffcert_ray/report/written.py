@@ -45,7 +45,14 @@ class Report:
         ]
         rows = pd.read_csv(BytesIO(self.files["table.csv"])).to_dict("records")
         files = [f"{self.folder}/{name}" for name in self.files]
-        return {"series": series, "certified_accuracy": rows, "files": files}
+        derived = [
+            row
+            for name, data in self.files.items()
+            if name.endswith("_derived.csv")
+            for row in pd.read_csv(BytesIO(data)).to_dict("records")
+        ]
+        figures = {"series": series, "certified_accuracy": rows, "files": files}
+        return figures | ({"derived": derived} if derived else {})
 
 
 def write_report_of(run: Run) -> Report:

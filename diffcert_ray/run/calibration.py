@@ -8,25 +8,33 @@ the defaults: looking would cost more than it saves.
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from diffcert_ray.config.tables import Config, NumericsConfig
+from diffcert_ray.config.tables import Config, Dtype, NumericsConfig
+from diffcert_ray.run.dtype_agreement import Agreement
+from diffcert_ray.run.dtype_votes import SHARE, agreements
 from diffcert_ray.run.kind import kind_of
 
 if TYPE_CHECKING:
+    from diffcert_ray.datasets import Dataset
     from diffcert_ray.denoisers.denoiser import Denoiser
     from diffcert_ray.engine.speed import Rate
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 SMALL_NFE = 500_000  # a run of fewer evaluations is not looked at: no network is loaded for it
 SHORT_S = 900.0  # seconds of a run, below which nothing is tried
 COMPILE_S = 60.0  # of each worker's start, before it is known
 COMPILED_GAIN = 1.3  # times as fast, before it is known
 CLEARLY = 3.0  # seconds that compiling must save for each second that it takes
+HOURS_S = 7200.0  # seconds of a run, from which on the two best ways are tried compiled
+GPU_BATCH = 256  # where nothing is measured: with less, launches take most of a batch's time
+DTYPES: Mapping[str, tuple[Dtype, ...]] = {
+    "cpu": ("float32",),
+    "cuda": ("float32", "tf32", "bfloat16"),
+}
 PROBE_BATCH = 8
+SMALLEST_BATCH = {"cpu": 8, "cuda": 64}
 PROBE_S = 5.0  # a batch predicted to take longer is no probe
 LARGEST_BATCH = {"cpu": 1024, "cuda": 16384}
 FREE_SHARE = 0.8  # of the memory that is free, where no limit is given
@@ -34,10 +42,19 @@ FREE_SHARE = 0.8  # of the memory that is free, where no limit is given
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The run's [numerics], and a line for the user: what was tried, what was chosen and why."""
+    """The run's [numerics], and a line for the user: what was tried, what was chosen and why.
+
+    And how the votes of other dtypes compare with those in float32, where that was looked at.
+    """
 
     numerics: NumericsConfig
     said: str
+    agreements: tuple[Agreement, ...] = ()
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What a run keeps of it, as TOML takes it."""
+        return {"agreement": [asdict(one) for one in self.agreements]} if self.agreements else {}
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,13 @@ class Way:
 def open_keys(config: Config) -> set[str]:
     """Keys of [numerics] that the configuration leaves open."""
     return set(NumericsConfig.model_fields) - config.numerics.model_fields_set
+
+
+def usual_numerics(config: Config, device: str) -> NumericsConfig:
+    """The [numerics] of a new run that is not calibrated: on a GPU, larger batches by default."""
+    if device == "cuda" and "batch" in open_keys(config):
+        return config.numerics.model_copy(update={"batch": GPU_BATCH})
+    return config.numerics
 
 
 def is_wanted(config: Config, nfe: float, *, own_object: bool) -> bool:
@@ -75,40 +99,79 @@ def calibrate(
     nfe: float,
     workers: int = 1,
     denoiser: "Denoiser | None" = None,
+    dataset: "Dataset | None" = None,
 ) -> Calibrated:
     """Try batches, dtypes, orders and compilation on this machine's device, one thread on a CPU.
 
     Running out of memory is a finding: that batch is out. The run is of about ``nfe`` evaluations,
-    which ``workers`` share.
+    which ``workers`` share. A dtype is tried only where its votes are those in float32, but for one
+    in a thousand.
 
     Raises:
         ValueError: not even the smallest batch fits into memory.
     """
-    from diffcert_ray.denoisers.device import set_up_torch
     from diffcert_ray.engine.speed import best_rate, smallest_good_batch
 
-    set_up_torch()
     trial = _Trial(config, weights, device, nfe / workers, denoiser)
-    always, default = config.execution.calibrate == "always", config.numerics
+    always, default = config.execution.calibrate == "always", usual_numerics(config, device)
     if not always and (run_s := trial.rough_seconds()) < SHORT_S:
         given = f"batch {default.batch}, {default.dtype}, compiled: {_yes(default.compile)}"
         said = f"{given}, run of about {_minutes(run_s)}"
         return Calibrated(default, f"{said} would not pay for more (not calibrated)")
-    rates_of = {way: trial.rates(way) for way in trial.ways()}
-    way = max(rates_of, key=lambda w: best_rate(rates_of[w]).nfe_per_s or 0.0)
-    eager, whole = (
-        smallest_good_batch(rates_of[way], config.execution.item_s, short=short)
-        for short in (device == "cpu", False)
-    )
-    rate = next(r.nfe_per_s for r in rates_of[way] if r.batch == whole) or 0.0
-    compiled, why = trial.whether_to_compile(way, whole, rate, always=always)
-    batch = whole if compiled else eager
+    compared = trial.compared(SHARE * nfe, dataset)
+    rates_of = {way: trial.rates(way) for way in trial.ways(compared)}
+    best = sorted(rates_of, key=lambda w: best_rate(rates_of[w]).nfe_per_s or 0.0, reverse=True)
+    long = trial.seconds_at(best_rate(rates_of[best[0]]).nfe_per_s or 1.0) >= HOURS_S
+    tries = []
+    for way in best[: 2 if long else 1]:
+        whole = smallest_good_batch(rates_of[way], config.execution.item_s, short=False)
+        rate = next(r.nfe_per_s for r in rates_of[way] if r.batch == whole) or 0.0
+        tries.append((way, whole, trial.whether_to_compile(way, whole, rate, always=always)))
+    way, batch, compiling = max(tries, key=lambda t: t[2].nfe_per_s if t[2].chosen else 0.0)
+    if not compiling.chosen:  # its last rows may go in short batches, on a CPU
+        short = device == "cpu"
+        batch = smallest_good_batch(rates_of[way], config.execution.item_s, short=short)
     numerics = NumericsConfig(
-        batch=batch, dtype=way.dtype, channels_last=way.channels_last, compile=compiled
+        batch=batch, dtype=way.dtype, channels_last=way.channels_last, compile=compiling.chosen
     )
     tried = "; ".join(f"{w}: {_shown(rates)}" for w, rates in rates_of.items())
-    said = f"calibrated: batch {batch}, {way}, compiled: {why} (NFE/s by batch, {tried})"
-    return Calibrated(numerics, said)
+    votes = "".join(f"; {one}" for one in compared)
+    said = f"calibrated: batch {batch}, {way}, compiled: {compiling.why} (NFE/s by batch, {tried})"
+    return Calibrated(numerics, said + votes, tuple(compared))
+
+
+def calibrate_for(
+    config: Config,
+    weights: Mapping[str, str],
+    device: str,
+    places: int,
+    *,
+    nfe: float,
+    denoiser: "Denoiser | None" = None,
+    dataset: "Dataset | None" = None,
+) -> Calibrated:
+    """As `calibrate`, on a worker, for all workers that there will be.
+
+    Args:
+        config: as `calibrate`, like weights, device, nfe and denoiser.
+        weights: hashes.
+        device: of the workers.
+        places: for workers, where they are.
+        nfe: of the run.
+        denoiser: an object of the caller's.
+        dataset: likewise.
+
+    Raises:
+        ConfigError: this process has no such device.
+        ValueError: as `calibrate`.
+    """
+    from diffcert_ray.denoisers.device import check_device
+
+    check_device(device, "calibration")
+    workers = config.execution.actors or max(places, config.execution.most_actors or 1)
+    return calibrate(
+        config, weights, device, nfe=nfe, workers=workers, denoiser=denoiser, dataset=dataset
+    )
 
 
 def pays(run_s: float, gain: float, compile_s: float) -> bool:
@@ -124,9 +187,17 @@ def memory_limit(config: Config, device: str) -> int:
     if device == "cuda":
         import torch
 
+        torch.cuda.empty_cache()  # what torch keeps of the way before is free
         free, _ = torch.cuda.mem_get_info()
         return int(FREE_SHARE * free * min(1.0, config.execution.gpus_per_actor))
     return int(FREE_SHARE * _free_host_bytes() / (config.execution.actors or os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class _Compiling:
+    chosen: bool
+    why: str
+    nfe_per_s: float
 
 
 class _Trial:
@@ -144,12 +215,27 @@ class _Trial:
         self._nfe, self._object = nfe, denoiser
         self._open = open_keys(config)
 
-    def ways(self) -> Sequence[Way]:
+    def compared(self, most_nfe: float, dataset: "Dataset | None") -> list[Agreement]:
+        """How the votes of the dtypes that could be chosen compare with those in float32."""
+        if self._object is not None or "dtype" not in self._open:
+            return []
+        dtypes = self._config.execution.dtypes or DTYPES[self._device]
+        if self._device == "cpu":  # where tf32 is float32
+            dtypes = tuple(dtype for dtype in dtypes if dtype != "tf32")
+        if kind_of(self._config).counted != "votes":
+            return []  # bounds of losses hold for what computes them, and nothing is compared
+        return agreements(
+            self._config, self._weights, self._device, dtypes, most_nfe=most_nfe, dataset=dataset
+        )
+
+    def ways(self, compared: Sequence[Agreement]) -> Sequence[Way]:
         """What to try; an object computes as it is."""
         given = self._config.numerics
         if self._object is not None:
             return (self._as_configured(),)
-        dtypes = self._config.execution.dtypes if "dtype" in self._open else (given.dtype,)
+        dtypes: Sequence[Dtype] = (given.dtype,)
+        if "dtype" in self._open:
+            dtypes = ("float32", *(one.dtype for one in compared if one.allowed))
         orders = (False, True) if "channels_last" in self._open else (given.channels_last,)
         return [Way(dtype, order) for dtype in dtypes for order in orders]
 
@@ -170,19 +256,24 @@ class _Trial:
             rate = max(rate, usual.rate(0.0))
         return self._nfe / rate
 
+    def seconds_at(self, nfe_per_s: float) -> float:
+        """Seconds of the run at a rate."""
+        return self._nfe / nfe_per_s
+
     def rates(self, way: Way) -> "list[Rate]":
         """Of the batches that may be chosen."""
         from diffcert_ray.engine.speed import batch_rates, doubling
 
         sizes = [self._config.numerics.batch]
         if "batch" in self._open:
-            sizes = list(doubling(PROBE_BATCH, LARGEST_BATCH[self._device]))
+            smallest, largest = SMALLEST_BATCH[self._device], LARGEST_BATCH[self._device]
+            sizes = list(doubling(smallest, largest))
         limit = memory_limit(self._config, self._device)
         return batch_rates(self._network(way), sizes, self._device, memory_limit=limit)
 
     def whether_to_compile(
         self, way: Way, batch: int, rate: float, *, always: bool
-    ) -> tuple[bool, str]:
+    ) -> "_Compiling":
         """Whether to compile, and why, in a few words."""
         from torch import nn
 
@@ -191,13 +282,14 @@ class _Trial:
 
         if "compile" not in self._open:
             given = self._config.numerics.compile
-            return given, f"{_yes(given)}, as configured"
+            return _Compiling(given, f"{_yes(given)}, as configured", rate)
         run_s = self._nfe / rate
         network = self._network(way)
         if self._object is not None or not isinstance(network, nn.Module):
-            return False, "no, the network is an object of the caller's"
+            return _Compiling(False, "no, the network is an object of the caller's", rate)
         if not always and not pays(run_s, COMPILED_GAIN, COMPILE_S):
-            return False, f"no, run of about {_minutes(run_s)} would not pay for it"
+            said = f"no, run of about {_minutes(run_s)} would not pay for it"
+            return _Compiling(False, said, rate)
         compile_denoiser(network)
         forward = Forward(network, batch, self._device)
         try:
@@ -206,16 +298,18 @@ class _Trial:
             seconds(self._device)
             took = time.perf_counter() - began
         except compilation_failures() as error:
-            return False, f"no, it cannot be here ({type(error).__name__})"
+            return _Compiling(False, f"no, it cannot be here ({type(error).__name__})", rate)
         gain = forward.rate(1.0) / rate
         measured = f"{gain:.2f} times as fast after {took:.0f} s"
         if gain > 1.0 and (always or pays(run_s, gain, took)):
-            return True, f"yes, {measured}"
-        return False, f"no, {measured}, run of about {_minutes(run_s)}"
+            return _Compiling(True, f"yes, {measured}", gain * rate)
+        return _Compiling(False, f"no, {measured}, run of about {_minutes(run_s)}", rate)
 
     def _network(self, way: Way) -> "Denoiser":
+        from diffcert_ray.denoisers.device import set_up_torch
         from diffcert_ray.engine.worker import WorkerSpec
 
+        set_up_torch(way.dtype)
         tried = {"dtype": way.dtype, "channels_last": way.channels_last, "compile": False}
         numerics = self._config.numerics.model_copy(update=tried)
         config = self._config.model_copy(update={"numerics": numerics})

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffcert_ray.config.loading import load_config
-from diffcert_ray.config.tables import Config
+from diffcert_ray.config.tables import Config, ExecutionConfig
 from diffcert_ray.datasets import Dataset, check_images, load_dataset
 from diffcert_ray.datasets.dataset import labels_of
 from diffcert_ray.pool.local import Pool
 from diffcert_ray.pool.usual import usual_pool
 from diffcert_ray.run.agreement import agree, disagreement, supersede
+from diffcert_ray.run.budget import Budget, BudgetNote, Spending
+from diffcert_ray.run.devices import workers_device
 from diffcert_ray.run.head_check import check_head
 from diffcert_ray.run.kind import Rows, kind_of
 from diffcert_ray.run.loop import Driver, Outcome, Progress, Work
@@ -63,6 +65,10 @@ def certify(
     on_start: Callable[["Run"], None] = lambda run: None,
     on_calibrated: Callable[[str], None] = lambda said: None,
     should_stop: Callable[[], bool] = lambda: False,
+    max_hours: float | None = None,
+    max_nfe: int | None = None,
+    max_cost: float | None = None,
+    price: float | None = None,
     pool: MakePool | None = None,
 ) -> Run:
     """Certify a dataset: start a run, or continue the one that is in the folder.
@@ -90,6 +96,10 @@ def certify(
         on_start: called once the run is open and before anything is evaluated.
         on_calibrated: called with one line on what a new, long run was measured to compute with.
         should_stop: asked about once a second; True stores what there is and ends the run.
+        max_hours: of this start, > 0; then the same. The same call continues.
+        max_nfe: evaluations of this start, >= 1, likewise.
+        max_cost: of the workers of this start, in the currency of ``price``, > 0, likewise.
+        price: of one worker for an hour, >= 0.
         pool: makes the workers, in place of this process (``local``) or of Ray's actors.
 
     Returns:
@@ -101,7 +111,10 @@ def certify(
         StoreError: the store cannot be written or trusted.
         PoolError: no worker can be had.
     """
-    checked = _checked(load_config(config, overrides), images, denoiser, dataset, classifier)
+    spending = Spending(Budget(max_hours, max_nfe, max_cost, price))
+    device_of = partial(workers_device, local=local or pool is not None, address=address)
+    settings = load_config(config, overrides)
+    checked = _checked(settings, images, denoiser, dataset, classifier, device_of)
     opened = _opened(
         checked,
         str(run) if run is not None else os.path.join(RUNS_FOLDER, checked.spec.config.name),
@@ -121,7 +134,7 @@ def certify(
         else:
             make = pool or partial(usual_pool, local=local, address=address)
             watching = on_progress if local or pool else _exported(on_progress, opened)
-            outcome = _driven(opened, todo, writer, make, watching, should_stop)
+            outcome = _driven(opened, todo, writer, make, watching, should_stop, spending)
     del todo  # what was read of the store is read anew
     if evaluates:
         outcome.complete &= _in_agreement(opened)
@@ -147,22 +160,23 @@ def _checked(
     denoiser: "Denoiser | None",
     dataset: Dataset | None,
     classifier: "Network | None",
+    device_of: Callable[[ExecutionConfig], str],
 ) -> _Checked:
     """Everything that can be checked without a run: settings, files, images, radii, device."""
-    from diffcert_ray.denoisers.device import resolve_device
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
 
     options = config.execution.storage_options
     data = dataset if dataset is not None else load_dataset(config.dataset, options)
+    _say_how_it_is_read(data, asked=config.dataset.class_order is not None)
     weights = weights_of(config, denoiser, classifier)
-    device = resolve_device(config.execution.device)
     plan = plan_of(config, data, images)
     check_plan(config, plan, data, denoiser, classifier)
     read = check_images(data, plan.image_ids)
     plan, unreadable = leave_out_corrupt(config, plan, read)
     check_head(config, weights, data, plan.image_ids.tolist(), read.shas)
     plan = kind_of(config).on_grid(plan, read.off_grid)
+    device = device_of(config.execution)
     spec = WorkerSpec(
         config,
         weights,
@@ -174,6 +188,15 @@ def _checked(
         image_shas=read.shas,
     )
     return _Checked(spec, data, plan, unreadable)
+
+
+def _say_how_it_is_read(data: Dataset, *, asked: bool) -> None:
+    """What one may not expect; the numbers of classes where their order was asked about."""
+    if data.mapping:
+        level = logging.WARNING if asked else logging.INFO
+        logger.log(level, "dataset %s %s: %s", data.name, data.split, data.mapping)
+    for note in data.notes:
+        logger.warning("dataset %s %s: %s", data.name, data.split, note)
 
 
 @dataclass(frozen=True)
@@ -207,6 +230,7 @@ def _opened(
         spec.weights,
         spec.device,
         spec.denoiser,
+        spec.dataset,
         on_calibrated,
         local=local,
         address=address,
@@ -274,16 +298,19 @@ def _driven(
     make_pool: MakePool,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
+    spending: Spending,
 ) -> Outcome:
     """Evaluate what is left to do, and store it as it comes."""
     store, plan, config = opened.run.store, opened.plan, opened.spec.config
     store.location.check_writable()  # before the first evaluation, not after it
     store_asked(store.location, plan.sigmas, opened.data.ids.tolist())
     images = plan.image_ids.tolist()
+    note = BudgetNote(store.location)
     others = OtherWriters(store.location, opened.run.kind.folder, writer, images, plan.sigmas)
 
     def progressed(progress: Progress) -> None:
         others.look()
+        note.note(progress.budget)
         on_progress(progress)
 
     def record(result: Any, settled: Sequence[Any]) -> None:
@@ -300,9 +327,12 @@ def _driven(
             record,
             todo.certificate,
             item_s=config.execution.item_s,
+            batch=config.numerics.batch,
             on_progress=progressed,
             should_stop=should_stop,
+            spending=spending,
         ).run()
+        note.note(spending.said(outcome.nfe), outcome.reached, now=True)
         others.look(now=True)
     finally:
         pool.close()

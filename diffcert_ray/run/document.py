@@ -1,10 +1,11 @@
 """run.toml: the configuration that a run folder belongs to, its two hashes, and what may change."""
 
 import math
+import os
 import platform
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
@@ -34,6 +35,7 @@ class RunDocument:
     versions: Mapping[str, str]  # of this package and of what it computes with
     document_id: str  # hash of both ids, dataset and versions; "" in runs begun before it was kept
     notes_kinds: bool = False  # whether the numerics kinds of its units are noted in kinds/
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # what it compared, if it did
 
     @staticmethod
     def of(
@@ -48,10 +50,25 @@ class RunDocument:
         plan_id = canonical_hash(plan_identity(config, votes_id))
         versions = {name: _version(name) for name in VERSIONED}
         versions["python"] = platform.python_version()
-        whole = _document_id(votes_id, plan_id, dataset, versions, notes_kinds=True)
-        return RunDocument(
-            config, votes, votes_id, plan_id, dataset, versions, whole, notes_kinds=True
+        document = RunDocument(
+            config, votes, votes_id, plan_id, dataset, versions, "", notes_kinds=True
         )
+        return replace(document, document_id=document._whole())
+
+    def calibrated(self, compared: Mapping[str, Any]) -> "RunDocument":
+        """The same of a run whose numerics were chosen by comparing these."""
+        document = replace(self, calibration=compared)
+        return replace(document, document_id=document._whole())
+
+    def _whole(self) -> str:
+        """Hash of all that it says and that nobody has a reason to change."""
+        said: dict[str, Any] = {"votes_id": self.votes_id, "plan_id": self.plan_id}
+        said |= {"dataset": self.dataset, "versions": self.versions}
+        if self.notes_kinds:  # runs begun before there were notes keep their hash
+            said["notes_kinds"] = True
+        if self.calibration:
+            said["calibration"] = self.calibration
+        return canonical_hash(_without_none(said))
 
     def to_bytes(self) -> bytes:
         """TOML, without execution settings that may hold credentials."""
@@ -66,6 +83,7 @@ class RunDocument:
             "votes_identity": dict(self.votes_identity),
             "dataset": dict(self.dataset),
             "versions": dict(self.versions),
+            **({"calibration": dict(self.calibration)} if self.calibration else {}),
         }
         return tomli_w.dumps(_without_none(document)).encode()
 
@@ -87,6 +105,7 @@ class RunDocument:
                 tables["versions"],
                 tables.get("document_id", ""),
                 tables.get("notes_kinds", False) is True,
+                dict(tables.get("calibration", {})),
             )
         except (KeyError, ValueError) as error:
             raise ConfigError(
@@ -104,18 +123,11 @@ class RunDocument:
         A larger n written into it would let a fixed-n bound be extended after a look, fewer images
         in its dataset let those without a certificate disappear.
         """
-        whole = _document_id(
-            self.votes_id,
-            self.plan_id,
-            self.dataset,
-            self.versions,
-            notes_kinds=self.notes_kinds,
-        )
         first_version = self.method_version == 1
         for name, stated, actual in (
             ("votes_id", self.votes_id, canonical_hash(self.votes_identity)),
             ("plan_id", self.plan_id, canonical_hash(plan_identity(self.config, self.votes_id))),
-            ("document_id", self.document_id, whole),
+            ("document_id", self.document_id, self._whole()),
         ):
             if stated != actual and not (name == "document_id" and not stated and first_version):
                 raise ConfigError(
@@ -149,6 +161,16 @@ class RunDocument:
         """The same for a process that reaches store and dataset with these options."""
         execution = self.config.execution.model_copy(update={"storage_options": dict(options)})
         return replace(self, config=self.config.model_copy(update={"execution": execution}))
+
+    def with_dataset_path(self, path: str) -> "RunDocument":
+        """The same for a process that has the images elsewhere; a label map is looked for there."""
+        moved: dict[str, Any] = {"path": path}
+        label_map = self.config.dataset.label_map
+        if isinstance(label_map, str) and not os.path.exists(label_map):
+            beside = os.path.join(path, os.path.basename(label_map))
+            moved |= {"label_map": beside} if os.path.exists(beside) else {}
+        dataset = self.config.dataset.model_copy(update=moved)
+        return replace(self, config=self.config.model_copy(update={"dataset": dataset}))
 
     def adopt_numerics(self, config: Config) -> Config:
         """The configuration with this run's [numerics], which every driver of the run must use."""
@@ -224,22 +246,6 @@ class RunDocument:
                 f"with {self.dataset.get('fingerprint')}: the data has changed; give another "
                 "run folder"
             )
-
-
-def _document_id(
-    votes_id: str,
-    plan_id: str,
-    dataset: Mapping[str, Any],
-    versions: Mapping[str, str],
-    *,
-    notes_kinds: bool,
-) -> str:
-    """Hash of all that a document says and that nobody has a reason to change."""
-    said: dict[str, Any] = {"votes_id": votes_id, "plan_id": plan_id, "dataset": dataset}
-    said["versions"] = versions
-    if notes_kinds:  # runs begun before there were notes keep their hash
-        said["notes_kinds"] = True
-    return canonical_hash(_without_none(said))
 
 
 def _without_none(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from diffcert_ray.pool.local import Pool, PoolState
+from diffcert_ray.run.budget import Budget, Spending
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.writer import Writer
 
 POLL_S = 1.0
 FIRST_ITEM_NFE = 4000.0  # before a worker's speed is known: for small networks, part of a second
+LEAST_BATCHES = 32  # in an item of a slow network: those at its end are not full
+LONGER = 2.0  # times as long as asked, at most, an item may become for that
 GROWTH = 4.0  # how much longer than the longest item so far the next may be, while speed is learned
 
 
@@ -105,6 +108,7 @@ class Progress:
         items: items evaluated in this start.
         item_seconds: sum of their compute times on the workers.
         bytes_written: bytes of the parts stored in this start.
+        budget: limits of this start and what is spent of them, or "".
     """
 
     images_done: int
@@ -119,6 +123,7 @@ class Progress:
     items: int = 0
     item_seconds: float = 0.0
     bytes_written: int = 0
+    budget: str = ""
 
 
 @dataclass
@@ -127,7 +132,8 @@ class Outcome:
 
     Args:
         complete: every image has its certificate.
-        interrupted: it was asked to stop.
+        interrupted: it was asked to stop, or its budget was reached.
+        reached: the limit of its budget that was reached, or "".
         given_up: (sigma, image_id) of images whose votes killed workers or raised.
         nfe: evaluations in this start.
         votes: votes settled in this start.
@@ -143,6 +149,7 @@ class Outcome:
 
     complete: bool
     interrupted: bool = False
+    reached: str = ""
     given_up: list[tuple[float, int]] = field(default_factory=list)
     nfe: int = 0
     votes: int = 0
@@ -164,8 +171,11 @@ class Driver:
         record: (result, units that it completed) -> hand their rows to the writer.
         certify: finished image -> its row of the certificates table, or None if that is stored.
         item_s: compute time that an item should take, seconds.
+        batch: rows of a worker's batches; an item of a slow network takes up to twice as long, so
+            that it holds enough of them. 0: it does not.
         on_progress: called about once a second and at the end.
         should_stop: asked between polls; True flushes and ends the run incomplete.
+        spending: of this start; a limit that is reached ends the run incomplete.
         clock: monotonic seconds.
     """
 
@@ -175,8 +185,10 @@ class Driver:
     record: Callable[[Any, Sequence[Any]], None]
     certify: Callable[[Any], CertificateRow | None]
     item_s: float = 5.0
+    batch: int = 0
     on_progress: Callable[[Progress], None] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
+    spending: Spending = field(default_factory=lambda: Spending(Budget()))
     clock: Callable[[], float] = time.monotonic
 
     def run(self) -> Outcome:
@@ -190,11 +202,12 @@ class Driver:
         """
         started = self.clock()
         outcome = Outcome(complete=False)
-        speed = _Speed(self.item_s)
+        speed = _Speed(self.item_s, self.batch)
         recent = _Recent(started)
         try:
             while not self.work.finished:
-                if self.should_stop():
+                outcome.reached = self.spending.reached(outcome.nfe)
+                if outcome.reached or self.should_stop():
                     outcome.interrupted = True
                     break
                 self._feed(speed)
@@ -203,6 +216,7 @@ class Driver:
                 for item in self.pool.given_up():
                     lost = self.work.abandon(item)
                     outcome.given_up += [key for key in lost if key not in outcome.given_up]
+                self.spending.look(self.pool.state().live)
                 self._store_certificates()
                 self.writer.flush()
                 if recent.add(self.clock(), outcome.nfe):
@@ -263,21 +277,25 @@ class Driver:
             items=outcome.items,
             item_seconds=outcome.item_seconds,
             bytes_written=self.writer.bytes_written,
+            budget=self.spending.said(outcome.nfe),
         )
 
 
 class _Speed:
     """How many evaluations an item should have, learned from the items so far."""
 
-    def __init__(self, item_s: float) -> None:
-        self._item_s = item_s
+    def __init__(self, item_s: float, batch: int = 0) -> None:
+        self._item_s, self._least_nfe = item_s, LEAST_BATCHES * batch
         self._rate: float | None = None
         self._longest_nfe = FIRST_ITEM_NFE / GROWTH
 
     @property
     def item_nfe(self) -> float:
         limit = GROWTH * self._longest_nfe
-        return limit if self._rate is None else min(limit, self._rate * self._item_s)
+        if self._rate is None:
+            return limit
+        usual = self._rate * self._item_s
+        return min(limit, max(usual, min(self._least_nfe, LONGER * usual)))
 
     def add(self, result: Answer) -> None:
         if result.seconds <= 0 or not result.nfe:

@@ -228,7 +228,7 @@ class LossRuns:
 
     def notes(self, config: Config, store: RunStore, bound: str) -> Iterable[str]:
         """As `Kind.notes`: the radii at the mean losses, which nothing guarantees."""
-        data = load_dataset(config.dataset, config.execution.storage_options)
+        data = load_dataset(config.dataset.as_stored(), config.execution.storage_options)
         plan = self.plan(config, data.ids, data)
         held = self.held(store, plan)
         return [estimates(plan, held, data.image, b) for b in PLAIN_BOUNDS if b == bound]

@@ -10,6 +10,8 @@ from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.datasets.dataset import about
 from diffcert_ray.run import calibration
+from diffcert_ray.run.calibration import Calibrated
+from diffcert_ray.run.devices import gpus_of_a_worker
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.storage.location import Location
 from diffcert_ray.storage.store import RunStore
@@ -24,23 +26,25 @@ def open_or_create(
     weights: Mapping[str, str],
     data: Dataset,
     options: Mapping[str, Any] | None,
-    calibrated: Callable[[Config], Config],
+    calibrated: Callable[[Config], Calibrated],
     *,
     on_damaged: Any,
 ) -> tuple[RunStore, RunDocument, Config]:
     """The run's store and document, and the settings with the run's [numerics].
 
-    For a new run ``calibrated`` chooses them. No document may hold ``options``.
+    For a new run ``calibrated`` chooses them, and what it compared is kept. No document may hold
+    ``options``.
 
     Raises:
         ConfigError: the stored run is another one.
         StoreError: the folder cannot be read or written.
     """
-    described = about(data)
+    described, chosen = about(data), None
     if not RunStore.exists(location):
-        settings = calibrated(settings)
-    if not RunStore.exists(location):  # nor did another driver start it meanwhile
-        document = RunDocument.of(settings, weights, described)
+        chosen = calibrated(settings)
+    if chosen and not RunStore.exists(location):  # nor did another driver start it meanwhile
+        settings = settings.model_copy(update={"numerics": chosen.numerics})
+        document = RunDocument.of(settings, weights, described).calibrated(chosen.noted)
         store = RunStore.create(location, document.to_bytes(), options, on_damaged=on_damaged)
         return store, document, settings
     store = RunStore.open(location, on_damaged=on_damaged)
@@ -57,39 +61,45 @@ def calibrated(
     weights: Mapping[str, str],
     device: str,
     denoiser: "Denoiser | None",
+    dataset: Dataset | None,
     on_calibrated: Callable[[str], None],
     settings: Config,
     *,
     local: bool,
     address: str | None,
-) -> Config:
-    """The settings of a run about to start, with what [numerics] leaves open chosen if it pays.
+) -> Calibrated:
+    """The numerics of a run about to start, with what is left open in them chosen if it pays.
 
     It is measured where workers will be: in this process (``local``), or in the cluster.
     """
     if not calibration.is_wanted(settings, nfe, own_object=denoiser is not None):
-        return settings
+        return Calibrated(calibration.usual_numerics(settings, device), "")
     check_writable()  # before the minutes that this may take
-    workers = settings.execution.actors or (1 if local else os.cpu_count() or 1)
+    execution = settings.execution
     calibrate = partial(
-        calibration.calibrate,
+        calibration.calibrate_for,
         settings,
         weights,
         device,
-        nfe=nfe,
-        workers=workers,
         denoiser=denoiser,
+        dataset=dataset,
+        nfe=nfe,
     )
     if local or (address is None and device == "cpu"):
-        choice = calibrate()
+        choice: Calibrated = calibrate(1 if local else os.cpu_count() or 1)
     else:  # a worker's machine may be another one, and a GPU is to be free again when they start
-        from diffcert_ray.pool.on_ray.calibration import calibrate_on_worker
+        from diffcert_ray.pool.on_ray.one_worker import on_one_worker
 
-        gpus = settings.execution.gpus_per_actor if device == "cuda" else 0.0
-        limit_s = settings.execution.stall_timeout_s
-        choice = calibrate_on_worker(calibrate, address=address, gpus=gpus, limit_s=limit_s)
+        choice = on_one_worker(
+            calibrate,
+            address=address,
+            gpus=gpus_of_a_worker(execution, device),
+            place_s=execution.stall_timeout_s,
+            work_s=execution.stall_timeout_s,
+            remedy=', or set execution.calibrate = "never"',
+        )
     on_calibrated(choice.said)
-    return settings.model_copy(update={"numerics": choice.numerics})
+    return choice
 
 
 def store_options(settings: Config, folder: str) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """A stored run, opened to be read."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,13 +141,43 @@ class Run:
         return pa.Table.from_pandas(rows, schema=CERTIFICATE_SCHEMA, preserve_index=False)
 
 
-def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = None) -> Run:
+@dataclass(frozen=True)
+class Elsewhere:
+    """A run to be opened by another process, which may be on another machine."""
+
+    address: str
+    storage_options: Mapping[str, Any]
+    dataset_path: str | None = None
+
+    @staticmethod
+    def of(run: Run) -> "Elsewhere":
+        """The same run; a folder by its whole path."""
+        address = run.address if "://" in run.address else os.path.abspath(run.address)
+        return Elsewhere(address, run.config.execution.storage_options, run.config.dataset.path)
+
+    def open(self) -> Run:
+        """Open it here.
+
+        Raises:
+            StoreError: it cannot be reached from here.
+        """
+        return open_run(self.address, self.storage_options, dataset_path=self.dataset_path)
+
+
+def open_run(
+    address: str | Path,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    dataset_path: str | None = None,
+) -> Run:
     """Open a run that exists, to read it.
 
     Args:
         address: a local folder or an fsspec address such as ``s3://bucket/prefix``.
         storage_options: what fsspec's filesystem takes, for a run and a dataset that are not local;
             never stored.
+        dataset_path: where the images are, of a run that was made elsewhere; their fingerprint
+            tells whether they are the same.
 
     Returns:
         The run.
@@ -158,4 +189,6 @@ def open_run(address: str | Path, storage_options: Mapping[str, Any] | None = No
     folder, options = str(address), dict(storage_options or {})
     store = RunStore.open(folder, options if "://" in folder else None)
     document = RunDocument.from_bytes(store.run_document()).with_storage_options(options)
+    if dataset_path is not None:
+        document = document.with_dataset_path(dataset_path)
     return Run(folder, store, document)

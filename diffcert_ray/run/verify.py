@@ -1,48 +1,76 @@
 """Verify a stored run: its certificates from its counts, a sample of units from its images."""
 
 import secrets
+from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 
 from diffcert_ray.datasets import Dataset, load_dataset
 from diffcert_ray.datasets.dataset import about, labels_of
-from diffcert_ray.errors import CorruptImageError
+from diffcert_ray.errors import CorruptImageError, DatasetError
 from diffcert_ray.run.contradictions import sentence
+from diffcert_ray.run.devices import at_a_worker, workers_device
 from diffcert_ray.run.document import RunDocument
 from diffcert_ray.run.examined import Examined
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.resume import check_same_images
-from diffcert_ray.run.stored import Run
+from diffcert_ray.run.stored import Elsewhere, Run
 from diffcert_ray.run.verification import Verification
 
 
-def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verification:
+def verify_run(
+    run: Run, *, sample: int = 20, seed: int | None = None, address: str | None = None
+) -> Verification:
     """Recompute a run's certificates from its counts, and a sample of its units from its images.
 
     Args:
         run: an opened run whose checkpoint and dataset are at hand.
         sample: units to evaluate again.
         seed: of the choice; None draws one, so that nobody can know beforehand what is looked at.
+        address: of a Ray cluster, one of whose workers does all of it, and so must reach the run;
+            None is this process.
 
     Returns:
         What was compared, the seed, and every difference.
 
     Raises:
         ConfigError: certificates that their bound does not hold for, another checkpoint or dataset.
+        PoolError: no worker of the cluster can be had.
     """
-    from diffcert_ray.denoisers.device import resolve_device
+    execution = run.config.execution
+    if address is None:
+        return _verified(run, sample, seed, partial(workers_device, execution, local=True))
+    return at_a_worker(
+        partial(_verified_there, Elsewhere.of(run), sample, seed), execution, address=address
+    )
+
+
+def _verified_there(run: Elsewhere, sample: int, seed: int | None, device: str) -> Verification:
+    return _verified(run.open(), sample, seed, lambda: device)
+
+
+def _verified(run: Run, sample: int, seed: int | None, device: Callable[[], str]) -> Verification:
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
 
     config, kind, store = run.config, run.kind, run.store
     votes_id, weights = run.document.votes_id, weights_of(config)
-    data = load_dataset(config.dataset.whole(), config.execution.storage_options)
+    try:
+        data = load_dataset(config.dataset.whole(), config.execution.storage_options)
+    except DatasetError as error:
+        if config.dataset.path is None or type(error) is not DatasetError:
+            raise
+        raise DatasetError(
+            f"{error}; if the run was made elsewhere, say where its images are here by "
+            "--dataset-path, or open_run(RUN, dataset_path=...)"
+        ) from None
     version = run.document.method_version
     run.document.check_continues(RunDocument.of(config, weights, about(data), version))
     verification = Verification(seed=secrets.randbelow(2**32) if seed is None else seed)
     verification.other_method = 0 if run.document.castable else version
     verification.kinds_noted = run.document.notes_kinds
-    chosen = load_dataset(config.dataset, config.execution.storage_options)
+    chosen = load_dataset(config.dataset.as_stored(), config.execution.storage_options)
     _compare_dataset(run, data, chosen, verification)
     examined = run.examined()
     _note(examined, verification)
@@ -60,8 +88,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
         )
     kind.recompute(config, votes_id, store, held, data, certificates, verification)
     if sample and run.document.castable:
-        device = resolve_device(config.execution.device)
-        worker = WorkerSpec(config, weights, device, dataset=data).load("verify")
+        worker = WorkerSpec(config, weights, device(), dataset=data).load("verify")
         kind.replay(config, store, held, data, worker, verification, sample)
     return verification
 

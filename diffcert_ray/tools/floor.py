@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.edm import NETWORK_DTYPES
 from diffcert_ray.engine.memory import eager, example_rows, network_bytes
 from diffcert_ray.engine.speed import seconds
 
@@ -58,7 +59,7 @@ class Floor:
 
 def device_speeds(device: str, dtype: str) -> Speeds:
     """Measure the best that the device does in a dtype; the fastest of some rounds."""
-    kind = getattr(torch, dtype)
+    kind = NETWORK_DTYPES[dtype]
     a = torch.ones(SIDE[device], SIDE[device], dtype=kind, device=device)
     source = torch.ones(COPIED_BYTES[device], dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)

@@ -126,6 +126,19 @@ def test_workers_are_several_types_of_gpu_on_spot_and_one_on_demand(name: str):
     assert all(t["resources"]["GPU"] == 1 and t["min_workers"] == 0 for t in types.values())
 
 
+def test_workers_on_ec2_may_read_the_store_and_the_head_keeps_ray_s_own_profile():
+    config = cloud("aws")
+    profiles = {t["node_config"]["IamInstanceProfile"]["Arn"] for t in workers(config).values()}
+    assert len(profiles) == 1
+    head = config["available_node_types"][config["head_node_type"]]["node_config"]
+    assert "IamInstanceProfile" not in head  # with one given, Ray adds none that may start nodes
+    assert "iam:PassRole" in (CLUSTER / "aws.yaml").read_text("utf-8")
+
+
+def test_image_has_the_extras_for_jobs_and_published_checkpoints():
+    assert "'.[cluster,diffusers]'" in (CLUSTER / "Dockerfile").read_text("utf-8")
+
+
 def chosen(config: dict[str, Any], nodes: int, scarce: tuple[str, ...] = ()) -> dict[str, int]:
     """What Ray's autoscaler would start for so many actors of one GPU."""
     types = AutoscalingConfig(prepare_config(config), skip_content_hash=True)

@@ -199,6 +199,20 @@ class TestOnOneRay:
         assert "error='no answer in 1 s'" in caplog.text
         assert not Path(f"/proc/{script.hanging()[0]}/exe").exists()
 
+    def test_the_last_item_of_a_worker_that_hangs_comes_from_another_one(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        script = Script(tmp_path, "hangs")
+        pool = RayPool(script, actors=2, copies=True)
+        try:
+            results = Run(pool, plain_items(20)).to_the_end()
+        finally:
+            pool.close()
+        assert set(results) == set(range(20))
+        assert script.evaluated()[3] == 2
+        assert len(script.loads()) == 2  # no deadline had to strike
+        assert "lost actor" not in caplog.text
+
     @pytest.mark.parametrize(
         ("fault", "start_timeout_s", "said"),
         [("load crashes", 60, "The actor died"), ("load hangs", 3, "loading took more than 3 s")],

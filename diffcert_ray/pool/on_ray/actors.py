@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -16,9 +15,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from diffcert_ray.errors import PoolError
 from diffcert_ray.pool.dispatch import Deadline, Dispatch
-from diffcert_ray.pool.local import LoadedWorker, Loads, PoolState
+from diffcert_ray.pool.local import Loads, PoolState
 from diffcert_ray.pool.on_ray.cluster import alive_nodes, brief, connect, draining_nodes
-from diffcert_ray.pool.starts import Starts, fitting, missing
+from diffcert_ray.pool.on_ray.remote_worker import Actor, RemoteWorker
+from diffcert_ray.pool.starts import Starts, asked_of_a_node, fitting, missing
 from diffcert_ray.votes.units import Item, Result
 
 logger = logging.getLogger(__name__)
@@ -27,55 +27,21 @@ TICK_S = 0.5  # how often deadlines and starts are looked at
 LOOK_AT_CLUSTER_S = 2.0
 
 
-class _RemoteWorker:
-    """The process of one worker. Its constructor is empty: waiting and constructing look alike."""
-
-    def __init__(self) -> None:
-        self._worker: LoadedWorker | None = None
-
-    def place(self) -> tuple[str, str]:
-        """Node id and address; the answer says that the actor has a place."""
-        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return ray.get_runtime_context().get_node_id(), address
-
-    def load(self, spec: Loads, name: str) -> tuple[str, str, float]:
-        """Load; returns the numerics kind, how it was compiled, and the seconds this took."""
-        began = time.monotonic()
-        self._worker = worker = spec.load(name)
-        return worker.numerics, worker.compiled, time.monotonic() - began
-
-    def evaluate(self, item: Item) -> Result:
-        """Evaluate one item."""
-        if self._worker is None:
-            raise RuntimeError("evaluate was called before load")
-        return self._worker.evaluate(item)
-
-
-@dataclass
-class _Actor:
-    """What the driver knows of an actor; ``phase`` is "placing", "loading" or "live"."""
-
-    name: str
-    handle: Any
-    phase: str = "placing"
-    node: str = ""
-    address: str = ""
-    since: float = 0.0
-    draining: bool = False
-    refs: set[Any] = field(default_factory=set)
-
-
 class RayPool:
     """A pool whose workers are Ray actors, one for each GPU or CPU core unless told otherwise.
 
     Args:
         actors: how many; None is one for each GPU (``spec.device == "cuda"``) or CPU core of the
             cluster, and more when nodes join.
+        most_actors: with ``actors`` None, so many are asked for, also where no node has room for
+            them yet: an autoscaler adds nodes for those. None: no more than there is room for.
         address: "auto" or host:port of a cluster; None starts Ray on this machine for this pool,
             unless this process is connected to Ray already.
         gpus_per_actor: GPUs of each actor, > 0; with fractions, actors share one.
         start_timeout_s: how long loading may take once an actor has a place, seconds.
         stall_timeout_s: how long to wait while there is no worker at all, seconds.
+        copies: when nothing is left to hand out, give idle workers the last open items a second
+            time, so that a slow worker does not hold up the end.
 
     Raises:
         PoolError: the cluster cannot be joined.
@@ -86,29 +52,31 @@ class RayPool:
         spec: Loads,
         *,
         actors: int | None = None,
+        most_actors: int | None = None,
         address: str | None = None,
         gpus_per_actor: float = 1.0,
         start_timeout_s: float = 600.0,
         stall_timeout_s: float = 1800.0,
+        copies: bool = False,
         deadline: Deadline | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._resources = {"CPU": 1.0}
-        if spec.device == "cuda":
-            self._resources["GPU"] = gpus_per_actor
+        self._resources = asked_of_a_node(spec.device, gpus_per_actor)
         self._start_timeout_s = start_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
         self._dispatch = Dispatch(deadline=deadline)
+        self._copies, self._hungry = copies, False
         self._starts = Starts()
-        self._actors: dict[str, _Actor] = {}
-        self._calls: dict[Any, tuple[_Actor, int | None]] = {}
+        self._actors: dict[str, Actor] = {}
+        self._calls: dict[Any, tuple[Actor, int | None]] = {}
         self._given_up: list[Item] = []
         self._fatal: PoolError | None = None
         self._nodes: dict[str, dict[str, Any]] = {}
         self._free: dict[str, float] = {}
         self._draining: frozenset[str] = frozenset()
-        self._asked, self._target, self._named = actors, actors or 1, 0
+        self._asked, self._most = actors, most_actors
+        self._target, self._named = actors or 1, 0
         self._progress_at = clock()
         self._connected_here = connect(address, actors)
         try:
@@ -140,6 +108,9 @@ class RayPool:
                 item fails.
         """
         until = time.monotonic() + timeout_s
+        self._hungry = self._dispatch.room() > 0  # the caller has nothing more, for the moment
+        if self._hungry and self._copies:
+            self._feed(self._dispatch.copy_call)
         live = self._dispatch.live
         while True:
             left = until - time.monotonic()
@@ -182,31 +153,36 @@ class RayPool:
         if self._starts.left_out:
             nodes = ",".join(sorted(self._starts.left_out))
             options["label_selector"] = {"ray.io/node-id": f"!in({nodes})"}
-        remote_class: Any = ray.remote(**options)(_RemoteWorker)
+        remote_class: Any = ray.remote(**options)(RemoteWorker)
+        if self._hungry and self._most is not None and self._dispatch.live:
+            # No node is to be added for nothing.
+            for actor in [a for a in self._actors.values() if a.phase == "placing"]:
+                self._remove(actor)
+            return
         for _ in range(self._target - sum(not a.draining for a in self._actors.values())):
             self._named += 1
             handle = remote_class.remote()
-            actor = _Actor(f"actor-{self._named}", handle)
+            actor = Actor(f"actor-{self._named}", handle)
             self._actors[actor.name] = actor
             self._call(actor, handle.place.remote())
 
-    def _call(self, actor: _Actor, ref: Any, item_id: int | None = None) -> None:
+    def _call(self, actor: Actor, ref: Any, item_id: int | None = None) -> None:
         actor.refs.add(ref)
         self._calls[ref] = (actor, item_id)
 
-    def _remove(self, actor: _Actor) -> None:
+    def _remove(self, actor: Actor) -> None:
         """Forget an actor and end its process, which may be alive though Ray says that it died."""
         self._actors.pop(actor.name, None)
         for ref in actor.refs:
             self._calls.pop(ref, None)
         ray.kill(actor.handle)
 
-    def _lose(self, actor: _Actor, error: str, *, blame: bool) -> None:
+    def _lose(self, actor: Actor, error: str, *, blame: bool) -> None:
         self._remove(actor)
         lost = self._dispatch.lose_worker(actor.name, error, blame=blame)
         logger.warning("lost %s requeued=%d error=%r", _where(actor), len(lost), brief(error))
 
-    def _start_failed(self, actor: _Actor, error: BaseException) -> None:
+    def _start_failed(self, actor: Actor, error: BaseException) -> None:
         self._remove(actor)
         logger.warning("start failed %s error=%r", _where(actor), brief(str(error)))
         if actor.node and actor.node not in alive_nodes():
@@ -280,10 +256,11 @@ class RayPool:
         if self._asked is None:
             usable = [n for i, n in self._nodes.items() if i not in self._starts.left_out]
             places = sum(fitting(n["Resources"], self._resources) for n in usable)
-            self._target = max(self._target, places)
+            self._target = max(self._target, places) if self._most is None else self._most
 
-    def _feed(self) -> None:
-        while (pair := self._dispatch.next_call(self._clock())) is not None:
+    def _feed(self, following: Callable[[float], tuple[str, Item] | None] | None = None) -> None:
+        following = following or self._dispatch.next_call
+        while (pair := following(self._clock())) is not None:
             name, item = pair
             actor = self._actors[name]
             self._call(actor, actor.handle.evaluate.remote(item), item.item_id)
@@ -326,7 +303,7 @@ class RayPool:
                 results.append(answer)
         return results
 
-    def _take_start(self, actor: _Actor, answer: Any) -> None:
+    def _take_start(self, actor: Actor, answer: Any) -> None:
         if isinstance(answer, BaseException):
             self._start_failed(actor, answer)
         elif actor.phase == "placing":
@@ -344,7 +321,7 @@ class RayPool:
             loaded = f"numerics={numerics} compiled={compiled!r} load_s={seconds:.1f}"
             logger.info("live %s %s", _where(actor), loaded)
 
-    def _take_failure(self, actor: _Actor, item_id: int, error: BaseException) -> None:
+    def _take_failure(self, actor: Actor, item_id: int, error: BaseException) -> None:
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
             blame = actor.node in alive_nodes() and actor.node not in self._draining
             self._lose(actor, str(error), blame=blame)
@@ -362,5 +339,5 @@ def _answer(ref: Any) -> Any:
         return error
 
 
-def _where(actor: _Actor) -> str:
+def _where(actor: Actor) -> str:
     return f"actor={actor.name} address={actor.address} node={actor.node[:8]}"

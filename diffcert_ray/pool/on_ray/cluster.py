@@ -56,6 +56,17 @@ def connect(address: str | None, actors: int | None) -> bool:
 
 
 @contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Connected to Ray within the context, as `connect`."""
+    connected_here = connect(address, None)
+    try:
+        yield
+    finally:
+        if connected_here:
+            ray.shutdown()
+
+
+@contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Put the caller's SIGTERM handler back: Ray's own aborts the process, nothing is stored."""
     handler = signal.getsignal(signal.SIGTERM)
@@ -91,6 +102,36 @@ def alive_nodes() -> dict[str, dict[str, Any]]:
     """What Ray says of each node that is up, by node id."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return {n["NodeID"]: n for n in nodes if n["Alive"]}
+
+
+def device_of_cluster(address: str | None) -> str | None:
+    """Where workers can compute: "cuda" where any node has a GPU, else "cpu".
+
+    Nodes that an autoscaler may add count, where it says which. None where no node has any room for
+    a worker yet, and nothing says what nodes will have.
+
+    Raises:
+        PoolError: the cluster cannot be joined.
+    """
+    with joined(address):
+        resources = [node["Resources"] for node in alive_nodes().values()] + [_most_resources()]
+        for device, name in (("cuda", "GPU"), ("cpu", "CPU")):
+            if any(there.get(name, 0.0) > 0 for there in resources):
+                return device
+        return None
+
+
+def in_a_cluster(address: str | None) -> bool:
+    """Whether workers would be in a cluster that exists, and not in a Ray of this machine."""
+    return address is not None or ray.is_initialized()
+
+
+def _most_resources() -> dict[str, float]:
+    """What the autoscaler may add, where it says so (KubeRay's does); private to Ray."""
+    try:
+        return dict(ray._private.state.state.get_max_resources_from_cluster_config() or {})
+    except (AttributeError, TypeError):
+        return {}
 
 
 def draining_nodes() -> frozenset[str]:

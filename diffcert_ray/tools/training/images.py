@@ -116,6 +116,8 @@ def load_images(asked: ImagesAsked, given: Dataset | None = None, key: str = "da
     chosen: dict[str, Any] = asked.model_dump(exclude_none=True)
     skip = chosen.pop("on_corrupt") == "skip" and given is None
     data = load_dataset(chosen) if given is None else given
+    for note in data.notes:
+        _log.warning("%s %s: %s", data.name, data.split, note)
     corrupt = check_images(data, data.ids.tolist()).corrupt
     if not corrupt:
         return data
