@@ -23,7 +23,7 @@ from tests.command_line import Done, diffcert
 
 SETTINGS = (
     "noise_levels.levels=12", "dataset.first=6", "votes.n0=5", "votes.n=40", "votes.radii=[0.0]",
-    "numerics.batch=64",
+    "numerics.batch=64", "sift.rule=paired-z", "sift.z=2.5",
 )  # fmt: skip
 CONFIG = load_config("digits", SETTINGS)
 pytestmark = pytest.mark.timeout(400)  # many starts of many small runs, on a busy machine
