@@ -19,16 +19,17 @@ from diffcert_ray.tuning.heads import HeadStep, StoredHeads
 from diffcert_ray.tuning.prepared import Asked, prepare
 from diffcert_ray.tuning.stopping import StoppedError
 from diffcert_ray.tuning.tune import Tuned, Watch, tune
-from tests.command_line import diffcert
+from tests.command_line import Done, diffcert
 
 SETTINGS = (
     "noise_levels.levels=12", "dataset.first=6", "votes.n0=5", "votes.n=40", "votes.radii=[0.0]",
-    "numerics.batch=64",
+    "numerics.batch=64", "sift.rule=paired-z", "sift.z=2.5",
 )  # fmt: skip
 CONFIG = load_config("digits", SETTINGS)
+pytestmark = pytest.mark.timeout(400)  # many starts of many small runs, on a busy machine
 ASKED = Asked(
     images=("split=train", "first=120"),
-    target=0.5,
+    target=0.1,  # the cheapest setting is taken
     votes=2,
     confirming=12,
     screening=8,
@@ -37,7 +38,7 @@ ASKED = Asked(
 )
 CANDIDATES = "z = [1.0, 2.0]\nleast_p = 0.05\n"
 WORDS = (
-    "tune", "digits", "--images", "split=train", "--images", "first=120", "--target", "0.5",
+    "tune", "digits", "--images", "split=train", "--images", "first=120", "--target", "0.1",
     "--votes", "2", "--confirming", "12", "--screening", "8", "--copies", "2", "--local",
     "--candidates", "candidates.toml", *(word for s in SETTINGS for word in ("--set", s)),
 )  # fmt: skip
@@ -70,8 +71,16 @@ def counting(found: list[str]) -> Watch:
     return Watch(on_progress=lambda progress: found.append(str(progress.nfe)))
 
 
-def test_certify_takes_what_tune_writes_as_it_is(place):
-    done = diffcert(*WORDS, "--certified", "4", cwd=place)
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory) -> tuple[Path, Done]:
+    """A reader's folder in which the command was run, and how that ended."""
+    folder = tmp_path_factory.mktemp("command")
+    (folder / "candidates.toml").write_text(CANDIDATES)
+    return folder, diffcert(*WORDS, "--certified", "4", cwd=folder)
+
+
+def test_certify_takes_what_tune_writes_as_it_is(by_command):
+    place, done = by_command
     assert done.returncode == DONE, done.stderr
     assert "in full (exact)" in done.stdout
     assert "4 certified images: agreement" in done.stdout
@@ -125,7 +134,7 @@ def test_a_stopped_tuning_is_continued_to_the_same_choice(place, whole):
     def stop_at(words: str) -> Watch:
         return Watch(on_stage=said.append, should_stop=lambda: words in "".join(said))
 
-    for words in ("training a head", "on 8 images", "1/3"):
+    for words in ("training a head", "1/3"):
         said.clear()
         with pytest.raises(StoppedError):
             tune(CONFIG, "out", asked(), local=True, watch=stop_at(words))
@@ -161,9 +170,9 @@ def test_another_target_takes_the_stored_votes_and_other_noise_is_refused(place,
         tune(CONFIG, whole.folder, asked(seed=77), local=True)
 
 
-def test_what_cannot_be_shown_is_said_with_the_number_that_would_do(place):
-    words = [w if w != "0.5" else "0.99" for w in WORDS]
-    done = diffcert(*words, "--json", cwd=place)
+def test_what_cannot_be_shown_is_said_with_the_number_that_would_do(by_command):
+    place, _ = by_command
+    done = diffcert(*[w if w != "0.1" else "0.99" for w in WORDS], "--json", cwd=place)
     assert done.returncode == INCOMPLETE
     facts = json.loads(done.stdout)
     assert not facts["reached"]
@@ -210,7 +219,6 @@ def test_wrong_use_is_said_before_anything_is_made(place, changed, keys, said):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_votes_and_heads_on_ray_are_those_of_this_process(place, whole):
     on_ray = tune(load_config(CONFIG, ["execution.actors=2"]), "there", asked())
     for a, b in zip(whole.results.full, on_ray.results.full, strict=True):
