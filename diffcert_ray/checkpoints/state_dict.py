@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcert_ray.checkpoints.adm_names import from_openai_names
 from diffcert_ray.checkpoints.configuration_text import read_json, validated
 from diffcert_ray.checkpoints.network_shape import edm_shape, openai_shape, published_as
+from diffcert_ray.checkpoints.openai_flags import PRESET, of_preset, openai_settings
 from diffcert_ray.checkpoints.tensors import torch_tensors_of
 from diffcert_ray.denoisers.configuration import PREDICTIONS, EdmConfiguration
 from diffcert_ray.errors import CheckpointError
@@ -63,7 +64,7 @@ def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> Stat
     elif published := published_as(shape, openai=openai):
         name, settings = published
     else:
-        raise _unknown(path, shape)
+        settings = _completed(path, shape, {}, openai=openai)
     configuration = validated(path, settings, None)
     if openai:
         tensors = from_openai_names(tensors, configuration)
@@ -71,31 +72,26 @@ def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> Stat
 
 
 def _completed(
-    path: Path, shape: Mapping[str, Any], settings: dict[str, Any], *, openai: bool
+    path: Path, shape: Mapping[str, Any], settings: Mapping[str, Any], *, openai: bool
 ) -> dict[str, Any]:
     """The settings, with what they leave open taken from the tensors."""
+    named = f"checkpoint {path}"
     if openai:
-        missing = [key for key in ("qkv_order", "img_resolution") if key not in settings]
-        if missing:
-            raise CheckpointError(
-                f"checkpoint {path} has OpenAI's names: its configuration must give {missing} "
-                "(img_resolution in pixels; qkv_order 'parts' if trained with "
-                "use_new_attention_order or by consistency_models, else 'head')"
-            )
-        inferred = {key: value for key, value in shape.items() if key != "attn_levels"}
-        levels = shape["attn_levels"]
-        if isinstance(settings["img_resolution"], int):
-            inferred["attn_resolutions"] = [settings["img_resolution"] >> i for i in levels]
-        return {"norm_groups": 32, **inferred, **settings}
-    return {**shape, **settings}
+        return openai_settings(named, shape, settings)
+    stated = {key: value for key, value in settings.items() if value is not None}
+    stated = of_preset(named, stated.pop(PRESET, None)) | stated
+    if not stated or settings.get("preconditioning", "") is None:
+        raise _unknown(path, shape)
+    return {**shape, **stated}
 
 
 def _unknown(path: Path, shape: Mapping[str, Any]) -> CheckpointError:
+    content = json.dumps({**shape, "preconditioning": None})
     return CheckpointError(
-        f"checkpoint {path} has no configuration and the shape of no published checkpoint: put a "
-        f"configuration into {path.with_suffix('.json').name} beside it, or give config=. Its "
-        f"tensors say {json.dumps(dict(shape))}; add what they cannot say, such as "
-        f"preconditioning (edm, vp, ve, {', '.join(PREDICTIONS)})"
+        f"checkpoint {path} has no complete configuration and the shape of no published "
+        f"checkpoint: put this into {path.with_suffix('.json').name} beside it, or give it as "
+        f"config=, with preconditioning in place of null (edm, vp, ve, {', '.join(PREDICTIONS)}), "
+        f"which its tensors cannot say: {content}"
     )
 
 
