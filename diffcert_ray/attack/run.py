@@ -158,7 +158,7 @@ def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None") -> "Worker":
         update={"numerics": settings.numerics.model_copy(update={"compile": False})}
     )
     device = resolve_device(settings.execution.device)
-    return WorkerSpec(eager, weights, device, denoiser, data).load("attack")
+    return WorkerSpec(eager, weights, device, denoiser, data).load("attack", tried=False)
 
 
 def _training_images(settings: Config, seed: int) -> Dataset | None:

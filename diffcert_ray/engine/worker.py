@@ -25,6 +25,7 @@ from diffcert_ray.denoisers.device import (
 )
 from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
+from diffcert_ray.engine.denoising_check import check_denoising
 from diffcert_ray.engine.losses import evaluate_loss_item
 from diffcert_ray.engine.networks import DiffusionNetworks, HeadNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
@@ -59,16 +60,24 @@ class WorkerSpec:
     fingerprint: str | None = None
     image_shas: Mapping[int, str] = field(default_factory=dict)
 
-    def load(self, name: str) -> "Worker":
+    def load(self, name: str, *, tried: bool = True) -> "Worker":
         """Load networks and images in this process.
 
+        Args:
+            name: of the worker.
+            tried: refuse networks that do not denoise, where the configuration asks for it.
+
         Raises:
-            ValueError: a checkpoint or dataset is missing or another one than the driver's.
+            ValueError: a checkpoint or dataset is missing or another one than the driver's, or a
+                network does not denoise.
         """
         set_up_torch()
         dataset = self._images()
         try:  # the probe batch compiles
-            return Worker(name, self.config, self.networks(dataset), dataset)
+            worker = Worker(name, self.config, self.networks(dataset), dataset)
+            if tried and self.config.model.check_denoising:
+                worker.check_denoising()
+            return worker
         except compilation_failures() as error:
             raise no_compiler(error) from error
 
@@ -171,6 +180,20 @@ class Worker:
         self.computed_on = device_model(networks.device)
         self._config, self._dataset = config, dataset
         self._base = cache(networks.base)
+
+    def check_denoising(self) -> None:
+        """Refuse denoisers that do not denoise some of the images (ConfigError)."""
+        numerics, device = self._config.numerics, self.networks.device
+        for role, (denoiser, classes) in self.networks.roles.items():
+            check_denoising(
+                denoiser,
+                role,
+                self._dataset,
+                batch=numerics.batch,
+                whole=numerics.compile,
+                device=device,
+                classes=classes,
+            )
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
         """Evaluate one item; what it returns depends on its votes or draws only."""

@@ -61,7 +61,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     kind.recompute(config, votes_id, store, held, data, certificates, verification)
     if sample and run.document.castable:
         device = resolve_device(config.execution.device)
-        worker = WorkerSpec(config, weights, device, dataset=data).load("verify")
+        worker = WorkerSpec(config, weights, device, dataset=data).load("verify", tried=False)
         kind.replay(config, store, held, data, worker, verification, sample)
     return verification
 
