@@ -122,7 +122,7 @@ def test_code_in_a_state_dict_is_refused_by_name(tmp_path):
     [
         ({}, "holds a dict, no state dict"),
         ([1], "holds a list, no state dict"),
-        ({"a": torch.zeros(1), "epoch": 3}, "epoch are no tensors"),
+        ({"a": torch.zeros(1), "arch": "x"}, r"arch \(str\) are no tensors"),
         ({"a": torch.zeros(1)}, "not those of an EDM network"),
     ],
 )
