@@ -102,7 +102,8 @@ def load_classifier(
         ConfigError: unknown architecture, or other images or classes than the dataset's.
     """
     about = config.classifier
-    mean, std = about.mean, about.std
+    mean: _Numbers = about.mean
+    std: _Numbers = about.std
     if network is None:
         options = config.execution.storage_options
         path = classifier_path(needed_checkpoint(config), sha256, options)
