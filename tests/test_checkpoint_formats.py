@@ -83,7 +83,7 @@ def test_config_takes_the_place_of_the_json_beside(tmp_path):
     assert deviation(load_denoiser(path, config), io) < TOLERANCE
     # What the tensors tell need not be said; what they cannot must be.
     assert deviation(load_denoiser(path, {"preconditioning": "edm"}), io) < TOLERANCE
-    with pytest.raises(CheckpointError, match=r'no published checkpoint.*"label_dim": 10'):
+    with pytest.raises(CheckpointError, match=r'no published *checkpoint.*"label_dim": 10.*null'):
         load_denoiser(path)
 
 
@@ -122,7 +122,7 @@ def test_code_in_a_state_dict_is_refused_by_name(tmp_path):
     [
         ({}, "holds a dict, no state dict"),
         ([1], "holds a list, no state dict"),
-        ({"a": torch.zeros(1), "epoch": 3}, "epoch are no tensors"),
+        ({"a": torch.zeros(1), "arch": "x"}, r"arch \(str\) are no tensors"),
         ({"a": torch.zeros(1)}, "not those of an EDM network"),
     ],
 )

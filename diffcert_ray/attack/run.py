@@ -196,7 +196,7 @@ def _worker(run: Run, data: Dataset, denoiser: "Denoiser | None", device: str) -
     eager = settings.model_copy(
         update={"numerics": settings.numerics.model_copy(update={"compile": False})}
     )
-    return WorkerSpec(eager, weights, device, denoiser, data).load("attack")
+    return WorkerSpec(eager, weights, device, denoiser, data).load("attack", tried=False)
 
 
 def _training_images(settings: Config, seed: int) -> Dataset | None:

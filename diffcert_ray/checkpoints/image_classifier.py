@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffcert_ray.checkpoints.files import file_sha256, local_path, shipped
 from diffcert_ray.checkpoints.tensors import is_safetensors, safetensors_of, torch_tensors_of
+from diffcert_ray.checkpoints.wrapped_weights import NormalisationLayer, classifier_weights
 from diffcert_ray.config.tables import Config
 from diffcert_ray.denoisers.device import compile_classifier
 from diffcert_ray.denoisers.edm import NETWORK_DTYPES
@@ -27,8 +29,6 @@ Network = nn.Module
 CONVNET = "digits-convnet"
 SMALL_CONVNET = "small-convnet"
 METADATA_KEY = "diffcert_ray_classifier"
-
-_INSIDE = ("state_dict", "model_state_dict", "model")
 
 
 class ImageClassifier:
@@ -101,6 +101,8 @@ def load_classifier(
         ConfigError: unknown architecture, or other images or classes than the dataset's.
     """
     about = config.classifier
+    mean: _Numbers = about.mean
+    std: _Numbers = about.std
     if network is None:
         options = config.execution.storage_options
         path = classifier_path(needed_checkpoint(config), sha256, options)
@@ -111,9 +113,12 @@ def load_classifier(
                 "has another file than the driver; copy the driver's here"
             )
         network = network_of(about.architecture, num_classes, image_shape)
-        _fill(network, _tensors(path), f"classifier {path}", about.architecture, num_classes)
+        named = f"classifier {path}"
+        tensors, layer = classifier_weights(_tensors(path), network.state_dict())
+        mean, std = _normalisation(named, layer, mean, std)
+        _fill(network, tensors, named, about.architecture, num_classes)
     loaded = ImageClassifier(
-        network, mean=about.mean, std=about.std, dtype=config.numerics.dtype, device=device
+        network, mean=mean, std=std, dtype=config.numerics.dtype, device=device
     )
     _check_output(loaded, num_classes, image_shape, device)
     return loaded
@@ -224,7 +229,32 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     named = f"classifier {path}"
     if is_safetensors(path):
         return safetensors_of(path, named)
-    return torch_tensors_of(path, named, _INSIDE)
+    return torch_tensors_of(path, named)
+
+
+_Numbers = Sequence[float] | None
+
+
+def _normalisation(
+    named: str, layer: NormalisationLayer | None, mean: _Numbers, std: _Numbers
+) -> tuple[_Numbers, _Numbers]:
+    """The configured normalisation, or that of a layer before the network, in pixel units."""
+    if layer is None:
+        return mean, std
+    if layer.mean is None or layer.std is None:
+        if mean is None or std is None:
+            raise CheckpointError(
+                f"{named} was saved behind a normalisation layer whose numbers it does not hold: "
+                "give classifier.mean and classifier.std, the numbers of that layer in pixel units"
+            )
+        return mean, std
+    for key, stated, held in (("mean", mean, layer.mean), ("std", std, layer.std)):
+        if stated is not None and not np.allclose(stated, held, atol=1e-4):
+            raise CheckpointError(
+                f"classifier.{key} is {tuple(stated)}, but the normalisation layer of {named} has "
+                f"{tuple(round(x, 4) for x in held)}: leave classifier.{key} out"
+            )
+    return layer.mean, layer.std
 
 
 def _fill(

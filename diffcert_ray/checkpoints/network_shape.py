@@ -62,6 +62,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **_ADM, **_OPENAI, "img_resolution": 256, "model_channels": 256,
         "channel_mult": (1, 1, 2, 2, 4, 4), "num_blocks": 2, "schedule": "linear",
     },
+    "guided-diffusion 128x128_diffusion": {
+        **_ADM, **_OPENAI, "img_resolution": 128, "model_channels": 256,
+        "channel_mult": (1, 1, 2, 3, 4), "num_blocks": 2, "schedule": "linear", "num_heads": 4,
+    },
     "consistency_models edm_imagenet64_ema": {
         **_ADM, "norm_groups": 32, "qkv_order": "parts", "c_noise_scale": 1000.0,
     },

@@ -12,13 +12,17 @@ from torch import Tensor
 
 from diffcert_ray.checkpoints.adm_names import from_openai_names
 from diffcert_ray.checkpoints.configuration_text import read_json, validated
+from diffcert_ray.checkpoints.network_family import not_read
 from diffcert_ray.checkpoints.network_shape import edm_shape, openai_shape, published_as
+from diffcert_ray.checkpoints.openai_flags import PRESET, of_preset, openai_settings
 from diffcert_ray.checkpoints.tensors import torch_tensors_of
+from diffcert_ray.checkpoints.wrapped_weights import below
 from diffcert_ray.denoisers.configuration import PREDICTIONS, EdmConfiguration
 from diffcert_ray.errors import CheckpointError
 
-_INSIDE = ("ema", "model_ema", "state_dict", "model", "net")
-_PARTS = ("enc.", "dec.", "map_", "out_norm.", "out_conv.")
+_SHOWN = 3
+_OPENAI = r"input_blocks\.0\.0\.weight"
+_EDM = r"(?:model\.)?enc\.\d+x\d+_conv\.weight"
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,8 @@ def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> Stat
         CheckpointError: torch refuses the file, it holds no state dict, or its network is
             not known.
     """
-    read = torch_tensors_of(path, f"checkpoint {path}", _INSIDE)
-    tensors = _within_preconditioning(read)
-    openai = any(name.startswith("input_blocks.") for name in tensors)
+    read = torch_tensors_of(path, f"checkpoint {path}")
+    tensors, openai = _network_in(path, read)
     beside = path.with_suffix(".json")
     settings = dict(read_json(beside, path)) if beside.is_file() else {}
     settings = {**settings.get("configuration", settings), **dict(config or {})}
@@ -63,7 +66,7 @@ def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> Stat
     elif published := published_as(shape, openai=openai):
         name, settings = published
     else:
-        raise _unknown(path, shape)
+        settings = _completed(path, shape, {}, openai=openai)
     configuration = validated(path, settings, None)
     if openai:
         tensors = from_openai_names(tensors, configuration)
@@ -71,36 +74,45 @@ def read_state_dict(path: Path, config: Mapping[str, Any] | None = None) -> Stat
 
 
 def _completed(
-    path: Path, shape: Mapping[str, Any], settings: dict[str, Any], *, openai: bool
+    path: Path, shape: Mapping[str, Any], settings: Mapping[str, Any], *, openai: bool
 ) -> dict[str, Any]:
     """The settings, with what they leave open taken from the tensors."""
+    named = f"checkpoint {path}"
     if openai:
-        missing = [key for key in ("qkv_order", "img_resolution") if key not in settings]
-        if missing:
-            raise CheckpointError(
-                f"checkpoint {path} has OpenAI's names: its configuration must give {missing} "
-                "(img_resolution in pixels; qkv_order 'parts' if trained with "
-                "use_new_attention_order or by consistency_models, else 'head')"
-            )
-        inferred = {key: value for key, value in shape.items() if key != "attn_levels"}
-        levels = shape["attn_levels"]
-        if isinstance(settings["img_resolution"], int):
-            inferred["attn_resolutions"] = [settings["img_resolution"] >> i for i in levels]
-        return {"norm_groups": 32, **inferred, **settings}
-    return {**shape, **settings}
+        return openai_settings(named, shape, settings)
+    stated = {key: value for key, value in settings.items() if value is not None}
+    stated = of_preset(named, stated.pop(PRESET, None)) | stated
+    if not stated or settings.get("preconditioning", "") is None:
+        raise _unknown(path, shape)
+    return {**shape, **stated}
 
 
 def _unknown(path: Path, shape: Mapping[str, Any]) -> CheckpointError:
+    content = json.dumps({**shape, "preconditioning": None})
     return CheckpointError(
-        f"checkpoint {path} has no configuration and the shape of no published checkpoint: put a "
-        f"configuration into {path.with_suffix('.json').name} beside it, or give config=. Its "
-        f"tensors say {json.dumps(dict(shape))}; add what they cannot say, such as "
-        f"preconditioning (edm, vp, ve, {', '.join(PREDICTIONS)})"
+        f"checkpoint {path} has no complete configuration and the shape of no published "
+        f"checkpoint: put this into {path.with_suffix('.json').name} beside it, or give it as "
+        f"config=, with preconditioning in place of null (edm, vp, ve, {', '.join(PREDICTIONS)}), "
+        f"which its tensors cannot say: {content}"
     )
 
 
-def _within_preconditioning(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an EDM network; one without its preconditioning gets "model." before names."""
-    if all(name.startswith(_PARTS) for name in tensors):
-        return {f"model.{name}": tensor for name, tensor in tensors.items()}
-    return tensors
+def _network_in(path: Path, read: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """The network's tensors without the prefixes of wrappers, and whether its names are OpenAI's.
+
+    One of EDM's has "model." before every name, as within its preconditioning.
+    """
+    family = not_read(read)
+    if family is None and (found := below(read, _OPENAI)) is not None:
+        return found[1], True
+    if family is None and (found := below(read, _EDM)) is not None:
+        inner = found[1]
+        if all(name.startswith("model.") or name == "u" for name in inner):
+            return inner, False
+        return {f"model.{name}": tensor for name, tensor in inner.items()}, False
+    shown = ", ".join(list(read)[:_SHOWN])
+    kind = "of no network that is known here" if family is None else f"those of {family}"
+    raise CheckpointError(
+        f"checkpoint {path}: its tensors are not those of an EDM network or an "
+        f"ADM network: their names ({shown}, ...) are {kind}"
+    )

@@ -116,7 +116,9 @@ def _subject(settings: "Config", device: str) -> "Subject":
     from diffcert_ray.method.diffusion_base import DiffusionBase
 
     data = load_dataset(settings.dataset, settings.execution.storage_options)
-    worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load("bench")
+    worker = WorkerSpec(settings, weights_of(settings), device, dataset=data).load(
+        "bench", tried=False
+    )
     base = worker.base(settings.votes.sigmas[0])
     if not isinstance(base, DiffusionBase):
         raise ConfigError(

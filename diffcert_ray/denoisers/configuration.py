@@ -20,7 +20,7 @@ _S_RANGES = {"edm": (0.002, 80.0), "vp": (0.0012, 152.0), "ve": (0.02, 100.0)}
 _SONG_ONLY = (
     "embedding_type", "encoder_type", "decoder_type", "channel_mult_noise", "resample_filter",
 )  # fmt: skip
-_ADM_ONLY = ("resampling", "num_heads", "norm_groups", "qkv_order")
+_ADM_ONLY = ("resampling", "num_heads", "num_head_channels", "norm_groups", "qkv_order")
 PREDICTIONS = ("epsilon", "v", "sample")
 """Preconditionings of networks trained on a chain of discrete noise steps."""
 
@@ -45,7 +45,8 @@ class EdmConfiguration(BaseModel):
         resample_filter: taps used when changing resolution (SongUNet).
         dropout: probability while training; evaluation ignores it.
         resampling: how the resolution changes, by a residual "block" or a mere "convolution" (ADM).
-        num_heads: heads of every attention; None for one per 64 channels (ADM).
+        num_heads: heads of every attention; None for one per num_head_channels (ADM).
+        num_head_channels: channels of a head where num_heads is None; None for 64 (ADM).
         norm_groups: groups of every group norm; None for 32, or fewer so that each has four
             channels (ADM).
         qkv_order: how queries, keys and values lie in the channels of a qkv layer: "interleaved"
@@ -82,6 +83,7 @@ class EdmConfiguration(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     resampling: Literal["block", "convolution"] = "block"
     num_heads: PositiveInt | None = None
+    num_head_channels: PositiveInt | None = None
     norm_groups: PositiveInt | None = None
     qkv_order: Literal["interleaved", "head", "parts"] = "interleaved"
     learned_variance: bool = False
@@ -109,6 +111,12 @@ class EdmConfiguration(BaseModel):
         if foreign:
             other = "SongUNet" if adm else "DhariwalUNet"
             raise ValueError(f"{foreign} are settings of {other}, not of {self.model_type}")
+        if self.learned_variance and self.preconditioning not in PREDICTIONS:
+            raise ValueError(
+                "learned_variance is true, which no network of preconditioning "
+                f"{self.preconditioning!r} has: give one of {', '.join(PREDICTIONS)}, and the "
+                "chain of noise that it was trained on"
+            )
         if self.label_dim == 0 and self.has_unconditional is False:
             raise ValueError("label_dim is 0, so has_unconditional cannot be false")
         return self

@@ -53,7 +53,7 @@ class DhariwalUNet(nn.Module):
         def block(
             n_in: int, n_out: int, *, attention: bool = False, up: bool = False, down: bool = False
         ) -> UNetBlock:
-            heads = c.num_heads or n_out // _CHANNELS_PER_HEAD
+            heads = c.num_heads or n_out // (c.num_head_channels or _CHANNELS_PER_HEAD)
             return UNetBlock(n_in, n_out, style, up=up, down=down, heads=heads if attention else 0)
 
         widths = tuple(c.model_channels * mult for mult in c.channel_mult)

@@ -42,7 +42,7 @@ class ResizedDenoiser:
                 f"unconditional mode: to resize for a network of {image_shape} it needs one, and "
                 "the same number of channels"
             )
-        self._denoiser, self._resize, self._out = denoiser, resize, image_shape
+        self.denoiser, self._resize, self._out = denoiser, resize, image_shape
         self.image_shape = denoiser.image_shape
         self.num_classes = 0
         self.has_unconditional = True
@@ -59,13 +59,13 @@ class ResizedDenoiser:
         Returns:
             float32 [B, C, H', W'], model space.
         """
-        return self._resized(self._denoiser(u, s, None))
+        return self._resized(self.denoiser(u, s, None))
 
     def with_bottom(
         self, u: Tensor, s: Tensor, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """As `BottomDenoiser.with_bottom`; the activations are those before the resize."""
-        clean, bottom = with_bottom(self._denoiser)(u, s, None)
+        clean, bottom = with_bottom(self.denoiser)(u, s, None)
         return self._resized(clean), bottom
 
     def _resized(self, clean: Tensor) -> Tensor:

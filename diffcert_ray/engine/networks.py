@@ -8,6 +8,7 @@ from diffcert_ray.checkpoints.head_file import head_at
 from diffcert_ray.checkpoints.image_classifier import ImageClassifier
 from diffcert_ray.config.tables import Config, SiftConfig
 from diffcert_ray.denoisers.denoiser import Denoiser
+from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.engine.numerics_kind import (
     joint_kind,
@@ -32,6 +33,11 @@ class Networks(Protocol):
     @property
     def device(self) -> str:
         """Where they live."""
+        ...
+
+    @property
+    def roles(self) -> Mapping[str, tuple[Denoiser, bool]]:
+        """The denoisers by the key that names each, and whether votes tell it a class."""
         ...
 
     def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
@@ -65,6 +71,16 @@ class DiffusionNetworks:
         # from most rows, so that a probe of some rows could not tell.
         exact = config.numerics.dtype == "float32" and not config.numerics.compile
         self.short_batches = short_batches(denoiser, config.numerics.batch, device) if exact else ()
+
+    @property
+    def roles(self) -> Mapping[str, tuple[Denoiser, bool]]:
+        """Of the class-conditional network, and of the one of the first step before a resize."""
+        roles = {"model.checkpoint": (self.denoiser, True)}
+        if self.unconditional is not None:
+            first = self.unconditional
+            inner = first.denoiser if isinstance(first, ResizedDenoiser) else first
+            roles["model.unconditional"] = (inner, False)
+        return roles
 
     def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
         """Of all networks; their probes have their own shapes."""
@@ -102,6 +118,11 @@ class TrainedNetworks:
         self._config, self.classifier = config, classifier
         self.denoiser, self.device = denoiser, device
 
+    @property
+    def roles(self) -> Mapping[str, tuple[Denoiser, bool]]:
+        """Of the network of the one step."""
+        return _one_step(self._config, self.denoiser)
+
     def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
         """Of the logits, the denoising step included."""
         logits = self.base(self._config.votes.sigmas[0]).logits
@@ -123,6 +144,11 @@ class HeadNetworks:
         self.denoiser: Denoiser = denoiser
         self.device = device
 
+    @property
+    def roles(self) -> Mapping[str, tuple[Denoiser, bool]]:
+        """Of the network of the one step."""
+        return _one_step(self._config, self.denoiser)
+
     def numerics_kind(self, image_shape: tuple[int, int, int]) -> str:
         """Of the denoising step and all heads."""
         heads = [self._heads[sigma] for sigma in sorted(self._heads)]
@@ -133,3 +159,11 @@ class HeadNetworks:
         seed, batch = self._config.votes.seed, self._config.numerics.batch
         head = head_at(self._heads, sigma)
         return TrainedBase(None, self.denoiser, sigma, seed, batch, self.device, head)
+
+
+def _one_step(config: Config, denoiser: Denoiser | None) -> dict[str, tuple[Denoiser, bool]]:
+    """The denoiser of one unconditional step by the key that names it."""
+    if denoiser is None:
+        return {}
+    key = "model.checkpoint" if config.model.unconditional is None else "model.unconditional"
+    return {key: (denoiser, False)}

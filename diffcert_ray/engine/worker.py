@@ -31,6 +31,7 @@ from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.engine import too_large
 from diffcert_ray.engine.compile_once import first_alone
+from diffcert_ray.engine.denoising_check import check_denoising
 from diffcert_ray.engine.losses import evaluate_loss_item
 from diffcert_ray.engine.networks import DiffusionNetworks, HeadNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
@@ -67,29 +68,36 @@ class WorkerSpec:
     fingerprint: str | None = None
     image_shas: Mapping[int, str] = field(default_factory=dict)
 
-    def load(self, name: str) -> "Worker":
+    def load(self, name: str, *, tried: bool = True) -> "Worker":
         """Load networks and images in this process.
 
+        Args:
+            name: of the worker.
+            tried: refuse networks that do not denoise, where the configuration asks for it.
+
         Raises:
-            ValueError: there is no such device here, or a checkpoint or dataset is missing or
-                another one than the driver's.
+            ValueError: there is no such device here, a checkpoint or dataset is missing or
+                another one than the driver's, or a network does not denoise.
         """
         check_device(self.device, name)
         numerics = self.config.numerics
         set_up_torch(numerics.dtype)
         dataset = self.images()
         if not numerics.compile:
-            return self._worker(name, dataset)
+            return self._worker(name, dataset, tried=tried)
         model = device_model(self.device)
         with first_alone(f"{sorted(self.weights.items())} {numerics!r} {model}"):
             try:  # the probe batch compiles
-                return self._worker(name, dataset)
+                return self._worker(name, dataset, tried=tried)
             except compilation_failures() as error:
                 raise no_compiler(error) from error
 
-    def _worker(self, name: str, dataset: Dataset) -> "Worker":
+    def _worker(self, name: str, dataset: Dataset, *, tried: bool) -> "Worker":
         with too_large.named(self.config.numerics.batch, self.device):
-            return Worker(name, self.config, self.networks(dataset), dataset)
+            worker = Worker(name, self.config, self.networks(dataset), dataset)
+            if tried and self.config.model.check_denoising:
+                worker.check_denoising()
+            return worker
 
     def networks(self, dataset: Dataset) -> Networks:
         """All networks of the run on the device, as [numerics] says."""
@@ -211,6 +219,20 @@ class Worker:
         self._device_name = device_name(networks.device)
         self._config, self.dataset = config, dataset
         self._base = cache(networks.base)
+
+    def check_denoising(self) -> None:
+        """Refuse denoisers that do not denoise some of the images (ConfigError)."""
+        numerics, device = self._config.numerics, self.networks.device
+        for role, (denoiser, classes) in self.networks.roles.items():
+            check_denoising(
+                denoiser,
+                role,
+                self.dataset,
+                batch=numerics.batch,
+                whole=numerics.compile,
+                device=device,
+                classes=classes,
+            )
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
         """Evaluate one item; what it returns depends on its votes or draws only.

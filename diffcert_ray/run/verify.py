@@ -88,7 +88,7 @@ def _verified(run: Run, sample: int, seed: int | None, device: Callable[[], str]
         )
     kind.recompute(config, votes_id, store, held, data, certificates, verification)
     if sample and run.document.castable:
-        worker = WorkerSpec(config, weights, device(), dataset=data).load("verify")
+        worker = WorkerSpec(config, weights, device(), dataset=data).load("verify", tried=False)
         kind.replay(config, store, held, data, worker, verification, sample)
     return verification
 
