@@ -84,6 +84,11 @@ def test_a_reader_that_has_gone_does_not_change_how_a_command_ends(folder, monke
         monkeypatch.setattr(screen.out, "quiet", False)
         assert ended(*COMMANDS[command]) == 0
         assert screen.out.quiet
+    monkeypatch.undo()
+    page = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", page)
+    screen.out.print("next")
+    assert page.getvalue() == "next\n"  # nothing of before is left over
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "wide", "²"])

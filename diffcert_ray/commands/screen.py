@@ -45,8 +45,9 @@ def print_table(table: "TextTable") -> None:
     Where the output is no terminal (a file, a pipe) a table stays whole. The first column stands
     in every part.
     """
-    for number, columns in enumerate(_parts(table)):
-        shown = _drawn(table, columns, title=number == 0)
+    out.print(f"\n[bold]{escaped(_signs(table.title))}[/]")
+    for columns in _parts(table):
+        shown = _drawn(table, columns)
         if table.rows:
             shown.width = _width(shown)
             out.print(shown, crop=False)
@@ -61,17 +62,16 @@ def _parts(table: "TextTable") -> list[list[int]]:
         return [everything]
     parts = [everything[:2]]
     for column in everything[2:]:
-        if _width(_drawn(table, [*parts[-1], column], title=False)) <= out.width:
+        if _width(_drawn(table, [*parts[-1], column])) <= out.width:
             parts[-1].append(column)
         else:
             parts.append([0, column])
     return parts
 
 
-def _drawn(table: "TextTable", columns: list[int], *, title: bool) -> Table:
-    said = f"\n{escaped(_signs(table.title))}" if title else None
+def _drawn(table: "TextTable", columns: list[int]) -> Table:
     shown = Table(  # the box puts one space between columns: five wide intervals fit 80 characters
-        title=said, box=SIMPLE_HEAD, show_edge=False, padding=0
+        box=SIMPLE_HEAD, show_edge=False, padding=0
     )
     for column in columns:
         name = escaped(_signs(table.header[column]))

@@ -23,6 +23,7 @@ class Screen(Console):
     def on_broken_pipe(self) -> None:
         """Print nothing from now on; the command ends as it would have."""
         self.quiet = True
+        self._buffer.clear()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.file.fileno())  # what the stream still holds is flushed at exit
         os.close(nowhere)

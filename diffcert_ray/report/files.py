@@ -10,10 +10,10 @@ from diffcert_ray.report.curve import curve_pictures
 from diffcert_ray.report.dataset_tables import (
     RHO,
     comparison_text,
-    dataset_tables,
     guarantee,
     wrong_text,
 )
+from diffcert_ray.report.first_screen import series_tables
 from diffcert_ray.report.gallery import Pictures, make_gallery
 from diffcert_ray.report.lines import accuracy_lines
 from diffcert_ray.report.page import render_page
@@ -30,11 +30,7 @@ def report_tables(
     Raises:
         ValueError: a series has rows that must not be compared with each other.
     """
-    tables = [
-        t
-        for one in series
-        for t in dataset_tables(one.certificates, one.radii, one.title, one.asked)
-    ]
+    tables = [table for one in series for table in series_tables(one)]
     if len(series) > 1:
         tables.append(comparison_text(series, sorted({r for one in series for r in one.radii})))
     if published:
@@ -66,7 +62,10 @@ def report_files(
         "index.html": report_page(series, published, pictures),
         "table.md": _markdown(title, tables, series).encode(),
         "table.tex": "\n".join(
-            [*(f"% {line}\n" for line in lacking), *map(latex, tables)]
+            [
+                *(f"% {line}\n" for line in lacking),
+                *(latex(t) for t in tables if t.label != "first"),
+            ]
         ).encode(),
         "table.csv": _csv(series, _accuracies),
         **curve_pictures(lines, radii, "\n".join([title, *lacking])),

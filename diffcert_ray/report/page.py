@@ -11,10 +11,10 @@ from markupsafe import Markup
 from diffcert_ray.report.charts import COLOURS, NARROW, WIDE, Axis, Line, line_chart
 from diffcert_ray.report.dataset_tables import (
     comparison_text,
-    dataset_tables,
     guarantee,
     wrong_text,
 )
+from diffcert_ray.report.first_screen import series_tables
 from diffcert_ray.report.gallery import Gallery
 from diffcert_ray.report.lines import (
     ACCURACY_AXIS,
@@ -92,7 +92,7 @@ def render_page(
 
 def _tables(series: Sequence[Series]) -> list[list[TextTable]]:
     """The figures of each series, each note once."""
-    each = [dataset_tables(s.certificates, s.radii, s.title, s.asked) for s in series]
+    each = [series_tables(one) for one in series]
     flat = iter(without_repeats([table for tables in each for table in tables]))
     return [[next(flat) for _ in tables] for tables in each]
 

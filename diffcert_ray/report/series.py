@@ -28,6 +28,8 @@ class Series:
         config: the configuration as TOML, or "".
         seed: of the votes' noise, or None where it is not known.
         asked: images asked for at each sigma; None: those that have a certificate (a log).
+        votes: most estimation votes of an image, n; 0 where there are none, or a log does not say.
+        reach: the largest radius that so many votes can certify, at each sigma; None: not known.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Series:
     config: str = ""
     seed: int | None = None
     asked: Mapping[float, int] | None = None
+    votes: int = 0
+    reach: Mapping[float, float] | None = None
 
     @property
     def bound(self) -> str:
