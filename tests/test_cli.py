@@ -75,6 +75,8 @@ def test_status_says_how_far_a_run_is(folder):
 
 def test_verify_recomputes_the_run(folder):
     done = diffcert("verify", "runs/digits-quick", "--sample", "2", cwd=folder)
+    assert done.stderr.startswith("verifying runs/digits-quick: reading its images and parts\n")
+    assert "evaluating 2 units again" in done.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 certificates recomputed" in done.stdout
     assert "no difference" in done.stdout

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 from diffcert_ray.commands.arguments import JsonOption, RunArgument
 from diffcert_ray.commands.exit_codes import FAILED, INCOMPLETE
-from diffcert_ray.commands.screen import escaped, out, print_json
+from diffcert_ray.commands.screen import err, escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
@@ -32,10 +32,18 @@ def verify(
 
     [dim]diffcert verify runs/digits --sample 50[/]
     """
+    from diffcert_ray.commands.progress import CountedProgress
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.run.verify import verify_run
 
-    result = verify_run(open_run(run, storage_options(storage)), sample=sample, seed=seed)
+    err.print(f"verifying {run}: reading its images and parts", soft_wrap=True)
+    result = verify_run(
+        open_run(run, storage_options(storage)),
+        sample=sample,
+        seed=seed,
+        on_stage=lambda said: err.print(said, soft_wrap=True),
+        on_unit=CountedProgress(err, "units evaluated again"),
+    )
     if as_json:
         share = {"missed_share": result.missed_share}
         told = {k: v for k, v in vars(result).items() if k not in ("contradicted", "costs_too")}

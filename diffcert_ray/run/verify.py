@@ -1,6 +1,7 @@
 """Verify a stored run: its certificates from its counts, a sample of units from its images."""
 
 import secrets
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -13,16 +14,25 @@ from diffcert_ray.run.examined import Examined
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Run
-from diffcert_ray.run.verification import Verification
+from diffcert_ray.run.verification import OnUnit, Verification
 
 
-def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verification:
+def verify_run(
+    run: Run,
+    *,
+    sample: int = 20,
+    seed: int | None = None,
+    on_stage: Callable[[str], None] = lambda said: None,
+    on_unit: OnUnit = lambda done, total: None,
+) -> Verification:
     """Recompute a run's certificates from its counts, and a sample of its units from its images.
 
     Args:
         run: an opened run whose checkpoint and dataset are at hand.
         sample: units to evaluate again.
         seed: of the choice; None draws one, so that nobody can know beforehand what is looked at.
+        on_stage: told in words what begins.
+        on_unit: told before each unit how many were evaluated again, of how many.
 
     Returns:
         What was compared, the seed, and every difference.
@@ -44,6 +54,7 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
     verification.kinds_noted = run.document.notes_kinds
     chosen = load_dataset(config.dataset, config.execution.storage_options)
     _compare_dataset(run, data, chosen, verification)
+    on_stage("recomputing certificates from the stored counts")
     examined = run.examined()
     _note(examined, verification)
     known = set(data.ids.tolist())
@@ -60,9 +71,10 @@ def verify_run(run: Run, *, sample: int = 20, seed: int | None = None) -> Verifi
         )
     kind.recompute(config, votes_id, store, held, data, certificates, verification)
     if sample and run.document.castable:
+        on_stage(f"evaluating {sample} units again, seed {verification.seed}: loading the network")
         device = resolve_device(config.execution.device)
         worker = WorkerSpec(config, weights, device, dataset=data).load("verify")
-        kind.replay(config, store, held, data, worker, verification, sample)
+        kind.replay(config, store, held, data, worker, verification, sample, on_unit)
     return verification
 
 
