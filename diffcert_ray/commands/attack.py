@@ -42,7 +42,7 @@ def attack(
     from diffcert_ray.commands.progress import CountedProgress
     from diffcert_ray.run.stored import open_run
 
-    done = 0
+    done, opened = 0, open_run(run, storage_options(storage))
     err.print(
         f"attacking up to {images} certificates of {run}: loading the network; a line for each, "
         "stored in attack/ as it is done",
@@ -57,7 +57,7 @@ def attack(
         told(done, total, f"; image {attacked.image_id} at sigma {attacked.sigma:g}: {what}")
 
     result = attack_run(
-        open_run(run, storage_options(storage)),
+        opened,
         images=images,
         seed=seed,
         votes=votes,

@@ -36,9 +36,10 @@ def verify(
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.run.verify import verify_run
 
+    opened = open_run(run, storage_options(storage))
     err.print(f"verifying {run}: reading its images and parts", soft_wrap=True)
     result = verify_run(
-        open_run(run, storage_options(storage)),
+        opened,
         sample=sample,
         seed=seed,
         on_stage=lambda said: err.print(said, soft_wrap=True),
