@@ -187,7 +187,7 @@ def test_the_command_tells_where_the_class_changes_and_exits_with_0(classified):
     done = diffcert(*ATTACK, cwd=place)
     assert done.returncode == 0, done.stderr
     assert "no certificate was broken" in done.stdout
-    assert "2/2 image" in done.stderr
+    assert "2/2 certificates attacked, 0 s left; image" in done.stderr
     assert json.loads(run.store.location.read("attack/seed-0.json"))["attacked"] == 2
 
 
@@ -217,3 +217,14 @@ def test_a_run_without_votes_names_the_job_that_attacks_it(tmp_path):
     run = certify(tables, tmp_path / "r", local=True, denoiser=world, dataset=data)
     with pytest.raises(ConfigError, match=r"jobs/attack_plain\.py"):
         attack_of(run)
+
+
+def test_a_stopped_attack_has_stored_the_images_that_it_is_done_with(run):
+    def stop(attacked, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attack_of(run, seed=5, on_image=stop)
+    stored = json.loads(run.store.location.read("attack/seed-5.json"))
+    assert (stored["attacked"], stored["chosen"]) == (1, 2)
+    assert stored["images"][0]["image_id"] == 7

@@ -39,8 +39,8 @@ def test_version_is_that_of_the_package(tmp_path):
 def test_certify_prints_the_table_on_stdout_and_progress_on_stderr(folder):
     stdout, stderr = (folder / "stdout").read_text(), (folder / "stderr").read_text()
     assert "Certified accuracy, digits-quick" in " ".join(stdout.split())
-    assert "With probability at least 1 - alpha" in stdout
-    assert "results: runs/digits-quick" in stdout
+    assert "results: runs/digits-quick; the rest: runs/digits-quick/report/index.html" in stdout
+    assert "diffcert report runs/digits-quick" in " ".join(stdout.split())
     last = [line for line in stderr.splitlines() if line.startswith("progress ")][-1]
     facts = dict(pair.split("=", 1) for pair in shlex.split(last)[1:])
     assert (facts["images"], facts["images_total"]) == ("2", "2")
@@ -75,6 +75,8 @@ def test_status_says_how_far_a_run_is(folder):
 
 def test_verify_recomputes_the_run(folder):
     done = diffcert("verify", "runs/digits-quick", "--sample", "2", cwd=folder)
+    assert done.stderr.startswith("verifying runs/digits-quick: reading its images and parts\n")
+    assert "evaluating 2 units again" in done.stderr
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 certificates recomputed" in done.stdout
     assert "no difference" in done.stdout

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ("diffcert_ray", "tests", "jobs", "cluster", "docs", ".ci", "*.toml", "*.txt", "*.md",
-          "*.in", "*.yml", "LICENSE", "Makefile", ".gitignore")  # fmt: skip
+          "*.in", "*.yml", "*.cff", "LICENSE", "Makefile", ".gitignore")  # fmt: skip
 QUICK = "tests/test_jobs_kernel_limit.py"
 """A test that is quick and needs the package and jobs/."""
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,3 +113,10 @@ def test_every_module_is_named_in_its_package_s_line_of_the_map():
         named = set(re.findall(r"`(\w+)/?`", line))
         stems = {path.stem for path in package.rglob("*.py")} - {"__init__"}
         assert stems - named == set(), package.name
+
+
+def test_the_citation_file_names_the_version_of_the_package_and_what_to_cite():
+    text = (ROOT / "CITATION.cff").read_text("utf-8")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert f"version: {version}\n" in text
+    assert all(paper in text for paper in ("arXiv:2402.02316", "arXiv:1902.02918"))

@@ -1,5 +1,7 @@
 """What a run will take: prices, doubts, and runs without votes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,9 @@ from diffcert_ray.config.loading import load_config
 from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.run.estimate import bills, estimate_plain
+from diffcert_ray.run.kind import kind_of
 from diffcert_ray.run.plan import plan_of
-from diffcert_ray.run.reachable import doubts
+from diffcert_ray.run.reachable import doubts, must_abstain
 from tests.test_plain_run import plain_settings, separated_world
 from tests.worlds import settings, small_world
 
@@ -71,3 +74,16 @@ def test_a_run_without_votes_is_counted_exactly_and_measured():
     assert np.isfinite(found.nfe_per_s)
     rows = found.units * 2 * 4
     assert 8 * rows < found.stored_bytes < 60 * rows  # two numbers of 8 bytes, and little beside
+
+
+def test_where_n_certifies_nothing_at_all_every_image_must_abstain_and_that_is_said(caplog):
+    config = load_config(settings(votes={"n": 9, "radii": [0.0]}))
+    plan = plan_of(config, small_world()[1])
+    (sentence,) = must_abstain(plan)
+    assert "must abstain, at radius 0 too: n = 9" in sentence
+    needed = int(sentence.split("set votes.n to ")[1].split()[0])
+    enough = dataclasses.replace(plan, n=needed)
+    assert must_abstain(enough) == []
+    assert must_abstain(dataclasses.replace(plan, n=needed - 1))
+    kind_of(config).check(config, plan)
+    assert sentence in caplog.text

@@ -354,6 +354,17 @@ def test_markdown_keeps_a_cell_in_its_column():
     assert found.endswith("note\n")
 
 
+def test_latex_has_the_parts_of_a_cell_in_rows_of_their_own():
+    row = ("0.25", "40.0 %\n(5.2-85.4)\n≥ 20.0", "0 %†")
+    found = latex(TextTable("t", ("sigma", "r = 0", "r = 1"), (row,), bold=frozenset({(0, 1)})))
+    lines = [line.strip() for line in found.splitlines() if line.endswith(r"\\")][1:]
+    assert lines == [
+        r"0.25 & \textbf{40.0 \%} & 0 \%$^\dagger$ \\",
+        r" & (5.2-85.4) &  \\".strip(),
+        r" & $\ge$ 20.0 &  \\".strip(),
+    ]
+
+
 def test_latex_escapes_what_it_would_interpret():
     found = latex(TextTable("5 % of a_b", ("x", "y"), (("≥ 50.0", "1 & 2"),), label="one"))
     assert r"\caption{5 \% of a\_b.}" in found

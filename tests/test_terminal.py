@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from diffcert_ray.commands.progress import (
+    CountedProgress,
     LineProgress,
     LiveProgress,
     QuietProgress,
@@ -68,6 +69,20 @@ def test_lines_are_key_value_pairs_or_json_of_the_same_facts():
     assert found["event"] == "progress"
     assert found["seconds_left"] is None
     assert {k for k in found if k != "event"} == set(facts)
+
+
+def test_counted_steps_say_how_many_are_done_and_the_time_left():
+    now, console = [0.0], Console(file=io.StringIO(), width=200)
+    told = CountedProgress(console, "units", clock=lambda: now[0])
+    for done in range(21):
+        now[0] = 2.0 * done
+        told(done, 20)
+    assert console.file.getvalue().splitlines() == [
+        "5/20 units, 30 s left",
+        "10/20 units, 20 s left",
+        "15/20 units, 10 s left",
+        "20/20 units, 0 s left",
+    ]
 
 
 def test_quiet_says_nothing(capsys):

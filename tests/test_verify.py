@@ -256,3 +256,10 @@ def test_a_plain_run_is_verified_and_a_changed_radius_found(tmp_path):
     with run.store.writer() as writer:
         writer.add_certificates([CertificateRow(**changed)])
     assert any("radius 0.5" in d for d in verify_run(run, sample=0).differences)
+
+
+def test_evaluating_units_again_says_how_far_it_is(clean, worker):
+    told: list[tuple[int, int]] = []
+    found = Verification()
+    replay(clean.units(), worker, found, sample=3, on_unit=lambda *where: told.append(where))
+    assert told == [(0, 3), (1, 3), (2, 3)]

@@ -91,8 +91,8 @@ def attack_run(
             None is this process.
 
     Returns:
-        What was found. ``attack/seed-SEED.json`` in the run has all of it, a .npz beside it every
-        point that breaks a certificate.
+        What was found. ``attack/seed-SEED.json`` in the run has all of it, stored after each
+        image; a .npz beside it has every point that breaks a certificate.
 
     Raises:
         ConfigError: no certificates to attack, plain ones, another checkpoint or other images.
@@ -144,6 +144,7 @@ def _attacked(
     known = {int(i) for i in rows["image_id"]}
     check_same_images(run.store.done_units(), known, data.image_sha)
     attack = Attack(judgement, seed, len(_attackable(run)))
+    points: list[str] = []
     others = None if dataset is not None else _training_images(run.config, seed)
     for row in rows.to_dict("records"):
         image_id, predicted = int(row["image_id"]), int(row["predicted"])
@@ -161,9 +162,11 @@ def _attacked(
         attack.images.append(one)
         attack.nfe += one.nfe
         attack.votes += one.votes
-        attack.kept += _keep_points(run, attack, one)
+        points += _keep_points(run, attack, one)
+        attack.kept = [*points]
+        facts = as_json(attack) | {"chosen": len(rows)}  # more than attacked: it was stopped
+        _keep(run, f"seed-{seed}.json", json.dumps(facts, indent=1).encode(), attack.kept)
         on_image(one, len(rows))
-    _keep(run, f"seed-{seed}.json", json.dumps(as_json(attack), indent=1).encode(), attack.kept)
     return attack
 
 

@@ -40,18 +40,25 @@ def attack(
     from diffcert_ray.attack.run import as_json as figures
     from diffcert_ray.attack.run import attack_run
     from diffcert_ray.attack.search import Effort
+    from diffcert_ray.commands.progress import CountedProgress
     from diffcert_ray.run.stored import open_run
 
-    done = 0
+    done, opened = 0, open_run(run, storage_options(storage))
+    err.print(
+        f"attacking up to {images} certificates of {run}: loading the network; a line for each, "
+        "stored in attack/ as it is done",
+        soft_wrap=True,
+    )
+    told = CountedProgress(err, "certificates attacked", every_s=0.0)
 
     def on_image(attacked: "ImageAttack", total: int) -> None:
         nonlocal done
         done += 1
         what = "BROKEN" if attacked.broken else f"first change at {_share(attacked)} of the radius"
-        err.print(f"{done}/{total} image {attacked.image_id} at sigma {attacked.sigma:g}: {what}")
+        told(done, total, f"; image {attacked.image_id} at sigma {attacked.sigma:g}: {what}")
 
     result = attack_run(
-        open_run(run, storage_options(storage)),
+        opened,
         images=images,
         seed=seed,
         votes=votes,

@@ -21,7 +21,7 @@ from diffcert_ray.commands.arguments import (
     prices_of,
 )
 from diffcert_ray.commands.exit_codes import INCOMPLETE
-from diffcert_ray.commands.report import show_report
+from diffcert_ray.commands.report import show_first_screen
 from diffcert_ray.commands.screen import err, out, print_json
 from diffcert_ray.commands.stop_signals import stop_on_signals
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
@@ -99,7 +99,7 @@ def certify(
         if images is None:
             from diffcert_ray.report.written import write_report_of
 
-            show_report(write_report_of(certified))
+            show_first_screen(write_report_of(certified))
         else:
             out.print(f"images {images} are done; run: {certified.address}", soft_wrap=True)
     if not outcome.complete:

@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import Annotated
 
 import typer
+from typer import rich_utils
 
 from diffcert_ray.commands.attack import attack
 from diffcert_ray.commands.bench import bench
@@ -22,6 +23,7 @@ from diffcert_ray.commands.plan import plan
 from diffcert_ray.commands.report import report
 from diffcert_ray.commands.screen import err, escaped, out
 from diffcert_ray.commands.status import status
+from diffcert_ray.commands.terminal import adapt_streams, forget_impossible_width, no_style
 from diffcert_ray.commands.train import train, train_classifier
 from diffcert_ray.commands.tune import tune
 from diffcert_ray.commands.verify import verify
@@ -75,6 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
     level = "INFO" if debug else os.environ.get("DIFFCERT_LOG_LEVEL", "WARNING")
+    adapt_streams()
+    forget_impossible_width()
+    if no_style():
+        rich_utils.COLOR_SYSTEM = None  # of the help pages
     try:
         log_to(sys.stderr, level=level, all_libraries=debug)
         app(given, prog_name="diffcert", standalone_mode=True)

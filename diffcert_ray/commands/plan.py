@@ -17,7 +17,7 @@ from diffcert_ray.commands.arguments import (
     image_range,
     prices_of,
 )
-from diffcert_ray.commands.screen import escaped, out, print_json, print_table
+from diffcert_ray.commands.screen import err, escaped, out, print_json, print_table
 from diffcert_ray.commands.storage_options import StorageOption, with_storage_options
 from diffcert_ray.config.loading import load_config
 
@@ -56,6 +56,11 @@ def plan(
     data = load_dataset(settings.dataset, settings.execution.storage_options)
     asked = plan_of(settings, data, image_range(images))
     check_plan(settings, asked, data)
+    err.print(
+        f"{settings.name}: reading {len(asked.image_ids):,} images, then timing a few votes or "
+        "draws at each sigma on this machine; nothing is stored",
+        soft_wrap=True,
+    )
     read, weights = check_images(data, asked.image_ids), weights_of(settings)
     asked, _ = leave_out_corrupt(settings, asked, read)
     check_head(settings, weights, data, asked.image_ids.tolist(), read.shas)

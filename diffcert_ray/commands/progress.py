@@ -92,6 +92,37 @@ def progress_shown(*, quiet: bool = False, as_json: bool = False) -> Iterator[An
         yield progress
 
 
+class CountedProgress:
+    """How many of a known number of steps are done, and the time left: now and then a line.
+
+    Args:
+        console: where the lines go.
+        what: the steps, as "units".
+        clock: monotonic seconds; time counts from the call of this constructor.
+        every_s: least seconds between two lines; the last step has one in any case.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        what: str,
+        clock: Callable[[], float] = time.monotonic,
+        every_s: float = LINE_S,
+    ) -> None:
+        self._console, self._what, self._clock, self._every_s = console, what, clock, every_s
+        self._began = self._said_at = clock()
+
+    def __call__(self, done: int, total: int, about: str = "") -> None:
+        """Say how far it is, if it is time."""
+        now = self._clock()
+        if now - self._said_at < self._every_s and done < total:
+            return
+        left = (now - self._began) / done * (total - done) if done else None
+        text = f"{done}/{total} {self._what}, {duration(left)} left{about}"
+        self._console.print(text, soft_wrap=True, markup=False)
+        self._said_at = now
+
+
 class QuietProgress:
     """No progress at all."""
 

@@ -71,6 +71,20 @@ def report(
         show_report(written)
 
 
+def show_first_screen(report: "Report") -> None:
+    """Print what a run comes to, and where the rest is."""
+    from diffcert_ray.report.first_screen import first_screen
+
+    for one in report.sources.series:
+        print_table(first_screen(one))
+    (run,) = report.sources.runs
+    out.print(
+        f"results: {run.address}; the rest: {report.folder}/index.html, or diffcert report "
+        f"{run.address}",
+        soft_wrap=True,
+    )
+
+
 def show_report(report: "Report") -> None:
     """Print the figures of a report, and where it lies."""
     from diffcert_ray.report.files import guarantees, report_tables

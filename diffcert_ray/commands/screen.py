@@ -5,17 +5,17 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from diffcert_ray.commands.terminal import in_signs_of, screen
 
 if TYPE_CHECKING:
     from diffcert_ray.report.text_table import TextTable
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = screen()
+err = screen(stderr=True)
 
 
 def escaped(text: str) -> str:
@@ -25,7 +25,7 @@ def escaped(text: str) -> str:
 
 def print_json(facts: Mapping[str, Any]) -> None:
     """One JSON object as one line on stdout; numbers that are none become null."""
-    typer.echo(json.dumps(_finite(facts), allow_nan=False))
+    out.out(json.dumps(_finite(facts), allow_nan=False), highlight=False)
 
 
 def _finite(value: Any) -> Any:
@@ -40,16 +40,51 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(table: "TextTable") -> None:
-    """A table of figures, whole: on a terminal too narrow for it lines wrap, nothing is cut off."""
-    shown = Table(  # the box puts one space between columns: five wide intervals fit 80 characters
-        title=f"\n{escaped(table.title)}", box=SIMPLE_HEAD, show_edge=False, padding=0
-    )
-    for name in table.header:
-        shown.add_column(escaped(name), justify="right", no_wrap=True)
-    for row in table.rows:
-        shown.add_row(*map(escaped, row))
-    if table.rows:
-        shown.width = out.measure(shown, options=out.options.update(max_width=10_000)).maximum
-        out.print(shown, crop=False)
+    """A table of figures, no figure cut off: what is too wide for a terminal comes in parts.
+
+    Where the output is no terminal (a file, a pipe) a table stays whole. The first column stands
+    in every part.
+    """
+    out.print(f"\n[bold]{escaped(_signs(table.title))}[/]")
+    for columns in _parts(table):
+        shown = _drawn(table, columns)
+        if table.rows:
+            shown.width = _width(shown)
+            out.print(shown, crop=False)
     for note in table.notes:
         out.print(f"[dim]{escaped(note)}[/]")
+
+
+def _parts(table: "TextTable") -> list[list[int]]:
+    """Columns that fit side by side; one part where the output is no terminal."""
+    everything = list(range(len(table.header)))
+    if not out.is_terminal or len(everything) < 3:
+        return [everything]
+    parts = [everything[:2]]
+    for column in everything[2:]:
+        if _width(_drawn(table, [*parts[-1], column])) <= out.width:
+            parts[-1].append(column)
+        else:
+            parts.append([0, column])
+    return parts
+
+
+def _drawn(table: "TextTable", columns: list[int]) -> Table:
+    shown = Table(  # the box puts one space between columns: five wide intervals fit 80 characters
+        box=SIMPLE_HEAD, show_edge=False, padding=0
+    )
+    for column in columns:
+        name = escaped(_signs(table.header[column]))
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*(escaped(_signs(row[column])) for column in columns))
+    return shown
+
+
+def _width(shown: Table) -> int:
+    return out.measure(shown, options=out.options.update(max_width=10_000)).maximum
+
+
+def _signs(text: str) -> str:
+    """Words for signs that the terminal lacks, before anything is aligned."""
+    return in_signs_of(out.encoding, text)

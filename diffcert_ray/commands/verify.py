@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 from diffcert_ray.commands.arguments import AddressOption, JsonOption, RunArgument
 from diffcert_ray.commands.exit_codes import FAILED, INCOMPLETE
-from diffcert_ray.commands.screen import escaped, out, print_json
+from diffcert_ray.commands.screen import err, escaped, out, print_json
 from diffcert_ray.commands.storage_options import StorageOption, storage_options
 
 
@@ -41,11 +41,20 @@ def verify(
     [dim]diffcert verify runs/digits --sample 50[/]
     [dim]diffcert verify s3://bucket/run1 --address auto[/]
     """
+    from diffcert_ray.commands.progress import CountedProgress
     from diffcert_ray.run.stored import open_run
     from diffcert_ray.run.verify import verify_run
 
     opened = open_run(run, storage_options(storage), dataset_path=dataset_path)
-    result = verify_run(opened, sample=sample, seed=seed, address=address)
+    err.print(f"verifying {run}: reading its images and parts", soft_wrap=True)
+    result = verify_run(
+        opened,
+        sample=sample,
+        seed=seed,
+        address=address,
+        on_stage=lambda said: err.print(said, soft_wrap=True),
+        on_unit=CountedProgress(err, "units evaluated again"),
+    )
     if as_json:
         share = {"missed_share": result.missed_share}
         told = {k: v for k, v in vars(result).items() if k not in ("contradicted", "costs_too")}

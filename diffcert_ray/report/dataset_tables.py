@@ -27,6 +27,9 @@ from diffcert_ray.report.unfinished import (
 Asked = Mapping[float, int] | None
 """Images asked for at each sigma; None: those that have a certificate."""
 
+Reach = Mapping[float, float] | None
+"""The largest radius that the votes can certify at each sigma; None where that is not known."""
+BY_CONSTRUCTION = "†"
 RHO = 0.001
 """Failure probability of the guaranteed figure, over the noise of all images."""
 P_LOW_EDGES = (0.5, 0.7, 0.9, 0.99, 0.999)
@@ -56,6 +59,10 @@ GUARANTEED_NOTE = (
     "(each certificate may fail with probability alpha; the binomial quantile of such failures is "
     "taken off)."
 )
+BEYOND_NOTE = (
+    f"{BY_CONSTRUCTION} by construction: so many votes certify no radius as large, whatever the "
+    "classifier does."
+)
 CUT_OFF_NOTE = (
     "The bound sequential stops at the largest radius asked for, so radii, ACR and p_low are cut "
     "off there: not comparable with a fixed number of votes."
@@ -68,7 +75,11 @@ def guarantee(bound: str) -> str:
 
 
 def dataset_tables(
-    certificates: pd.DataFrame, radii: Sequence[float], title: str, asked: Asked = None
+    certificates: pd.DataFrame,
+    radii: Sequence[float],
+    title: str,
+    asked: Asked = None,
+    reach: Reach = None,
 ) -> list[TextTable]:
     """All figures of a dataset, as far as its certificates (one bound and alpha) support them.
 
@@ -79,7 +90,8 @@ def dataset_tables(
     Raises:
         ValueError: rows that must not be compared with each other.
     """
-    tables = [accuracy_text(certificates, radii, title, asked), images_text(certificates, asked)]
+    accuracy = accuracy_text(certificates, radii, title, asked, reach)
+    tables = [accuracy, images_text(certificates, asked)]
     if certificates["bound"].iloc[0] in BOUNDS and certificates["p_low"].notna().all():
         tables.append(p_low_text(certificates, asked))
     if certificates["sigma"].nunique() > 1:
@@ -88,17 +100,27 @@ def dataset_tables(
 
 
 def accuracy_text(
-    certificates: pd.DataFrame, radii: Sequence[float], title: str, asked: Asked = None
+    certificates: pd.DataFrame,
+    radii: Sequence[float],
+    title: str,
+    asked: Asked = None,
+    reach: Reach = None,
 ) -> TextTable:
-    """Certified accuracy with both intervals: a row for each sigma, radii across."""
+    """Certified accuracy with both intervals: a row for each sigma, radii across.
+
+    Beyond the reach of the votes 0 % is by construction: marked, without interval.
+    """
     radii = sorted(radii)
     table = certified_accuracy(certificates, radii, rho=RHO, asked=asked)
     rows = []
     for sigma, block in table.groupby("sigma"):
         cells = block.to_dict("records")
-        rows.append((f"{sigma:g}", _images(cells[0]), *map(_accuracy_cell, cells)))
+        most = (reach or {}).get(float(str(sigma)))
+        shown = [_accuracy_cell(cell, most) for cell in cells]
+        rows.append((f"{sigma:g}", _images(cells[0]), *shown))
+    marks = any(cell.endswith(BY_CONSTRUCTION) for row in rows for cell in row)
     return TextTable(
-        _marked(f"Certified accuracy, {title}", certificates, asked),
+        marked(f"Certified accuracy, {title}", certificates, asked),
         ("sigma", "images", *(f"r = {r:g}" for r in radii)),
         tuple(rows),
         (
@@ -106,6 +128,7 @@ def accuracy_text(
             *of_finished(certificates, radii, asked),
             INTERVAL_NOTE,
             GUARANTEED_NOTE,
+            *([BEYOND_NOTE] if marks else []),
         ),
         "accuracy",
     )
@@ -130,7 +153,7 @@ def images_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
     rows = []
     for share, (sigma, part) in zip(figures, certificates.groupby("sigma"), strict=True):
         votes, nfe, all_of_them = part["n"] + part["n0_used"], part["nfe"], share["n_images"]
-        interval = _interval(share["interval_low"], share["interval_high"])
+        interval = interval_text(share["interval_low"], share["interval_high"])
         rows.append(
             (
                 f"{sigma:g}",
@@ -156,7 +179,7 @@ def images_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
         ]
     notes += _selection_note(certificates)
     notes += [CUT_OFF_NOTE] if averages["cut_off"].any() else []
-    title = _marked("Radius, abstentions, cost", certificates, asked)
+    title = marked("Radius, abstentions, cost", certificates, asked)
     return TextTable(title, header, tuple(rows), tuple(notes), "images")
 
 
@@ -166,7 +189,7 @@ def p_low_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
     for sigma, part in certificates.groupby("sigma"):
         missing = (asked or {}).get(float(str(sigma)), len(part)) - len(part)
         values = np.append(part["p_low"].to_numpy(dtype=float), np.zeros(missing))
-        shares = [f"{_down(100 * float((values >= p).mean()), 1):.1f} %" for p in P_LOW_EDGES]
+        shares = [f"{100 * float((values >= p).mean()):.1f} %" for p in P_LOW_EDGES]
         median = _down(float(np.quantile(values, 0.5, method="lower")), 4)
         rows.append((f"{sigma:g}", *shares, f"{median:.4f}"))
     header = ("sigma", *(f"≥ {p:g}" for p in P_LOW_EDGES), "median")
@@ -175,7 +198,7 @@ def p_low_text(certificates: pd.DataFrame, asked: Asked = None) -> TextTable:
         "predicted class, right or wrong, is at least this; below 0.5 nothing is certified.",
         *([LOWER_BOUNDS] if unfinished(certificates, asked) else []),
     )
-    title = _marked("Distribution of p_low", certificates, asked)
+    title = marked("Distribution of p_low", certificates, asked)
     return TextTable(title, header, tuple(rows), notes, "p_low")
 
 
@@ -202,7 +225,7 @@ def best_sigma_text(
     )
     cells = best.to_dict("records")
     rows = (
-        ("sigma", *(f"{row['sigma']:g}" for row in cells)),
+        ("sigma", *(f"{row['sigma']:g}" if row["certified_accuracy"] else "-" for row in cells)),
         ("certified", *(_accuracy_cell(row) for row in cells)),
     )
     header = ("", *(f"r = {row['radius']:g}" for row in cells))
@@ -267,7 +290,8 @@ def wrong_text(series: Series, class_names: Sequence[str] = (), at_most: int = 1
     return TextTable(title, header, cells, (note,), "wrong")
 
 
-def _marked(title: str, certificates: pd.DataFrame, asked: Asked) -> str:
+def marked(title: str, certificates: pd.DataFrame, asked: Asked) -> str:
+    """A title that says of unfinished runs that they are, and of real arithmetic that it is."""
     title = _qualified(title, certificates)
     return f"{MARK}. {title}" if unfinished(certificates, asked) else title
 
@@ -293,13 +317,20 @@ def _text(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def _accuracy_cell(row: dict[Any, Any]) -> str:
-    interval = _interval(row["interval_low"], row["interval_high"])
+def beyond_reach(radius: float, reach: float | None) -> bool:
+    """Whether votes that certify at most ``reach`` (0: nothing at all) cannot reach a radius."""
+    return reach is not None and (radius > reach or reach <= 0)
+
+
+def _accuracy_cell(row: dict[Any, Any], reach: float | None = None) -> str:
+    if row["certified_accuracy"] == 0 and beyond_reach(row["radius"], reach):
+        return f"0 %{BY_CONSTRUCTION}"
+    interval = interval_text(row["interval_low"], row["interval_high"])
     guaranteed = _down(100 * row["guaranteed_low"], 1)
     return f"{100 * row['certified_accuracy']:.1f} %\n({interval})\n≥ {guaranteed:.1f}"
 
 
-def _interval(low: float, high: float) -> str:
+def interval_text(low: float, high: float) -> str:
     """Per cent, rounded outwards."""
     return f"{_down(100 * low, 1):.1f}-{-_down(-100 * high, 1):.1f}"
 

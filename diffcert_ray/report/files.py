@@ -59,7 +59,10 @@ def report_files(
         "index.html": report_page(series, published, pictures),
         "table.md": _markdown(title, tables, series).encode(),
         "table.tex": "\n".join(
-            [*(f"% {line}\n" for line in lacking), *map(latex, tables)]
+            [
+                *(f"% {line}\n" for line in lacking),
+                *(latex(t) for t in tables if t.label != "first"),
+            ]
         ).encode(),
         "table.csv": _csv(series, _accuracies),
         **curve_pictures(lines, radii, "\n".join([title, *lacking])),

@@ -7,7 +7,7 @@ import numpy as np
 
 from diffcert_ray.certificates.metrics import certified_accuracy
 from diffcert_ray.report.charts import Axis, Line, even_axis
-from diffcert_ray.report.dataset_tables import RHO
+from diffcert_ray.report.dataset_tables import RHO, beyond_reach
 from diffcert_ray.report.published import PublishedRow
 from diffcert_ray.report.series import Series
 
@@ -31,13 +31,18 @@ def accuracy_lines(
         table = certified_accuracy(one.certificates, radii, rho=RHO, asked=one.asked)
         for sigma, _ in one.by_sigma():
             columns = {n: values.tolist() for n, values in table[table["sigma"] == sigma].items()}
+            reach = (one.reach or {}).get(sigma)
+            beyond = [beyond_reach(r, reach) for r in radii]  # no band: 0 by construction
             lines.append(
                 Line(
                     line_name(series, one, sigma),
                     columns["radius"],
                     columns["certified_accuracy"],
                     columns["interval_low"],
-                    columns["interval_high"],
+                    [
+                        0.0 if b else h
+                        for b, h in zip(beyond, columns["interval_high"], strict=True)
+                    ],
                     columns["guaranteed_low"],
                 )
             )

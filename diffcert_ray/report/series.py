@@ -32,6 +32,8 @@ class Series:
         asked: images asked for at each sigma; None: those that have a certificate (a log).
         dimensions: numbers in an image, channels x height x width; None where nobody knows (a log).
         norms: other norms whose derived figures are asked for: "linf", "l1".
+        votes: most estimation votes of an image, n; 0 where there are none, or a log does not say.
+        reach: the largest radius that so many votes can certify, at each sigma; None: not known.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Series:
     asked: Mapping[float, int] | None = None
     dimensions: int | None = None
     norms: tuple[str, ...] = ()
+    votes: int = 0
+    reach: Mapping[float, float] | None = None
 
     @property
     def bound(self) -> str:

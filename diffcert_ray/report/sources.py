@@ -12,6 +12,8 @@ import fsspec
 import pandas as pd
 import tomli_w
 
+from diffcert_ray.certificates.radius import BOUNDS
+from diffcert_ray.certificates.reach import largest_radius
 from diffcert_ray.config.tables import Config
 from diffcert_ray.datasets import load_dataset
 from diffcert_ray.errors import ConfigError
@@ -107,10 +109,36 @@ def series_of_run(run: Run) -> list[Series]:
             f"l2 of {_space(run)} images",
             certificates=rows,
             notes=tuple(_notes(run, rows, bound)),
+            votes=config.votes.n if bound in BOUNDS else 0,
+            reach=_reach(rows, config.votes.n) if bound in BOUNDS else None,
         )
         for bound in map(str, bounds)
         for rows in [certificates[certificates["bound"] == bound]]
     ]
+
+
+def _reach(rows: pd.DataFrame, n: int) -> dict[float, float]:
+    """What n unanimous votes certify at each sigma, with the least that was taken off an image."""
+    reach = {}
+    for sigma, part in rows.groupby("sigma"):
+        first = part.iloc[0]
+        reach[float(str(sigma))] = largest_radius(
+            n,
+            float(first["sigma"]),
+            float(first["alpha"]),
+            str(first["bound"]),
+            slack=_least(part, "slack"),
+            taken_off=_least(part, "taken_off"),
+        )
+    return reach
+
+
+def _least(rows: pd.DataFrame, column: str) -> float:
+    """The least value of the images that were read; 0 in runs of before there was the column."""
+    if column not in rows:
+        return 0.0
+    values = rows.loc[rows["nfe"] > 0, column].dropna()
+    return float(values.min()) if len(values) else 0.0
 
 
 def _compare_labels(run: Run, certificates: pd.DataFrame) -> None:

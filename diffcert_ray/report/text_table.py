@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -20,6 +21,7 @@ _LATEX = {
     "σ": r"$\sigma$",
     "α": r"$\alpha$",
     "…": r"\ldots{}",
+    "†": r"$^\dagger$",
 }
 
 
@@ -71,6 +73,8 @@ def markdown(table: TextTable) -> str:
 def latex(table: TextTable) -> str:
     """The table as LaTeX (with the package booktabs): a float with caption and label.
 
+    The parts of a cell, as figure, interval and guaranteed figure, stand in rows below each other.
+
     A table without rows becomes its notes as comments.
     """
     if not table.rows:
@@ -86,7 +90,11 @@ def latex(table: TextTable) -> str:
         r"    \toprule",
         f"    {_latex_row(table.header)}",
         r"    \midrule",
-        *(f"    {_latex_row(row, i, table.bold)}" for i, row in enumerate(table.rows)),
+        *(
+            f"    {_latex_row(line, i if part == 0 else -1, table.bold)}"
+            for i, row in enumerate(table.rows)
+            for part, line in enumerate(_lines_of(row))
+        ),
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",
@@ -107,9 +115,14 @@ def _cell(text: str) -> str:
     return text.replace("\n", " ").replace("|", r"\|")
 
 
+def _lines_of(row: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The first parts of all cells, then the second ones, and so on."""
+    return list(zip_longest(*(cell.split("\n") for cell in row), fillvalue=""))
+
+
 def _latex_row(
     cells: tuple[str, ...], row: int = -1, bold: frozenset[tuple[int, int]] = frozenset()
 ) -> str:
-    texts = [latex_text(cell.replace("\n", " ")) for cell in cells]
+    texts = [latex_text(cell) for cell in cells]
     texts = [rf"\textbf{{{t}}}" if (row, c) in bold else t for c, t in enumerate(texts)]
     return " & ".join(texts) + r" \\"

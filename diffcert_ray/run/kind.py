@@ -16,7 +16,7 @@ from diffcert_ray.datasets import Dataset
 from diffcert_ray.run.contradictions import UnitsExamined
 from diffcert_ray.run.loop import Work
 from diffcert_ray.run.loss_runs import LossRuns
-from diffcert_ray.run.verification import Verification
+from diffcert_ray.run.verification import OnUnit, Verification
 from diffcert_ray.run.vote_runs import VoteRuns
 from diffcert_ray.storage.schemas import CertificateRow
 from diffcert_ray.storage.store import RunStore
@@ -234,7 +234,10 @@ class Kind(Protocol):
         certificates: pd.DataFrame,
         verification: Verification,
     ) -> None:
-        """Compare stored certificates with what the counts give; ``data`` is the whole dataset."""
+        """Compare stored certificates with what the counts give; ``data`` is the whole dataset.
+
+        ``on_unit`` is told how many are done, of how many.
+        """
         ...
 
     def replay(
@@ -246,6 +249,7 @@ class Kind(Protocol):
         worker: "Worker",
         verification: Verification,
         sample: int,
+        on_unit: OnUnit,
     ) -> None:
         """Evaluate ``sample`` of the stored units again; ``data`` is the whole dataset."""
         ...

@@ -20,7 +20,7 @@ from diffcert_ray.run.contradictions import UnitsExamined, contradiction
 from diffcert_ray.run.estimate import PlainEstimate, estimate_plain
 from diffcert_ray.run.loss_rows import Bound, LossRows, estimates, plain_row, recompute_plain
 from diffcert_ray.run.stored_losses import StoredLosses, read_losses
-from diffcert_ray.run.verification import Verification, compare_certificates, replay_losses
+from diffcert_ray.run.verification import OnUnit, Verification, compare_certificates, replay_losses
 from diffcert_ray.storage.schemas import LOSS_UNIT_KEY, CertificateRow
 from diffcert_ray.storage.store import RunStore
 
@@ -215,9 +215,10 @@ class LossRuns:
         worker: "Worker",
         verification: Verification,
         sample: int,
+        on_unit: OnUnit,
     ) -> None:
         """As `Kind.replay`."""
-        replay_losses(held, worker, verification, sample=sample)
+        replay_losses(held, worker, verification, sample=sample, on_unit=on_unit)
 
     def standing(self, config: Config, store: RunStore) -> tuple[int, int, tuple[str, ...]]:
         """As `Kind.standing`."""

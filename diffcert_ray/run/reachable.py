@@ -82,6 +82,22 @@ def doubts(config: Config, plan: Plan, classes: int, *, sifted: bool) -> list[st
     return sentences
 
 
+def must_abstain(plan: Plan) -> list[str]:
+    """A sentence for each sigma at which n is too small for any certificate, at r = 0 too."""
+    return [
+        f"at sigma {sigma:g} every image must abstain, at radius 0 too: n = {plan.n} unanimous "
+        f"votes at alpha {plan.alpha:g} certify nothing; set votes.n to "
+        f"{_least_n(plan, sigma)} or more"
+        for sigma in plan.sigmas
+        if ceiling(plan, sigma) <= 0
+    ]
+
+
+def _least_n(plan: Plan, sigma: float) -> int:
+    off = {"slack": plan.slack(sigma), "taken_off": plan.taken_off()}
+    return required_n(0.0, sigma, plan.alpha, plan.bound, **off)
+
+
 def ceiling(plan: Plan, sigma: float) -> float:
     """The radius that unanimous votes certify for an image on the grid."""
     off = {"slack": plan.slack(sigma), "taken_off": plan.taken_off()}

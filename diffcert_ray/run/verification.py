@@ -18,6 +18,8 @@ from diffcert_ray.votes.units import Item, Part, Unit
 if TYPE_CHECKING:
     from diffcert_ray.engine.worker import Worker
 
+OnUnit = Callable[[int, int], None]
+"""Told how many units were evaluated again, of how many."""
 LOSS_TOLERANCE = 1e-5  # of a mean of losses in [0, 1] that a network returns in float32
 
 COMPARED = (
@@ -116,16 +118,20 @@ def replay(
     sample: int,
     image_sha: Callable[[int], str | None] = lambda image_id: None,
     split_at: int | None = None,
+    on_unit: OnUnit = lambda done, total: None,
 ) -> None:
     """Evaluate a random sample of the stored units again, and compare all that this gives.
 
     Units of another numerics kind than this worker's may differ in rare votes; they are compared
     too, and what differs is noted with that remark. ``image_sha`` gives the hash of an image's
     pixels here ("" where there is none, None: not compared); ``split_at`` the levels after which
-    votes may have been handed from one item to another, which costs an evaluation.
+    votes may have been handed from one item to another, which costs an evaluation; ``on_unit`` is
+    told before each unit how many are done, of how many.
     """
     verification.other_kinds = int((units["numerics"] != worker.numerics).sum())
-    for row in units.iloc[verification.chosen(len(units), sample)].to_dict("records"):
+    rows = units.iloc[verification.chosen(len(units), sample)].to_dict("records")
+    for done, row in enumerate(rows):
+        on_unit(done, len(rows))
         unit = Unit(row["sigma"], row["image_id"], row["stream"], row["start"], row["stop"])
         verification.units += 1
         verification.votes += unit.votes
@@ -167,12 +173,19 @@ def _cast_again(
 
 
 def replay_losses(
-    losses: StoredLosses, worker: "Worker", verification: Verification, *, sample: int
+    losses: StoredLosses,
+    worker: "Worker",
+    verification: Verification,
+    *,
+    sample: int,
+    on_unit: OnUnit = lambda done, total: None,
 ) -> None:
     """Evaluate ``sample`` units of losses again and compare their sums; draws count as votes."""
     keys = losses.units.tolist()
     verification.other_kinds = int((losses.numerics != worker.numerics).sum())
-    for row in verification.chosen(len(keys), sample):
+    chosen = verification.chosen(len(keys), sample)
+    for done, row in enumerate(chosen):
+        on_unit(done, len(chosen))
         unit = LossUnit(*keys[row])
         again = worker.draw_losses(LossItem(0, (unit,))).tallies[0]
         verification.units += 1

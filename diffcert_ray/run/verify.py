@@ -16,11 +16,17 @@ from diffcert_ray.run.examined import Examined
 from diffcert_ray.run.plan import plan_of
 from diffcert_ray.run.resume import check_same_images
 from diffcert_ray.run.stored import Elsewhere, Run
-from diffcert_ray.run.verification import Verification
+from diffcert_ray.run.verification import OnUnit, Verification
 
 
 def verify_run(
-    run: Run, *, sample: int = 20, seed: int | None = None, address: str | None = None
+    run: Run,
+    *,
+    sample: int = 20,
+    seed: int | None = None,
+    address: str | None = None,
+    on_stage: Callable[[str], None] = lambda said: None,
+    on_unit: OnUnit = lambda done, total: None,
 ) -> Verification:
     """Recompute a run's certificates from its counts, and a sample of its units from its images.
 
@@ -30,6 +36,9 @@ def verify_run(
         seed: of the choice; None draws one, so that nobody can know beforehand what is looked at.
         address: of a Ray cluster, one of whose workers does all of it, and so must reach the run;
             None is this process.
+        on_stage: told in words what begins.
+        on_unit: told before each unit how many were evaluated again, of how many; neither is
+            told of what a worker elsewhere does.
 
     Returns:
         What was compared, the seed, and every difference.
@@ -40,17 +49,27 @@ def verify_run(
     """
     execution = run.config.execution
     if address is None:
-        return _verified(run, sample, seed, partial(workers_device, execution, local=True))
+        here = partial(workers_device, execution, local=True)
+        return _verified(run, sample, seed, here, on_stage, on_unit)
     return at_a_worker(
         partial(_verified_there, Elsewhere.of(run), sample, seed), execution, address=address
     )
 
 
 def _verified_there(run: Elsewhere, sample: int, seed: int | None, device: str) -> Verification:
-    return _verified(run.open(), sample, seed, lambda: device)
+    return _verified(
+        run.open(), sample, seed, lambda: device, lambda said: None, lambda done, total: None
+    )
 
 
-def _verified(run: Run, sample: int, seed: int | None, device: Callable[[], str]) -> Verification:
+def _verified(
+    run: Run,
+    sample: int,
+    seed: int | None,
+    device: Callable[[], str],
+    on_stage: Callable[[str], None],
+    on_unit: OnUnit,
+) -> Verification:
     from diffcert_ray.engine.weights import weights_of
     from diffcert_ray.engine.worker import WorkerSpec
 
@@ -72,6 +91,7 @@ def _verified(run: Run, sample: int, seed: int | None, device: Callable[[], str]
     verification.kinds_noted = run.document.notes_kinds
     chosen = load_dataset(config.dataset.as_stored(), config.execution.storage_options)
     _compare_dataset(run, data, chosen, verification)
+    on_stage("recomputing certificates from the stored counts")
     examined = run.examined()
     _note(examined, verification)
     known = set(data.ids.tolist())
@@ -88,8 +108,9 @@ def _verified(run: Run, sample: int, seed: int | None, device: Callable[[], str]
         )
     kind.recompute(config, votes_id, store, held, data, certificates, verification)
     if sample and run.document.castable:
+        on_stage(f"evaluating {sample} units again, seed {verification.seed}: loading the network")
         worker = WorkerSpec(config, weights, device(), dataset=data).load("verify", tried=False)
-        kind.replay(config, store, held, data, worker, verification, sample)
+        kind.replay(config, store, held, data, worker, verification, sample, on_unit)
     return verification
 
 

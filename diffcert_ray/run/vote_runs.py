@@ -27,8 +27,8 @@ from diffcert_ray.run.counted_votes import (
 )
 from diffcert_ray.run.estimate import Estimate, estimate
 from diffcert_ray.run.odd_units import odd_units
-from diffcert_ray.run.reachable import check_radii, doubts
-from diffcert_ray.run.verification import Verification, compare_certificates, replay
+from diffcert_ray.run.reachable import check_radii, doubts, must_abstain
+from diffcert_ray.run.verification import OnUnit, Verification, compare_certificates, replay
 from diffcert_ray.run.vote_bounds import check_complete_votes, check_fixed_n
 from diffcert_ray.run.vote_rows import (
     VoteRows,
@@ -96,6 +96,8 @@ class VoteRuns:
     def check(self, config: Config, plan: Plan) -> None:
         """As `Kind.check`."""
         check_radii(plan)
+        for sentence in must_abstain(plan):
+            logger.warning("%s", sentence)
         if not self.trained:
             for sigma in plan.sigmas:
                 levels_and_sift(config, sigma)
@@ -282,6 +284,7 @@ class VoteRuns:
         worker: "Worker",
         verification: Verification,
         sample: int,
+        on_unit: OnUnit,
     ) -> None:
         """As `Kind.replay`."""
         known = set(data.ids.tolist())
@@ -292,6 +295,7 @@ class VoteRuns:
             sample=sample,
             image_sha=lambda image: data.image_sha(image) if image in known else "",
             split_at=None if self.trained else config.sift.levels,
+            on_unit=on_unit,
         )
 
     def standing(self, config: Config, store: RunStore) -> tuple[int, int, tuple[str, ...]]:
