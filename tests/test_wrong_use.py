@@ -60,7 +60,7 @@ def place(tmp_path: Path) -> Path:
         ("attack empty", 1, "check the address"),
         ("export empty", 1, "check the address"),
         ("compact empty", 1, "check the address"),
-        ("report log.tsv", 2, "give --log-sigma"),
+        ("report log.tsv", 2, "tab-separated columns"),
         ("report gone.tsv", 2, "check the address"),
         ("report sigma-0.25.tsv", 2, "that it is text"),
         ("convert x.pkl out.safetensors", 2, "those read are"),

@@ -41,6 +41,7 @@ def check_denoising(
     whole: bool,
     device: str,
     classes: bool = True,
+    lowest: float = 0.0,
 ) -> None:
     """Refuse a network whose estimates are no nearer to the images than the noisy images are.
 
@@ -54,6 +55,7 @@ def check_denoising(
         whole: every call has ``batch`` rows exactly, as a compiled network needs.
         device: where the images are to be.
         classes: the network is told the images' classes; else none.
+        lowest: level that votes visit: a network may be poor below it.
 
     Raises:
         ConfigError: the error is not below the noise's own at some level; it says what to look at.
@@ -61,7 +63,13 @@ def check_denoising(
     if tuple(dataset.image_shape) != tuple(denoiser.image_shape):
         return
     found = denoising_errors(
-        denoiser, dataset, batch=batch, whole=whole, device=device, classes=classes
+        denoiser,
+        dataset,
+        batch=batch,
+        whole=whole,
+        device=device,
+        classes=classes,
+        lowest=lowest,
     )
     bad = [f for f in found if not f.error < f.level]
     if not bad:
@@ -87,12 +95,14 @@ def denoising_errors(
     whole: bool,
     device: str,
     classes: bool = True,
+    lowest: float = 0.0,
 ) -> list[DenoisingError]:
     """The errors at the levels that a network is made for; arguments as `check_denoising`."""
     images, labels = _some_images(dataset)
     if not len(images):
         return []
     low, high = denoiser.s_range
+    low = min(max(low, lowest), high)
     levels = [s for s in LEVELS if low <= s <= high] or [float(np.sqrt(low * high))]
     rows = len(images) * len(levels)
     which, level = np.arange(rows) % len(images), np.arange(rows) // len(images)

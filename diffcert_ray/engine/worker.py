@@ -36,6 +36,7 @@ from diffcert_ray.engine.losses import evaluate_loss_item
 from diffcert_ray.engine.networks import DiffusionNetworks, HeadNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
 from diffcert_ray.method.base_classifier import BaseClassifier
+from diffcert_ray.method.from_config import lowest_visited
 from diffcert_ray.plain.plan import plain_levels
 from diffcert_ray.plain.units import LossItem, LossResult
 from diffcert_ray.votes.units import Item, Result
@@ -223,6 +224,7 @@ class Worker:
     def check_denoising(self) -> None:
         """Refuse denoisers that do not denoise some of the images (ConfigError)."""
         numerics, device = self._config.numerics, self.networks.device
+        lowest = lowest_visited(self._config)
         for role, (denoiser, classes) in self.networks.roles.items():
             check_denoising(
                 denoiser,
@@ -232,6 +234,7 @@ class Worker:
                 whole=numerics.compile,
                 device=device,
                 classes=classes,
+                lowest=lowest,
             )
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:

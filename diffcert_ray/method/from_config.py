@@ -63,6 +63,15 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
     return joined, sift
 
 
+def lowest_visited(config: Config) -> float:
+    """The lowest noise level that votes of any sigma visit, model space."""
+    if config.noise_levels.min is not None and config.method.name == "dc":
+        return config.noise_levels.min
+    if config.method.name == "dc":
+        return LOWEST_LEVEL
+    return to_model_space(min(config.votes.sigmas))
+
+
 def refines_as_released(config: Config) -> bool:
     """Whether votes are those of the released sift-and-refine, which has levels of its own."""
     reference = config.noise_levels.weights == "reference"
