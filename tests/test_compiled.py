@@ -46,7 +46,9 @@ class Shrinking(nn.Module):
 def worker(denoiser, compiled: bool):
     numerics = SMALL["numerics"] | {"compile": compiled}
     config = load_config(SMALL | {"numerics": numerics})
-    return WorkerSpec(config, weights_of(config, denoiser), denoiser=denoiser).load("test")
+    return WorkerSpec(config, weights_of(config, denoiser), denoiser=denoiser).load(
+        "test", tried=False
+    )
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler (g++)")

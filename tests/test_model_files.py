@@ -48,7 +48,7 @@ def votes_id(config):
 
 def test_a_state_dict_with_its_configuration_named_casts_the_votes_of_the_full_file(bare, tmp_path):
     network, about = bare
-    with pytest.raises(CheckpointError, match="no configuration"):
+    with pytest.raises(CheckpointError, match="no complete configuration"):
         certify(tables(network), tmp_path / "none", local=True)
     run = certify(tables(network, str(about)), tmp_path / "run", local=True)
     assert counts_of(run) == counts_of(certify(TINY, tmp_path / "shipped", local=True))

@@ -45,10 +45,10 @@ def one_worker(monkeypatch):
     load = WorkerSpec.load
     known: dict = {}
 
-    def loaded(spec: WorkerSpec, name: str):
+    def loaded(spec: WorkerSpec, name: str, **options):
         key = spec.config.model_dump_json(include={"votes", "noise_levels", "numerics"})
         if key not in known:
-            known[key] = load(spec, name)
+            known[key] = load(spec, name, **options)
         return known[key]
 
     monkeypatch.setattr(WorkerSpec, "load", loaded)

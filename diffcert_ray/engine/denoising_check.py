@@ -15,7 +15,8 @@ from torch import Tensor
 from diffcert_ray.conventions import NO_CLASS
 from diffcert_ray.datasets import Dataset
 from diffcert_ray.denoisers.denoiser import Denoiser
-from diffcert_ray.errors import ConfigError, CorruptImageError
+from diffcert_ray.denoisers.device import sent
+from diffcert_ray.errors import ConfigError, CorruptImageError, PixelsError
 from diffcert_ray.method.noise import NoiseSource
 
 LEVELS = (0.2, 0.5, 1.0, 2.0)
@@ -58,7 +59,7 @@ def check_denoising(
         lowest: level that votes visit: a network may be poor below it.
 
     Raises:
-        ConfigError: the error is not below the noise's own at some level; it says what to look at.
+        ConfigError: the error is not below the noise's own at most levels; it says what to look at.
     """
     if tuple(dataset.image_shape) != tuple(denoiser.image_shape):
         return
@@ -72,7 +73,7 @@ def check_denoising(
         lowest=lowest,
     )
     bad = [f for f in found if not f.error < f.level]
-    if not bad:
+    if 2 * len(bad) <= len(found):  # one at its range's end is poor there, and certifies less
         return
     worst = max(bad, key=lambda f: f.error / f.level if np.isfinite(f.error) else np.inf)
     raise ConfigError(
@@ -106,11 +107,10 @@ def denoising_errors(
     levels = [s for s in LEVELS if low <= s <= high] or [float(np.sqrt(low * high))]
     rows = len(images) * len(levels)
     which, level = np.arange(rows) % len(images), np.arange(rows) // len(images)
-    clean = torch.from_numpy(2.0 * images[which] - 1.0).float().to(device)
-    s = torch.tensor([levels[i] for i in level], dtype=torch.float32, device=device)
-    y = torch.full((rows,), NO_CLASS, dtype=torch.int64, device=device)
-    if denoiser.num_classes and classes:
-        y = torch.from_numpy(labels[which] % denoiser.num_classes).to(device)
+    clean = sent((2.0 * images[which] - 1.0).astype(np.float32), device)
+    s = sent(np.array(levels, dtype=np.float32)[level], device)
+    told = labels[which] % denoiser.num_classes if denoiser.num_classes and classes else None
+    y = sent(np.full(rows, NO_CLASS, dtype=np.int64) if told is None else told, device)
     zero = np.zeros(rows, dtype=np.int64)
     source = NoiseSource(_SEED, 0.0, int(np.prod(dataset.image_shape)))
     noise = source.normal(np.arange(rows), zero, zero, device=device).reshape(clean.shape)
@@ -143,7 +143,7 @@ def _some_images(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     for position in order[:_TRIES]:
         try:
             images.append(dataset.image(int(dataset.ids[position])))
-        except CorruptImageError:
+        except (CorruptImageError, PixelsError):  # named where they are read for votes
             continue
         labels.append(int(dataset.labels[position]))
         if len(images) == IMAGES:
