@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.stats import beta
 
+from diffcert_ray.certificates.radius import certificate
 from diffcert_ray.checkpoints.head_file import load_heads
 from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.loading import load_config
@@ -27,6 +28,7 @@ from diffcert_ray.engine.votes import evaluate_votes
 from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.votes.units import Item, Part, Unit
 
+RADIUS = 0.25  # with alpha 0.001, which takes 40 votes and more
 RACE = ("sift.rule=paired-z", "sift.z=2.5", "sift.first_level=0.72")
 GLYPHS = {"preset glyphs": (), "z 2.25": ("sift.z=2.25",), "least_p 0.03": ("sift.least_p=0.03",)}
 SETTINGS = {
@@ -44,6 +46,12 @@ SETTINGS = {
         "preset digits": (),
     },
 }
+
+
+def certified(right: np.ndarray, each: int, sigma: float) -> float:
+    """Share of images whose votes for the label, ``each`` in a row, certify more than RADIUS."""
+    counts = right.reshape(-1, each).sum(axis=1)
+    return float(np.mean([certificate(int(k), each, sigma=sigma).radius > RADIUS for k in counts]))
 
 
 def compare(
@@ -78,7 +86,8 @@ def compare(
         high = beta.ppf(0.975, same + 1, n - same) if same < n else 1.0
         print(
             f"sigma {sigma:g} {name}: {n:,} votes, {nfe / n:.2f} NFE a vote, equal {same / n:.2%} "
-            f"({low:.2%} to {high:.2%}), right {(won == label).mean():.2%}, {seconds:.0f} s",
+            f"({low:.2%} to {high:.2%}), right {(won == label).mean():.2%}, "
+            f"{certified(won == label, each, sigma):.1%} certified at {RADIUS}, {seconds:.0f} s",
             flush=True,
         )
 
