@@ -36,6 +36,8 @@ SETTINGS = {
         "preset digits": (),
         "z 1.4, least_p 0.02": ("sift.z=1.4", "sift.least_p=0.02"),
         "z 2.25": ("sift.z=2.25",),
+        "z 1.25, least_p 0.05": ("sift.z=1.25", "sift.least_p=0.05"),
+        "all classes race": RACE,
     },
     0.5: {
         "z 1.9, first_level 0.72, least_p 0.03": (

@@ -1,5 +1,7 @@
 """Networks that do not denoise are refused before any vote, whoever loads them."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,10 +9,16 @@ from diffcert_ray.checkpoints.load import load_denoiser
 from diffcert_ray.config.identity import votes_identity
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.datasets import load_dataset
-from diffcert_ray.engine.denoising_check import LEVELS, denoising_errors
+from diffcert_ray.engine.denoising_check import (
+    LEVELS,
+    DenoisingError,
+    denoising_errors,
+    refuse_poor,
+)
 from diffcert_ray.engine.weights import weights_of
 from diffcert_ray.engine.worker import WorkerSpec
 from diffcert_ray.errors import ConfigError
+from diffcert_ray.method.from_config import lowest_visited
 from diffcert_ray.run.certify import certify
 from tests.worlds import settings, small_world
 
@@ -62,6 +70,29 @@ def test_own_object_is_tried_too_and_the_key_turns_it_off(tmp_path, off):
         assert len(run.certificates()) == len(data)
     good = Wrong(world, 0.0)
     certify(settings(), tmp_path / "c", denoiser=good, dataset=data, local=True)
+
+
+def test_a_network_that_is_poor_at_one_level_of_many_is_let_through():
+    """Its certificates are smaller, not wrong; at most levels it would be a wrong network."""
+    found = [DenoisingError(0.2, 0.21), DenoisingError(0.5, 0.3), DenoisingError(1.0, 0.4)]
+    refuse_poor(found, "model.checkpoint", "own")
+    refuse_poor([*found, DenoisingError(2.0, 2.0)], "model.checkpoint", "own")  # half of them
+    poor = [found[0], DenoisingError(0.5, 0.5), found[2]]
+    with pytest.raises(ConfigError, match=r"level 0\.2 .* at 2 of 3 levels"):
+        refuse_poor(poor, "model.checkpoint", "own")
+    with pytest.raises(ConfigError, match="1 of 1 levels"):
+        refuse_poor([DenoisingError(0.5, float("nan"))], "model.checkpoint", "own")
+
+
+def test_levels_below_those_that_votes_visit_are_not_looked_at():
+    world, data = small_world()
+    errors = partial(denoising_errors, world, data, batch=64, whole=False, device="cpu")
+    assert [f.level for f in errors(lowest=0.5)] == [0.5, 1.0, 2.0]
+    assert [f.level for f in errors(lowest=1.5)] == [2.0]
+    assert lowest_visited(load_config("digits")) == 0.5  # 2 sigma
+    assert lowest_visited(load_config("digits", ["votes.sigmas=[0.5,0.1]"])) == 0.2
+    assert lowest_visited(load_config("digits", ["noise_levels.min=0.7"])) == 0.5  # the first step
+    assert lowest_visited(load_config("digits-local")) == 1.0  # dc: its own grid
 
 
 def test_compiled_networks_see_whole_batches_only():

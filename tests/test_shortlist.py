@@ -24,8 +24,9 @@ from diffcert_ray.denoisers.shortlist_head import ShortlistHead, with_bottom
 from diffcert_ray.engine.votes import evaluate_item, evaluate_votes
 from diffcert_ray.errors import CheckpointError, ConfigError
 from diffcert_ray.method.diffusion_base import base_classifier
+from diffcert_ray.method.rounds import fine_rounds
 from diffcert_ray.method.shortlist import Shortlist
-from diffcert_ray.method.sift import Sift, fine_rounds, shortlist_sift
+from diffcert_ray.method.sift import Sift, shortlist_sift
 from diffcert_ray.tools.lag_measurement import measured_lag_prior
 from diffcert_ray.votes.units import Item, Part, Unit
 from tests.worlds import counts_of

@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 from diffcert_ray.config.loading import load_config
 from diffcert_ray.method.diffusion_base import base_classifier
 from diffcert_ray.method.from_config import levels_and_sift
+from diffcert_ray.method.rounds import even_rounds, growing_rounds, visiting_order
 from diffcert_ray.method.sift import (
     Sift,
-    even_rounds,
     exact_sift,
     full_sift,
-    growing_rounds,
     paired_z_sift,
     sum_over_entries,
     threshold_sift,
-    visiting_order,
 )
 from tests.worlds import small_world
 

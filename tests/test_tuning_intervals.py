@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, norm
 
 from diffcert_ray.tuning.intervals import (
     difference,
@@ -50,13 +50,17 @@ def test_where_all_agree_an_image_counts_as_one_vote():
 
 def test_all_bounds_hold_at_once_about_as_often_as_they_say():
     true = worlds(np.random.default_rng(0), 400_000).mean(axis=0)
-    missed = 0
+    missed = normal_missed = 0
     for trial in range(400):
         rng = np.random.default_rng(1 + trial)
         shares = worlds(rng, IMAGES)
         agreeing = rng.binomial(VOTES, shares) / VOTES
         missed += bool((lower_bounds(agreeing, VOTES, CONFIDENCE, SETTINGS) > true).any())
+        deviation = agreeing.std(axis=0, ddof=1) / np.sqrt(IMAGES)
+        normal = agreeing.mean(axis=0) - norm.ppf(1 - (1 - CONFIDENCE) / SETTINGS) * deviation
+        normal_missed += bool((normal > true).any())
     assert missed / 400 < 0.075  # 0.05 and three standard errors of 400 trials, rounded down
+    assert 0.30 < normal_missed / 400 < 0.40  # what the bound is for
 
 
 def test_so_many_images_show_the_target_and_fewer_do_not():

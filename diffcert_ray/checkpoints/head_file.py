@@ -88,7 +88,7 @@ def head_path(
     if not path.is_file():
         raise CheckpointError(
             f"sift.head {source!r} is no file: give the path or address of one that "
-            f"jobs/train_head.py wrote, or the name of a shipped one{nearest(source, known)}"
+            f"`diffcert tune` wrote, or the name of a shipped one{nearest(source, known)}"
         )
     return path
 
@@ -215,7 +215,7 @@ def head_at(heads: Mapping[float, ShortlistHead], sigma: float) -> ShortlistHead
     if sigma not in heads:
         raise ConfigError(
             f"votes.sigmas has {sigma:g}, sift.head was trained for sigma "
-            f"{', '.join(f'{s:g}' for s in sorted(heads))}: train one (jobs/train_head.py), or "
+            f"{', '.join(f'{s:g}' for s in sorted(heads))}: train one (`diffcert tune`), or "
             "leave the sigma out"
         )
     return heads[sigma]
@@ -248,7 +248,7 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"sift.head {path} holds no heads of format {FORMAT}: give a file that "
-            "jobs/train_head.py wrote"
+            "`diffcert tune` wrote"
         )
     if not all(isinstance(content.get(k), kind) for k, kind in wanted.items()):
         raise _damaged(path, "its description is not complete")

@@ -171,8 +171,8 @@ class ModelConfig(_Table):
     unconditional_config: ModelSettings | None = None
     """A table or JSON file says of the second network what config says of the first."""
     check_denoising: bool = True
-    """Before any vote each network denoises some of the images, and one that is no better than the
-    noise is refused. A network with random weights needs this off."""
+    """Before any vote each network denoises some of the images, and one that is at most levels no
+    better than the noise is refused. A network with random weights needs this off."""
     resize: Literal["area", "bilinear", "bicubic"] | None = None
     """The second network's output is brought to the first network's resolution in this way, where
     its images have another."""

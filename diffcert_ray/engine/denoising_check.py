@@ -5,7 +5,7 @@ something, and its votes would certify that. Its estimate of a noisy image is th
 from the image than the noisy image itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,52 +33,26 @@ class DenoisingError(NamedTuple):
     error: float  # of the estimates, model space
 
 
-def check_denoising(
-    denoiser: Denoiser,
-    role: str,
-    dataset: Dataset,
-    *,
-    batch: int,
-    whole: bool,
-    device: str,
-    classes: bool = True,
-    lowest: float = 0.0,
-) -> None:
-    """Refuse a network whose estimates are no nearer to the images than the noisy images are.
+def refuse_poor(found: Sequence[DenoisingError], role: str, images: str) -> None:
+    """Refuse a network whose estimates are at most levels no nearer than the noisy images are.
 
-    Images of another shape than the network's are not tried.
+    Not at any level: one that is poor at an end of its range certifies less, and no more is wrong.
 
     Args:
-        denoiser: on ``device``.
-        role: where the configuration names it, such as "model.checkpoint".
-        dataset: whose images are noised.
-        batch: rows of a call at most.
-        whole: every call has ``batch`` rows exactly, as a compiled network needs.
-        device: where the images are to be.
-        classes: the network is told the images' classes; else none.
-        lowest: level that votes visit: a network may be poor below it.
+        found: of `denoising_errors`.
+        role: where the configuration names the network, such as "model.checkpoint".
+        images: the dataset's name.
 
     Raises:
         ConfigError: the error is not below the noise's own at most levels; it says what to look at.
     """
-    if tuple(dataset.image_shape) != tuple(denoiser.image_shape):
-        return
-    found = denoising_errors(
-        denoiser,
-        dataset,
-        batch=batch,
-        whole=whole,
-        device=device,
-        classes=classes,
-        lowest=lowest,
-    )
     bad = [f for f in found if not f.error < f.level]
-    if 2 * len(bad) <= len(found):  # one at its range's end is poor there, and certifies less
+    if 2 * len(bad) <= len(found):
         return
     worst = max(bad, key=lambda f: f.error / f.level if np.isfinite(f.error) else np.inf)
     raise ConfigError(
         f"the network of {role} does not denoise: for noise of level {worst.level:g} in model "
-        f"space its estimates of images of {dataset.name} are off by {worst.error:.3g} (root mean "
+        f"space its estimates of images of {images} are off by {worst.error:.3g} (root mean "
         f"square), by no less than the noise, at {len(bad)} of {len(found)} levels. Look at how it "
         "was described (preconditioning; of OpenAI's flags num_heads or num_head_channels, "
         "use_new_attention_order, noise_schedule, diffusion_steps, rescale_timesteps, "
@@ -98,7 +72,19 @@ def denoising_errors(
     classes: bool = True,
     lowest: float = 0.0,
 ) -> list[DenoisingError]:
-    """The errors at the levels that a network is made for; arguments as `check_denoising`."""
+    """The errors at the levels that a network is made for.
+
+    Args:
+        denoiser: on ``device``.
+        dataset: whose images are noised; none where they have another shape than the network's.
+        batch: rows of a call at most.
+        whole: every call has ``batch`` rows exactly, as a compiled network needs.
+        device: where the images are to be.
+        classes: the network is told the images' classes; else none.
+        lowest: level that votes visit: a network may be poor below it.
+    """
+    if tuple(dataset.image_shape) != tuple(denoiser.image_shape):
+        return []
     images, labels = _some_images(dataset)
     if not len(images):
         return []

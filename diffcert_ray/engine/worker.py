@@ -31,7 +31,7 @@ from diffcert_ray.denoisers.resized import ResizedDenoiser
 from diffcert_ray.denoisers.shortlist_head import ShortlistHead
 from diffcert_ray.engine import too_large
 from diffcert_ray.engine.compile_once import first_alone
-from diffcert_ray.engine.denoising_check import check_denoising
+from diffcert_ray.engine.denoising_check import denoising_errors, refuse_poor
 from diffcert_ray.engine.losses import evaluate_loss_item
 from diffcert_ray.engine.networks import DiffusionNetworks, HeadNetworks, Networks, TrainedNetworks
 from diffcert_ray.engine.votes import evaluate_item
@@ -226,9 +226,8 @@ class Worker:
         numerics, device = self._config.numerics, self.networks.device
         lowest = lowest_visited(self._config)
         for role, (denoiser, classes) in self.networks.roles.items():
-            check_denoising(
+            found = denoising_errors(
                 denoiser,
-                role,
                 self.dataset,
                 batch=numerics.batch,
                 whole=numerics.compile,
@@ -236,6 +235,7 @@ class Worker:
                 classes=classes,
                 lowest=lowest,
             )
+            refuse_poor(found, role, self.dataset.name)
 
     def evaluate(self, item: Item | LossItem) -> Result | LossResult:
         """Evaluate one item; what it returns depends on its votes or draws only.

@@ -64,12 +64,13 @@ def levels_and_sift(config: Config, sigma: float) -> tuple[NoiseLevels, Sift]:
 
 
 def lowest_visited(config: Config) -> float:
-    """The lowest noise level that votes of any sigma visit, model space."""
-    if config.noise_levels.min is not None and config.method.name == "dc":
-        return config.noise_levels.min
-    if config.method.name == "dc":
-        return LOWEST_LEVEL
-    return to_model_space(min(config.votes.sigmas))
+    """The lowest noise level that networks are asked about, at any sigma, model space.
+
+    That of the unconditional step, which all methods but dc may take, included.
+    """
+    sigma = min(config.votes.sigmas)
+    lowest = _lowest(config, sigma)
+    return lowest if config.method.name == "dc" else min(lowest, to_model_space(sigma))
 
 
 def refines_as_released(config: Config) -> bool:

@@ -44,18 +44,18 @@ def check_head(
         raise ConfigError(
             f"sift.head {name!r} was trained on the network {facts.denoiser[:12]}, the "
             f"unconditional step of this run is by {network[:12]}: train a head on it with "
-            'jobs/train_head.py, or set sift.rule = "paired-z"'
+            '`diffcert tune`, or set sift.rule = "paired-z"'
         )
     if missing := [s for s in config.votes.sigmas if s not in facts.sigmas]:
         raise ConfigError(
             f"votes.sigmas has {', '.join(f'{s:g}' for s in missing)}, sift.head {name!r} was "
             f"trained for sigma {', '.join(f'{s:g}' for s in facts.sigmas)}: train a head for it "
-            "with jobs/train_head.py, or leave the sigma out"
+            "with `diffcert tune`, or leave the sigma out"
         )
     if facts.num_classes != dataset.num_classes:
         raise ConfigError(
             f"sift.head {name!r} was trained on {facts.num_classes} classes, dataset "
-            f"{dataset.name} has {dataset.num_classes}: train a head with jobs/train_head.py"
+            f"{dataset.name} has {dataset.num_classes}: train a head with `diffcert tune`"
         )
     races = config.method.name != "shortlist-classify"
     if races and facts.raced is not None and facts.raced != (asked := raced_with(config)):
@@ -63,7 +63,7 @@ def check_head(
         shown = ", ".join(f"{k} {facts.raced.get(k)!r} against {asked[k]!r}" for k in differ)
         raise ConfigError(
             f"sift.head {name!r} foretells races of other votes than this run's ({shown}): train "
-            "one for these with jobs/train_head.py, or take the method and noise_levels that it "
+            "one for these with `diffcert tune`, or take the method and noise_levels that it "
             "was trained for"
         )
     seen = [i for i in image_ids if _sha(dataset, i, shas) in facts.image_shas]
@@ -72,7 +72,7 @@ def check_head(
         raise ConfigError(
             f"sift.head {name!r} was trained on {len(seen)} of the images to certify (image_id "
             f"{shown}): the certificates would hold, their accuracy would flatter; train a head "
-            "on other images (jobs/train_head.py --split ...), or leave these out"
+            "on other images (`diffcert tune --images ...`), or leave these out"
         )
 
 

@@ -222,16 +222,9 @@ def train_head(
     recipe: HeadRecipe,
     on_progress: OnProgress | None = None,
 ) -> ShortlistHead:
-    """Train a head from beginning to end; arguments as `HeadTraining`.
+    """Train a head from beginning to end.
 
-    Args:
-        denoiser: with an unconditional mode; it is not changed.
-        images: pixels in [0, 1], float32 [N, C, H, W].
-        labels: int64 [N].
-        sigma: smoothing noise, pixel units.
-        num_classes: K.
-        recipe: how.
-        on_progress: called after each pool of features.
+    Args as `HeadTraining`; ``on_progress`` is called after each pool of features.
 
     Returns:
         The head, in evaluation mode; equal seeds give equal weights on one machine.

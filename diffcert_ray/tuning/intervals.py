@@ -1,8 +1,8 @@
 """How sure an agreement is: simultaneous lower bounds, with images as the independent units.
 
-Votes of one image are not independent, and votes that differ lie on few images. Resampling images
-and taking percentiles or normal intervals says too much there: in a simulation of 430 images it
-missed one of five settings in a third of the trials (tests/test_tuning_intervals.py). So the
+Votes of one image are not independent, and votes that differ lie on few images. The normal bound
+of the images' mean says too much there: in a simulation of 430 images it misses one of five
+settings in a third of the trials (tests/test_tuning_intervals.py). So the
 variance between images only says how many independent votes these are worth, and the exact binomial
 bound is taken at that number: the interval of Korn and Graubard for proportions near 0 or 1 from
 clusters. For a mean, the variance between images is what the jackknife gives that leaves out one

@@ -222,9 +222,9 @@ def _ray(config: Config, address: str | None, *, local: bool) -> Iterator[None]:
     if local:
         yield
         return
-    from diffcert_ray.pool.on_ray.tasks import connected
+    from diffcert_ray.pool.on_ray.cluster import joined
 
-    with connected(address, config.execution.actors):
+    with joined(address, config.execution.actors):
         yield
 
 

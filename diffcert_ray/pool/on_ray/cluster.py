@@ -56,9 +56,9 @@ def connect(address: str | None, actors: int | None) -> bool:
 
 
 @contextmanager
-def joined(address: str | None) -> Iterator[None]:
-    """Connected to Ray within the context, as `connect`."""
-    connected_here = connect(address, None)
+def joined(address: str | None, actors: int | None = None) -> Iterator[None]:
+    """Connected to Ray within the context, as `connect`; pools within find and leave it."""
+    connected_here = connect(address, actors)
     try:
         yield
     finally:

@@ -2,35 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from diffcert_ray.errors import PoolError
-from diffcert_ray.pool.on_ray.cluster import brief, connect
+from diffcert_ray.pool.on_ray.cluster import brief
 
 POLL_S = 0.5
-
-
-@contextmanager
-def connected(address: str | None, actors: int | None = None) -> Iterator[None]:
-    """A connection to Ray that outlasts the pools and calls within, which find and leave it.
-
-    Args:
-        address: "auto" or host:port; None starts Ray on this machine.
-        actors: CPU cores of a Ray that is started; None: all.
-
-    Raises:
-        PoolError: the cluster cannot be joined.
-    """
-    connected_here = connect(address, actors)
-    try:
-        yield
-    finally:
-        if connected_here:
-            ray.shutdown()
 
 
 def on_workers(
@@ -40,7 +20,7 @@ def on_workers(
     limit_s: float,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Any]]:
-    """Call each of ``works`` on a worker, side by side, within `connected`.
+    """Call each of ``works`` on a worker, side by side, within `cluster.joined`.
 
     They are of what every node can import.
 
